@@ -1,0 +1,27 @@
+# Needs only Python >= 3.11 and make. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench docs clean
+
+demo: .venv/applications.stamp
+	$(BIN)/python -m applications.forget_set --output results/demo --overwrite
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/test.stamp
+	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:xdist
+
+.venv/%.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv results
