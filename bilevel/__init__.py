@@ -1,1 +1,45 @@
-"""Bi-level optimization in JAX."""
+"""Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
+
+from bilevel import linear, projections
+from bilevel._algorithm import Algorithm, run
+from bilevel._hypergradient import (
+    Hypergradient,
+    HypergradInfo,
+    hypergradient,
+    value_and_hypergrad,
+)
+from bilevel._problem import Batch, BilevelProblem
+from bilevel.algorithms import DoubleLoop
+from bilevel.linear import LinearSolver
+from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
+from bilevel.solvers import Minimize, Solver, stacked
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # The keystone
+    "Algorithm",
+    "Batch",
+    "BilevelProblem",
+    "LinearSolver",
+    "Solver",
+    "run",
+    # Hypergradients
+    "HypergradInfo",
+    "Hypergradient",
+    "hypergradient",
+    "value_and_hypergrad",
+    # Inner solvers and the rules that wrap them
+    "Implicit",
+    "Minimize",
+    "OneStep",
+    "SignUnrolled",
+    "Truncated",
+    "implicit_gradient",
+    "stacked",
+    # Algorithms
+    "DoubleLoop",
+    # Modules
+    "linear",
+    "projections",
+]

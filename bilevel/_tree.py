@@ -1,0 +1,128 @@
+"""Pytree arithmetic that `optax.tree` lacks: safe norms, closure hoisting, differentiable leaves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def vdot(left: PyTree, right: PyTree) -> jax.Array:
+    """Inner product over all leaves, accumulated in float32 at least."""
+
+    def leaf_vdot(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+        return jnp.vdot(a, b, preferred_element_type=dtype)
+
+    return sum(jax.tree.leaves(jax.tree.map(leaf_vdot, left, right)), start=jnp.float32(0.0))
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """Euclidean norm over all leaves that neither overflows nor underflows.
+
+    Scaling by the largest magnitude first keeps a float32 vector of norm 1e-25,
+    whose squares are all zero, from looking like zero.
+    """
+    largest = max_abs(tree)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    scaled = jax.tree.map(lambda a: a / scale.astype(a.dtype), tree)
+    return scale * jnp.sqrt(vdot(scaled, scaled))
+
+
+def max_abs(tree: PyTree) -> jax.Array:
+    """Largest magnitude over all leaves; 0 for an empty tree, NaN where any entry is NaN."""
+    leaves = [jnp.max(jnp.abs(a), initial=0.0) for a in jax.tree.leaves(tree)]
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    return jnp.max(jnp.stack([jnp.zeros((), dtype), *(a.astype(dtype) for a in leaves)]))
+
+
+def add_scaled(tree: PyTree, scale: jax.Array | float, other: PyTree) -> PyTree:
+    """`tree + scale * other`, each leaf kept in its own dtype."""
+    return jax.tree.map(lambda a, b: a + jnp.asarray(scale, a.dtype) * b, tree, other)
+
+
+def scale(factor: jax.Array | float, tree: PyTree) -> PyTree:
+    """`factor * tree`, each leaf kept in its own dtype."""
+    return jax.tree.map(lambda a: jnp.asarray(factor, a.dtype) * a, tree)
+
+
+def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
+    """`tree` where the scalar `condition` holds, `other` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Scalar bool: every entry of every floating leaf is finite."""
+    checks = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(tree) if is_differentiable(a)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)
+
+
+def is_differentiable(leaf: Any) -> bool:
+    """Whether a leaf is a floating array (or a Python float), so has a real derivative."""
+    if isinstance(leaf, float):
+        return True
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+
+
+def strengthen(tree: PyTree) -> PyTree:
+    """Arrays of the same values and dtypes that are not weakly typed.
+
+    A weakly typed state changes its type after one step, and the step compiles again.
+    """
+
+    def strong(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        weak = getattr(leaf, "weak_type", False)
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
+
+    return jax.tree.map(strong, tree)
+
+
+def split_differentiable(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+    """The differentiable leaves of `tree`, and the function that puts others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    positions = [i for i, leaf in enumerate(leaves) if is_differentiable(leaf)]
+
+    def merge(replacements: list[Any]) -> PyTree:
+        merged = list(leaves)
+        for i, leaf in zip(positions, replacements, strict=True):
+            merged[i] = leaf
+        return jax.tree.unflatten(structure, merged)
+
+    return [leaves[i] for i in positions], merge
+
+
+def cotangent_like(tree: PyTree, differentiable: list[Any]) -> PyTree:
+    """A cotangent of `tree`: the given ones at its differentiable leaves, `float0` elsewhere."""
+    leaves, structure = jax.tree.flatten(tree)
+    given = iter(differentiable)
+    return jax.tree.unflatten(
+        structure,
+        [
+            next(given) if is_differentiable(a) else np.zeros(jnp.shape(a), jax.dtypes.float0)
+            for a in leaves
+        ],
+    )
+
+
+def hoist(
+    fun: Callable[..., PyTree], *args: PyTree
+) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
+    """Turn what `fun` closes over into arguments: `fun(*args) == pure(consts, *args)`.
+
+    `jax.closure_convert` hoists only what looks differentiable, so an integer array of an
+    enclosing `vmap` stays behind and leaks; this hoists every array.
+    """
+    closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
+    out_structure = jax.tree.structure(out_shape)
+
+    def pure(consts: tuple[Any, ...], *args: PyTree) -> PyTree:
+        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, consts))
+        return jax.tree.unflatten(out_structure, run(*jax.tree.leaves(args)))
+
+    return pure, tuple(closed.consts)

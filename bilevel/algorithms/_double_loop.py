@@ -1,0 +1,149 @@
+"""The classic nested algorithm: solve the inner problem, take a hypergradient step, repeat.
+
+Sources: Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016 (HOAG), for an
+implicit rule; Ji, Yang and Liang, ICML 2021 (AID, ITD), for the warm-started implicit and the
+unrolled one. Which of these it is, is a matter of the solver that it is given.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel import _tree
+from bilevel._hypergradient import hypergradient
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_variable
+from bilevel.linear import LinearInfo
+from bilevel.rules import Implicit
+from bilevel.solvers import Solver
+
+
+class DoubleLoopState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: the outer variable.
+        inner: the latest inner solution (before the first step: the given start).
+        start: where every inner solve starts, or None when it starts from `inner`.
+        adjoint: first guess of the next linear solve, or None.
+        opt_state: state of the outer optimizer.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    start: PyTree | None
+    adjoint: PyTree | None
+    opt_state: PyTree
+
+
+class DoubleLoopInfo(NamedTuple):
+    """What a person wants to see of one step; all refer to the outer variable before the update.
+
+    Attributes:
+        value: scalar, the outer loss at the inner solution.
+        hypergrad_norm: scalar, Euclidean norm of the hypergradient.
+        inner_grad_norm: scalar, `||grad_y G||` at the inner solution.
+        finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
+        linear: evidence of the linear solve, or None.
+    """
+
+    value: jax.Array
+    hypergrad_norm: jax.Array
+    inner_grad_norm: jax.Array
+    finite: jax.Array
+    linear: LinearInfo | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubleLoop:
+    """Solve the inner problem, differentiate its solution, take one Optax step on the outer variable.
+
+        y_t = solver(x_t),    x_{t+1} = P(x_t - optimizer(d/dx F(x_t, y_t)))
+
+    Prefer it when inner solves are cheap or must be trusted; a step costs one inner solve and one
+    hypergradient by the solver's rule. A non-finite hypergradient is passed on as it is and
+    reported in `info.finite`.
+
+    Attributes:
+        problem: the two losses.
+        solver: finds the inner solution and says how gradients flow from it.
+        optimizer: of the outer variable, any Optax transformation.
+        projection: maps the outer variable back to its feasible set after each step, e.g.
+            `projections.Simplex()`; None for none.
+        warm_start: True: inner and linear solves start from the last solutions, so few inner steps
+            suffice once the outer variable moves slowly, but what the inner variable remembers of
+            earlier outer values can leak into the result. False: every inner solve starts from the
+            `inner` given to `init`.
+
+    Raises:
+        TypeError: `problem`, `solver`, `optimizer` or `projection` is of the wrong kind.
+    """
+
+    problem: BilevelProblem
+    solver: Solver
+    optimizer: optax.GradientTransformation
+    projection: Callable[[PyTree], PyTree] | None = None
+    warm_start: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.problem, BilevelProblem):
+            raise TypeError(f"`problem` must be a `BilevelProblem`, got {self.problem!r}.")
+        if not callable(self.solver):
+            raise TypeError(
+                f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
+            )
+        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
+            raise TypeError(
+                "`optimizer` must be an Optax transformation such as `optax.adam(1e-2)`,"
+                f" got {self.optimizer!r}."
+            )
+        if self.projection is not None and not callable(self.projection):
+            raise TypeError(
+                "`projection` must be a function of the outer variable such as"
+                f" `projections.Simplex()`, or None, got {self.projection!r}."
+            )
+
+    def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
+        """The state before the first step; `outer` is projected first.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        check_variable("outer", outer)
+        check_variable("inner", inner)
+        outer, inner = self._project(_tree.strengthen(outer)), _tree.strengthen(inner)
+        warm_adjoint = self.warm_start and isinstance(self.solver, Implicit)
+        return DoubleLoopState(
+            outer=outer,
+            inner=inner,
+            # A copy of its own: a caller who donates the state must not donate a buffer twice.
+            start=None if self.warm_start else jax.tree.map(jnp.copy, inner),
+            adjoint=jax.tree.map(jnp.zeros_like, inner) if warm_adjoint else None,
+            opt_state=_tree.strengthen(self.optimizer.init(outer)),
+        )
+
+    def step(self, state: DoubleLoopState, batch: Batch) -> tuple[DoubleLoopState, DoubleLoopInfo]:
+        """One inner solve, one hypergradient, one outer update.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        start = state.inner if state.start is None else state.start
+        result = hypergradient(self.problem, self.solver, state.outer, start, batch, state.adjoint)
+        updates, opt_state = self.optimizer.update(result.hypergrad, state.opt_state, state.outer)
+        outer = self._project(optax.apply_updates(state.outer, updates))
+        adjoint = None if state.adjoint is None else result.adjoint
+        info = DoubleLoopInfo(
+            value=result.value,
+            hypergrad_norm=_tree.norm(result.hypergrad),
+            inner_grad_norm=result.info.inner_grad_norm,
+            finite=result.info.finite,
+            linear=result.info.linear,
+        )
+        return DoubleLoopState(outer, result.inner, state.start, adjoint, opt_state), info
+
+    def _project(self, outer: PyTree) -> PyTree:
+        return outer if self.projection is None else self.projection(outer)

@@ -1,0 +1,53 @@
+"""The sign trick: a lower level whose gradient with respect to the outer variable is zero."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+
+from bilevel._problem import Loss, PyTree
+from bilevel.rules._detach import detached
+from bilevel.solvers import Minimize
+
+
+@dataclasses.dataclass(frozen=True)
+class SignUnrolled:
+    """Biased: signSGD steps, whose exact unrolled gradient is zero, stand for the minimiser.
+
+    `y_k = y_{k-1} - step_size * sign(grad_y G(x, y_{k-1}))` and `sign' = 0` almost everywhere, so
+    `dy_K / dx = 0` however many steps are taken, and the hypergradient is `dF/dx` alone. That is
+    exact for what was computed and says nothing of how the exact minimiser moves with x; use it
+    where a first-order outer signal is what is wanted. Nothing is stored for a backward pass.
+    (Fan, Liu, Hero and Liu, "Challenging Forgets", ECCV 2024: the lower level of the worst-case
+    forget set.)
+
+    Attributes:
+        step_size: how far every parameter moves in each step, or an Optax schedule of it.
+        num_steps: inner steps.
+        minibatch: see `Minimize`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    step_size: float | optax.Schedule
+    num_steps: int
+    minibatch: Callable[[PyTree, jax.Array], PyTree] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.step_size) and not self.step_size > 0:
+            raise ValueError(f"`step_size` must be > 0 or a schedule, got {self.step_size!r}.")
+        _ = self.solver  # checks the other settings
+
+    @property
+    def solver(self) -> Minimize:
+        """The same steps with nothing known of their derivative; unrolled, it must agree."""
+        return Minimize(optax.sign_sgd(self.step_size), self.num_steps, self.minibatch, "none")
+
+    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+        """Take the steps from `init`; returns a pytree like `init`."""
+        inner = detached(lambda *args: self.solver(loss, *args), init, outer, batch)
+        # The steps do not depend on where they start, so `dy_K / dy_0` is the identity: add a zero
+        # that has this derivative.
+        return jax.tree.map(lambda y, y0: y + (y0 - jax.lax.stop_gradient(y0)), inner, init)

@@ -1,0 +1,88 @@
+"""Gradients through the last inner steps only."""
+
+import dataclasses
+
+from bilevel import _check
+from bilevel._problem import Loss, PyTree
+from bilevel.rules._detach import detached
+from bilevel.solvers import Minimize, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncated:
+    """Biased: unrolls the last `last` inner steps and treats the iterate before them as constant.
+
+    The bias falls like the inner contraction to the power `last` (Shaban et al., AISTATS 2019,
+    Theorem 3.1), so a few dozen steps of a well-conditioned problem are enough. Memory grows with
+    `last`, not with the solver's `num_steps`. Dropping the *early* steps also keeps the derivative
+    recursion away from where it may still diverge.
+
+    Attributes:
+        solver: a `Minimize`, whose optimizer state is carried across the cut.
+        last: steps to differentiate, at least 1 and at most the solver's `num_steps`.
+
+    Raises:
+        TypeError: `solver` is not a `Minimize`.
+        ValueError: `last` is out of its range.
+    """
+
+    solver: Minimize
+    last: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Minimize):
+            raise TypeError(
+                f"`solver` must be a `Minimize`, whose steps can be cut in two, got {self.solver!r}."
+            )
+        _check.positive_integer("last", self.last)
+        if self.last > self.solver.num_steps:
+            raise ValueError(
+                f"`last` must be at most the solver's `num_steps`, got last={self.last} and"
+                f" num_steps={self.solver.num_steps}."
+            )
+
+    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+        """Solve from `init`; returns a pytree like `init`."""
+        dropped = self.solver.num_steps - self.last
+        state = self.solver.start(init)
+        if dropped:
+            state = detached(
+                lambda s, x, b: self.solver.advance(loss, s, x, b, 0, dropped), state, outer, batch
+            )
+        return self.solver.advance(loss, state, outer, batch, dropped, self.last).inner
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStep:
+    """Biased: differentiates one more step from the solution, and nothing before it.
+
+    The error is of the order of the step's contraction factor, so this is good for fast inner
+    methods (Newton, a well-preconditioned step) and poor for plain gradient descent on an
+    ill-conditioned problem; it never needs a linear solve.
+    (Bolte, Pauwels and Vaiter, NeurIPS 2023.)
+
+    Attributes:
+        solver: finds the solution, no derivative is taken of it: any `Solver`.
+        step: a differentiable solver that takes the last step from there, e.g.
+            `Minimize(optax.sgd(0.1), 1)`. With `optax.sgd(s)` the gradient is that of
+            `Implicit(solver, linear.Identity(s))`.
+
+    Raises:
+        TypeError: `solver` or `step` is not callable.
+    """
+
+    solver: Solver
+    step: Solver
+
+    def __post_init__(self) -> None:
+        for name in ("solver", "step"):
+            if not callable(getattr(self, name)):
+                raise TypeError(
+                    f"`{name}` must be a solver such as `Minimize(optax.sgd(0.1), 1)`,"
+                    f" got {getattr(self, name)!r}."
+                )
+
+    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+        """Solve from `init`, then take one differentiable step; returns a pytree like `init`."""
+        inner = detached(lambda *args: self.solver(loss, *args), init, outer, batch)
+        return self.step(loss, inner, outer, batch)
