@@ -1,4 +1,4 @@
-"""A bi-level problem is two losses with the same arguments: `loss(outer, inner, batch) -> scalar`."""
+"""A bi-level problem: two losses with the same arguments, `loss(outer, inner, batch) -> scalar`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -101,11 +101,10 @@ def check_alike(name: str, tree: PyTree, expected_name: str, expected: PyTree) -
     for path in [*want, *got]:
         if path in got and path in want and _signature(got[path]) == _signature(want[path]):
             continue
-        there = {True: lambda t: _describe(t[path]), False: lambda t: "nothing"}
+        there, here = (_describe(t[path]) if path in t else "nothing" for t in (got, want))
         raise ValueError(
             f"`{name}` must have the structure, shapes and dtypes of `{expected_name}`; at"
-            f" `{name}{jax.tree_util.keystr(path)}` got {there[path in got](got)},"
-            f" expected {there[path in want](want)}."
+            f" `{name}{jax.tree_util.keystr(path)}` got {there}, expected {here}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Pytree arithmetic that `optax.tree` lacks: safe norms, closure hoisting, differentiable leaves."""
+"""Pytree arithmetic that `optax.tree` lacks: safe norms, hoisted closures, split leaves."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,7 @@
 """The classic nested algorithm: solve the inner problem, take a hypergradient step, repeat.
 
-Sources: Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016 (HOAG), for an
-implicit rule; Ji, Yang and Liang, ICML 2021 (AID, ITD), for the warm-started implicit and the
+Sources: Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016 (HOAG), for
+an implicit rule; Ji, Yang and Liang, ICML 2021 (AID, ITD), for the warm-started implicit and the
 unrolled one. Which of these it is, is a matter of the solver that it is given.
 """
 
@@ -59,7 +59,7 @@ class DoubleLoopInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DoubleLoop:
-    """Solve the inner problem, differentiate its solution, take one Optax step on the outer variable.
+    """Solve the inner problem, differentiate its solution, take one step on the outer variable.
 
         y_t = solver(x_t),    x_{t+1} = P(x_t - optimizer(d/dx F(x_t, y_t)))
 

@@ -44,8 +44,8 @@ class CG:
     1e-7 times the condition number: `info.residual_norm` tells.
 
     It differs from `jax.scipy.sparse.linalg.cg`, which returns no information, in four ways: the
-    right-hand side is scaled to unit norm, so tiny cotangents survive; curvature is tested before it
-    is divided by; the residual is recomputed at the end; NaN comes out as NaN, not as zero.
+    right-hand side is scaled to unit norm, so tiny cotangents survive; curvature is tested before
+    it is divided by; the residual is recomputed at the end; NaN comes out as NaN, not as zero.
     (Hestenes and Stiefel, J. Res. NBS 1952; the curvature test is Steihaug's, SIAM J. Numer. Anal.
     1983.)
 

@@ -21,7 +21,7 @@ from bilevel.linear._info import (
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """Build `H + ridge I` column by column and factorise it: exact, for up to a few thousand numbers.
+    """Build `H + ridge I` and factorise it: exact, for up to a few thousand numbers.
 
     Prefer it to `CG` when the inner variable is small or H is badly conditioned: the cost does not
     depend on the condition number. It takes n Hessian-vector products (all at once, by `vmap`),

@@ -32,7 +32,7 @@ class Truncated:
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Minimize):
             raise TypeError(
-                f"`solver` must be a `Minimize`, whose steps can be cut in two, got {self.solver!r}."
+                f"`solver` must be a `Minimize`, whose steps can be cut, got {self.solver!r}."
             )
         _check.positive_integer("last", self.last)
         if self.last > self.solver.num_steps:

@@ -59,7 +59,7 @@ class Minimize:
             least); "none" keeps every intermediate result. No effect without differentiation.
 
     Raises:
-        ValueError: a setting is out of its range, or an integer `remat` does not divide `num_steps`.
+        ValueError: a setting is out of its range, or `remat` does not divide `num_steps`.
         TypeError: `optimizer` is not an Optax transformation.
     """
 

@@ -1,0 +1,27 @@
+"""Every test runs with rank promotion forbidden; `x64` switches one test to double precision."""
+
+import chex
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _clear_trace_counter():
+    # `chex.assert_max_traces` counts across parametrised tests otherwise.
+    chex.clear_trace_counter()
+    yield
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Run the test in both precisions."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
