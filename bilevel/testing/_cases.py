@@ -127,8 +127,10 @@ def quadratic(
     spectrum = condition ** (-exponents)
     data = {
         "hessian": (basis * spectrum[None]) @ basis.T,
-        "cross": jax.random.normal(cross_key, (num_inner, num_outer), dtype) / num_inner**0.5,
-        "linear": jax.random.normal(linear_key, (num_inner,), dtype),
+        # Divided by the condition number, both keep y* and the outer curvature of order 1.
+        "cross": jax.random.normal(cross_key, (num_inner, num_outer), dtype)
+        / (num_inner**0.5 * condition),
+        "linear": jax.random.normal(linear_key, (num_inner,), dtype) / condition,
     }
     target = jax.random.normal(target_key, (num_inner,), dtype)
 

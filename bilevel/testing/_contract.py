@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from bilevel import _tree
 from bilevel._algorithm import Algorithm
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike
 from bilevel.solvers import Solver
@@ -39,50 +40,64 @@ def standard_cases(dtype: Any = jnp.float32) -> list[Case]:
 def check_solver(make: Callable[[Case], Solver], *, dtype: Any = jnp.float32) -> None:
     """Raise an AssertionError unless the solvers that `make` builds obey the `Solver` contract.
 
-    On every standard case: the result has the structure, shapes and dtypes of `init`, is finite and
-    lowers the inner loss; `jit`, `vmap` over the outer variable, `grad` and `scan` compose around
-    it and agree with plain calls; the loss may close over traced values.
+    On every standard case the result has the structure, shapes and dtypes of `init`, is finite and
+    lowers the inner loss, and the hypergradient through it has those of `outer` and is finite. On
+    the nested one `vmap`, `scan` and `grad` compose around it and agree with single calls, and the
+    loss may close over traced values.
 
     Args:
         make: from a case to a solver that suits it (`case.curvature` bounds the step size).
         dtype: of the cases; float64 needs `jax_enable_x64`.
+
+    Raises:
+        ValueError: the result, or the gradient, has the wrong structure, shapes or dtypes.
     """
     for case in standard_cases(dtype):
-        _check_solver(make(case), case)
+        inner, hypergrad = _check_solution(make(case), case)
+        if isinstance(case.init, dict):
+            _check_composition(make(case), case, inner, hypergrad)
 
 
-def _check_solver(solver: Solver, case: Case) -> None:
+def _check_solution(solver: Solver, case: Case) -> tuple[PyTree, PyTree]:
     loss, data = case.problem.inner_loss, case.batch.inner
-
-    def solve(outer: PyTree) -> PyTree:
-        return solver(loss, case.init, outer, data)
-
-    def value(outer: PyTree) -> jax.Array:
-        return case.problem.outer_loss(outer, solve(outer), case.batch.outer)
-
-    inner = jax.jit(solve)(case.outer)
+    hypergrad, inner = jax.jit(jax.grad(_composed(solver, case), has_aux=True))(case.outer)
     check_alike("the solver's result", inner, "init", case.init)
-    before, after = (loss(case.outer, y, data) for y in (case.init, inner))
-    _require(after < before, f"{case}: the inner loss must fall, got {before} -> {after}")
-    _close(solve(case.outer), inner, f"{case}: eager and jitted results differ")
-
-    pair = jax.tree.map(lambda a: jnp.stack([a, a + 0.1]), case.outer)
-    one_by_one = [jax.jit(solve)(jax.tree.map(lambda a, i=i: a[i], pair)) for i in range(2)]
-    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
-    _close(jax.jit(jax.vmap(solve))(pair), expected, f"{case}: vmap and a loop differ")
-    scanned = jax.lax.scan(lambda carry, outer: (carry, solve(outer)), None, pair)[1]
-    _close(scanned, expected, f"{case}: scan and a loop differ")
-
-    hypergrad = jax.jit(jax.grad(value))(case.outer)
     check_alike("the hypergradient", hypergrad, "outer", case.outer)
+    finite = _tree.all_finite((inner, hypergrad))
+    _require(finite, f"{case}: result and hypergradient must be finite")
+    before, after = (jax.jit(loss)(case.outer, y, data) for y in (case.init, inner))
+    _require(after < before, f"{case}: the inner loss must fall, got {before} -> {after}")
+    return inner, hypergrad
+
+
+def _check_composition(solver: Solver, case: Case, inner: PyTree, hypergrad: PyTree) -> None:
+    composed, same = _composed(solver, case), jax.tree.map(lambda a: jnp.stack([a, a]), case.outer)
+
+    def scanned(_: None, outer: PyTree) -> tuple[None, PyTree]:
+        return None, jax.grad(composed, has_aux=True)(outer)
+
+    batched = jax.jit(jax.vmap(jax.grad(composed, has_aux=True)))(same)
+    looped = jax.jit(lambda pair: jax.lax.scan(scanned, None, pair)[1])(same)
+    for name, pair in (("vmap", batched), ("scan", looped)):
+        for i in range(2):
+            single = jax.tree.map(lambda a, i=i: a[i], pair)
+            _close(single, (hypergrad, inner), f"{case}: {name} and a single call differ")
 
     def closed_over(outer: PyTree) -> jax.Array:
-        inner = solver(lambda _, y, b: loss(outer, y, b), case.init, None, data)
+        loss = lambda _, y, b: case.problem.inner_loss(outer, y, b)
+        inner = solver(loss, case.init, None, case.batch.inner)
         return case.problem.outer_loss(outer, inner, case.batch.outer)
 
-    through_closure = jax.jit(jax.grad(closed_over))(case.outer)
     message = f"{case}: the gradient through a loss that closes over `outer` differs"
-    _close(through_closure, hypergrad, message)
+    _close(jax.jit(jax.grad(closed_over))(case.outer), hypergrad, message)
+
+
+def _composed(solver: Solver, case: Case) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:
+    def composed(outer: PyTree) -> tuple[jax.Array, PyTree]:
+        inner = solver(case.problem.inner_loss, case.init, outer, case.batch.inner)
+        return case.problem.outer_loss(outer, inner, case.batch.outer), inner
+
+    return composed
 
 
 def check_algorithm(
@@ -119,7 +134,7 @@ def check_algorithm(
     _require(
         all(bool(jnp.all(jnp.isfinite(a))) for a in _floats(state)), "the state must be finite"
     )
-    before, after = float(case.value(case.outer)), float(case.value(state.outer))
+    before, after = (float(jax.jit(case.value)(s.outer)) for s in (start, state))
     _require(
         after < before - 0.1 * (before - _best_value(case)),
         f"{num_steps} steps must lower the value function, got {before} -> {after}",
@@ -131,7 +146,8 @@ def _check_transforms(algorithm: Algorithm, start: Any, batch: Batch) -> None:
     def two_steps(state: Any) -> Any:
         return jax.lax.scan(lambda s, _: algorithm.step(s, batch), state, length=2)[0]
 
-    once, again = jax.jit(two_steps)(start), jax.jit(two_steps)(start)
+    run = jax.jit(two_steps)
+    once, again = run(start), run(start)
     _require(
         all(
             bool(jnp.array_equal(a, b)) for a, b in zip(_floats(once), _floats(again), strict=True)

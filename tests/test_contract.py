@@ -1,0 +1,142 @@
+"""Every solver, rule and algorithm passes the public contract; each check can fail."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from bilevel import (
+    DoubleLoop,
+    Implicit,
+    Minimize,
+    OneStep,
+    SignUnrolled,
+    Truncated,
+    linear,
+    projections,
+)
+from bilevel.testing import check_algorithm, check_solver
+
+
+def descend(case, num_steps=25, **options):
+    return Minimize(optax.sgd(1.0 / case.curvature[1]), num_steps, **options)
+
+
+SOLVERS = {
+    "Minimize": descend,
+    "Minimize, no remat": lambda case: descend(case, remat="none"),
+    "Minimize, segments": lambda case: descend(case, remat=5),
+    "Minimize, Adam": lambda case: Minimize(optax.adam(0.05, eps_root=1e-8), 25),
+    "Implicit, CG": lambda case: Implicit(descend(case), linear.CG()),
+    "Implicit, Dense": lambda case: Implicit(descend(case), linear.Dense()),
+    "Implicit, Neumann": lambda case: Implicit(
+        descend(case), linear.Neumann(10, 1.0 / case.curvature[1])
+    ),
+    "Implicit, Identity": lambda case: Implicit(descend(case), linear.Identity(0.5)),
+    "Truncated": lambda case: Truncated(descend(case), 5),
+    "OneStep": lambda case: OneStep(descend(case), descend(case, 1)),
+    "SignUnrolled": lambda case: SignUnrolled(0.02, 25),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers(name):
+    check_solver(SOLVERS[name])
+
+
+def inner_descent(num_steps):
+    return Minimize(optax.sgd(1.0), num_steps)
+
+
+ALGORITHMS = {
+    "DoubleLoop, AID": lambda problem: DoubleLoop(
+        problem, Implicit(inner_descent(10), linear.CG(10)), optax.sgd(0.1)
+    ),
+    "DoubleLoop, Neumann": lambda problem: DoubleLoop(
+        problem, Implicit(inner_descent(20), linear.Neumann(20, 1.0)), optax.sgd(0.1)
+    ),
+    "DoubleLoop, ITD": lambda problem: DoubleLoop(problem, inner_descent(60), optax.adam(0.1)),
+    "DoubleLoop, truncated": lambda problem: DoubleLoop(
+        problem, Truncated(inner_descent(60), 20), optax.sgd(0.1, momentum=0.5)
+    ),
+    "DoubleLoop, cold, projected": lambda problem: DoubleLoop(
+        problem,
+        Implicit(inner_descent(60), linear.CG(10)),
+        optax.adam(0.1),
+        projection=projections.Box(-5.0, 5.0),
+        warm_start=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms(name):
+    check_algorithm(ALGORITHMS[name])
+
+
+@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD"])
+def test_algorithms_in_double_precision(name, x64):
+    check_algorithm(ALGORITHMS[name], dtype="float64")
+
+
+class BrokenState(NamedTuple):
+    outer: dict
+    inner: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """An algorithm that breaks one clause of the contract."""
+
+    problem: object
+    fault: str
+
+    def init(self, outer, inner):
+        if self.fault == "weak types":
+            outer = {**outer, "scale": jnp.asarray(1.0)}
+        return BrokenState(outer, inner)
+
+    def step(self, state, batch):
+        value = self.problem.outer_loss(state.outer, state.inner, batch.outer)
+        outer = state.outer
+        if self.fault == "dtype":
+            outer = jax.tree.map(lambda a: a.astype(jnp.bfloat16), outer)
+        if self.fault == "weak types":
+            outer = {**outer, "scale": outer["scale"] * jnp.float32(1.0)}
+        if self.fault == "NaN":
+            outer = jax.tree.map(lambda a: a * jnp.nan, outer)
+        return BrokenState(outer, state.inner), value
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("idle", AssertionError, "must lower the value function"),
+        ("NaN", AssertionError, "the state must be finite"),
+        ("dtype", ValueError, r"got bfloat16\[\], expected float32\[\]"),
+        ("weak types", AssertionError, "compile once"),
+    ],
+)
+def test_the_algorithm_contract_can_fail(fault, error, message):
+    with pytest.raises(error, match=message):
+        check_algorithm(lambda problem: Broken(problem, fault), num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("solver", "error", "message"),
+    [
+        (lambda loss, init, outer, batch: init, AssertionError, "the inner loss must fall"),
+        (
+            lambda loss, init, outer, batch: jax.tree.map(lambda a: a.astype(jnp.bfloat16), init),
+            ValueError,
+            r"got bfloat16\[8\], expected float32\[8\]",
+        ),
+    ],
+    ids=["idle", "wrong dtype"],
+)
+def test_the_solver_contract_can_fail(solver, error, message):
+    with pytest.raises(error, match=message):
+        check_solver(lambda case: solver)
