@@ -43,7 +43,7 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class NonNegative:
-    """`{x >= 0}` entry by entry."""
+    """`{x >= 0}` entry by entry; the derivative at an entry below 0 is 0."""
 
     def __call__(self, tree: PyTree) -> PyTree:
         """Project a pytree."""

@@ -171,6 +171,12 @@ def solve(
 
     The derivative solves with the same solver again: `du = H^-1 (dv - dH u)`. No derivative flows
     through `init`, which has none at the solution.
+
+    Args:
+        linear_solver: e.g. `CG()`.
+        matvec: the product with H, from pytrees like `rhs` to pytrees like `rhs`.
+        rhs: v, a pytree of floating arrays.
+        init: a first guess of u, like `rhs`, or None.
     """
     init = jax.lax.stop_gradient(init)
     return LinearSolution(

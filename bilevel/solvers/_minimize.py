@@ -33,7 +33,9 @@ class MinimizeState(NamedTuple):
 def stacked(batch: PyTree, index: jax.Array) -> PyTree:
     """The minibatch of one step, where each leaf of `batch` is a stack of them along axis 0.
 
-    Steps beyond the end of the stack start over from its beginning.
+    Args:
+        batch: pytree of arrays with a common first axis.
+        index: int32 scalar; steps beyond the end of the stack start over from its beginning.
     """
     return jax.tree.map(lambda a: a[index % a.shape[0]], batch)
 

@@ -28,7 +28,11 @@ class TraceCounter:
 
 
 def standard_cases(dtype: Any = jnp.float32) -> list[Case]:
-    """One case of each kind, small enough to compile in a second."""
+    """One case of each kind, small enough to compile in a second.
+
+    Args:
+        dtype: of all arrays; float64 needs `jax_enable_x64`.
+    """
     ridge_key, quadratic_key, logistic_key = jax.random.split(jax.random.key(0), 3)
     return [
         ridge(ridge_key, dtype=dtype),

@@ -1,0 +1,111 @@
+"""The house rules that a machine can check: layers, one public door, documented public names."""
+
+import ast
+import inspect
+import pathlib
+
+import pytest
+
+import bilevel
+from bilevel import linear, projections, testing
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Imports point down: a module may import its own layer's package or a lower layer.
+LAYERS = {
+    "bilevel._check": 0,
+    "bilevel._tree": 0,
+    "bilevel._problem": 0,
+    "bilevel._algorithm": 0,
+    "bilevel.projections": 0,
+    "bilevel.linear": 1,
+    "bilevel.solvers": 1,
+    "bilevel.rules": 2,
+    "bilevel._hypergradient": 3,
+    "bilevel.algorithms": 4,
+    "bilevel.testing": 5,
+}
+# Siblings in these packages must not know each other.
+INDEPENDENT = ("bilevel.algorithms",)
+
+MODULES = sorted((ROOT / "bilevel").rglob("*.py"))
+PUBLIC_DOOR = ROOT / "bilevel" / "__init__.py"
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def unit(name):
+    """The entry of LAYERS that `name` belongs to: its first two components."""
+    return ".".join(name.split(".")[:2])
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from bilevel import _tree` names a module, `from bilevel.x import y` a member.
+            plain = node.module == "bilevel"
+            yield from (f"bilevel.{a.name}" for a in node.names) if plain else (node.module,)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_point_down(path):
+    if path == PUBLIC_DOOR:
+        return
+    own = module_name(path)
+    assert unit(own) in LAYERS, f"{own} has no layer: add it to LAYERS and to docs/design.md"
+    for target in (name for name in imports(path) if name.startswith("bilevel")):
+        assert LAYERS[unit(target)] <= LAYERS[unit(own)], f"{own} imports {target} from above"
+        if unit(own) in INDEPENDENT and own != unit(own):
+            assert unit(target) != unit(own), f"{own} imports its sibling {target}"
+
+
+@pytest.mark.parametrize("folder", ["applications", "benchmarks"])
+def test_applications_use_the_public_door_only(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        private = [n for n in imports(path) if n.startswith("bilevel") and "._" in n]
+        assert not private, f"{path} imports {private}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_files_are_short_and_open_with_a_sentence(path):
+    text = path.read_text()
+    assert text.startswith('"""'), "a module opens with what it is"
+    assert len(text.splitlines()) <= 260
+    assert path.stem not in {"utils", "helpers", "misc", "base"}
+
+
+def public_objects():
+    for module in (bilevel, linear, projections, testing):
+        names = getattr(module, "__all__", None) or [
+            n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
+        ]
+        for name in names:
+            value = getattr(module, name)
+            if not name.startswith("_") and callable(value):
+                yield f"{module.__name__}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "value"), list(public_objects()), ids=lambda v: str(v)[:60])
+def test_public_names_are_documented_and_annotated(name, value):
+    assert value.__doc__ and len(value.__doc__) > 30
+    if inspect.isfunction(value):
+        signature = inspect.signature(value)
+        assert signature.return_annotation is not inspect.Signature.empty
+        for parameter in signature.parameters.values():
+            assert parameter.annotation is not inspect.Parameter.empty, parameter.name
+            assert f"{parameter.name}:" in value.__doc__, f"{parameter.name} is not explained"
+    elif hasattr(value, "__dataclass_fields__"):
+        for field in value.__dataclass_fields__.values():
+            assert field.name in value.__doc__, f"{field.name} is not explained"
+
+
+def test_nothing_reads_pickles():
+    for folder in ("bilevel", "applications", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert "import pickle" not in text and "allow_pickle=True" not in text, path
