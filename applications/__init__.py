@@ -1,0 +1,1 @@
+"""Complete jobs built on `bilevel`; run one with `python -m applications.NAME --help`."""

@@ -1,0 +1,1 @@
+"""What applications share: data, models, training, reports and the command line."""

@@ -1,0 +1,78 @@
+"""PNG pictures of results: grids of images, bars and curves, each returned as bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+COLOURS = ("#2563a8", "#d1662b", "#3d8f5f", "#8a56a8")
+WIDTH = 7.0  # inches
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> bytes:
+    """Small images in rows, a short title above each.
+
+    Args:
+        images: `[n, height, width, channels]` in [0, 1]; 1 or 3 channels.
+        titles: one for each image.
+        columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    canvas = Figure(figsize=(WIDTH, WIDTH / columns * 1.25 * rows))
+    axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, image, title in zip(axes, images, titles, strict=False):
+        axis.imshow(image.squeeze(), cmap="gray_r", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=9, pad=2)
+    return _png(canvas)
+
+
+def grouped_bars(names: Sequence[str], groups: Mapping[str, np.ndarray], label: str) -> bytes:
+    """Bars of several groups beside each other.
+
+    Args:
+        names: below each cluster of bars.
+        groups: one height for each name.
+        label: of the heights.
+    """
+    canvas = Figure(figsize=(WIDTH, 3.0))
+    axis = canvas.subplots()
+    width = 0.8 / len(groups)
+    for offset, (group, heights) in enumerate(groups.items()):
+        places = np.arange(len(names)) + (offset - (len(groups) - 1) / 2) * width
+        axis.bar(places, heights, width, label=group, color=COLOURS[offset % len(COLOURS)])
+    axis.set_xticks(np.arange(len(names)), names, rotation=30 if max(map(len, names)) > 4 else 0)
+    axis.set_ylabel(label)
+    axis.legend(frameon=False)
+    return _png(_plain(canvas))
+
+
+def curves(
+    lines: Mapping[str, np.ndarray], x_label: str, y_label: str, log_y: bool = False
+) -> bytes:
+    """Lines over 0, 1, 2, ..."""
+    canvas = Figure(figsize=(WIDTH, 3.0))
+    axis = canvas.subplots()
+    for number, (name, values) in enumerate(lines.items()):
+        axis.plot(values, label=name, color=COLOURS[number % len(COLOURS)])
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    if log_y:
+        axis.set_yscale("log")
+    axis.legend(frameon=False)
+    return _png(_plain(canvas))
+
+
+def _plain(canvas: Figure) -> Figure:
+    for axis in canvas.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return canvas
+
+
+def _png(canvas: Figure) -> bytes:
+    canvas.tight_layout(pad=0.6)
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": ""})
+    return buffer.getvalue()

@@ -1,0 +1,198 @@
+"""One compiled loop that trains a classifier on a chosen set of points, and one that evaluates it.
+
+Shuffling, augmentation, the schedule and all steps run inside a single `jit`. The data arrives as
+arguments, so a second call with the same shapes compiles nothing, whichever points it trains on.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from applications.common.errors import InputError
+from applications.common.sources import Split
+
+PyTree = Any
+CROP_MARGIN = 4
+
+
+class Points(NamedTuple):
+    """Labelled images on the device.
+
+    Attributes:
+        x: `[n, height, width, channels]` float32.
+        y: `[n]` int32; checked on the host, since a compiled loss takes -1 for the last class.
+    """
+
+    x: jax.Array
+    y: jax.Array
+
+    @classmethod
+    def from_split(cls, split: Split) -> "Points":
+        """Copy a part of a data set to the device."""
+        return cls(jnp.asarray(split.x), jnp.asarray(split.y))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train: SGD with momentum over shuffled epochs.
+
+    Attributes:
+        num_epochs: passes over the points.
+        batch_size: points in each step; the rest of an epoch that fills no batch is left out.
+        learning_rate: at the first step.
+        momentum: 0 for none.
+        weight_decay: added to the gradient as `weight_decay * parameter`, biases included.
+        schedule: "cosine" lets the rate fall to 0 at the last step; "constant" keeps it.
+        augment: random crops of the zero-padded image, by up to 4 pixels, and horizontal flips.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    num_epochs: int
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"`learning_rate` must be a number > 0, got {self.learning_rate}.")
+
+    def num_steps(self, num_points: int) -> int:
+        """Optimizer steps that training on so many points takes.
+
+        Raises:
+            InputError: the points fill no batch.
+        """
+        if num_points < self.batch_size:
+            raise InputError(
+                f"`batch_size` must not exceed the number of points to train on, got"
+                f" {self.batch_size} for {num_points} points. Lower it or keep more points."
+            )
+        return self.num_epochs * (num_points // self.batch_size)
+
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """The Optax optimizer for a run of so many steps."""
+        rate: float | optax.Schedule = self.learning_rate
+        if self.schedule == "cosine":
+            rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum or None)
+        )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def initialise(model: nn.Module, x: jax.Array, key: jax.Array) -> PyTree:
+    """Fresh parameters for images of the shape of `x[0]`."""
+    return model.init(key, x[:1])
+
+
+@functools.partial(jax.jit, static_argnames=("model", "recipe"))
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    params: PyTree,
+    points: Points,
+    index: jax.Array,
+    key: jax.Array,
+    weight: jax.Array | None = None,
+) -> PyTree:
+    """Train on the points that `index` names; the others are never touched.
+
+    Args:
+        model: from images `[batch, height, width, channels]` to logits.
+        recipe: how.
+        params: where to start.
+        points: all points, `x[n, height, width, channels]` and `y[n]`.
+        index: `[m]` integers, the points to train on.
+        key: of the shuffling and the augmentation.
+        weight: `[n]` factor on the loss of each point; None for 1.
+
+    Returns:
+        The parameters after the last step.
+
+    Raises:
+        InputError: `index` is shorter than a batch.
+    """
+    num_steps = recipe.num_steps(index.shape[0])
+    optimizer = recipe.optimizer(num_steps)
+    order_key, augment_key = jax.random.split(key)
+    order = shuffled_epochs(order_key, index, recipe.num_epochs, recipe.batch_size)
+
+    def step(state: tuple[PyTree, PyTree], seen: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        params, opt_state = state
+        rows, step_index = seen
+        x = points.x[rows]
+        if recipe.augment:
+            x = crop_and_flip(jax.random.fold_in(augment_key, step_index), x)
+
+        def loss_fn(params: PyTree) -> jax.Array:
+            losses = cross_entropy(logits(model, params, x), points.y[rows])
+            return jnp.mean(losses if weight is None else weight[rows] * losses)
+
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    seen = (order, jnp.arange(num_steps))
+    return jax.lax.scan(step, (params, optimizer.init(params)), seen)[0][0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def predict(model: nn.Module, params: PyTree, x: jax.Array, chunk: int = 500) -> jax.Array:
+    """Logits `[n, num_classes]` of images `[n, ...]`, `chunk` of them in memory at a time."""
+    return jax.lax.map(lambda image: logits(model, params, image[None])[0], x, batch_size=chunk)
+
+
+def logits(model: nn.Module, params: PyTree, x: jax.Array) -> jax.Array:
+    """Logits `[batch, num_classes]` of images that fit into memory together."""
+    return cast(jax.Array, model.apply(params, x))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Loss of each point, `[n]`; `labels` must have been checked on the host."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def shuffled_epochs(
+    key: jax.Array, index: jax.Array, num_epochs: int, batch_size: int
+) -> jax.Array:
+    """The rows of every step: each epoch is a new permutation of `index`, cut into batches.
+
+    Args:
+        key: of the permutations.
+        index: `[m]` integers, m >= batch_size.
+        num_epochs: permutations.
+        batch_size: rows of each step; what fills no batch is left out of its epoch.
+
+    Returns:
+        `[num_epochs * (m // batch_size), batch_size]`, of the type of `index`.
+    """
+    keys = jax.random.split(key, num_epochs)
+    epochs = jax.vmap(lambda key: jax.random.permutation(key, index))(keys)
+    whole = index.shape[0] // batch_size * batch_size
+    return epochs[:, :whole].reshape(-1, batch_size)
+
+
+def crop_and_flip(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Shift each image by up to 4 pixels, filling with zeros, and mirror half of them."""
+    crop_key, flip_key = jax.random.split(key)
+    margin = ((0, 0), (CROP_MARGIN, CROP_MARGIN), (CROP_MARGIN, CROP_MARGIN), (0, 0))
+    corners = jax.random.randint(crop_key, (x.shape[0], 2), 0, 2 * CROP_MARGIN + 1)
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), x.shape[1:])
+
+    x = jax.vmap(crop)(jnp.pad(x, margin), corners)
+    flip = jax.random.bernoulli(flip_key, shape=(x.shape[0], 1, 1, 1))
+    return jnp.where(flip, x[:, :, ::-1], x)

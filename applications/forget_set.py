@@ -1,0 +1,210 @@
+"""Find the worst-case forget set of a classifier, the points that are hardest to make it unlearn.
+
+Nothing here certifies any privacy, and the search is biased: its lower level takes sign steps,
+whose hypergradient leaves out how the exact minimiser would move with the choice of points.
+
+    python -m applications.forget_set --output results/demo
+
+Source: Fan, Liu, Hero and Liu, "Challenging Forgets", ECCV 2024; `unlearning/selection.py` states
+the problem and what differs. docs/applications/forget_set.md has results and what they mean.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from applications.common import cli
+from applications.common.console import make_console, progress_bar
+from applications.common.data import Dataset, load
+from applications.common.errors import InputError, NonFiniteError
+from applications.common.output import Output
+from applications.common.training import Points, cross_entropy, initialise, predict
+from applications.unlearning import forget_report, selection
+from applications.unlearning.evaluation import evaluate
+from applications.unlearning.forget_report import Repetition, Result
+from applications.unlearning.methods import METHODS, fit
+from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
+
+FORGET_SETS = ("random", "worst_case", "lowest_loss", "highest_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Find the training points that are hardest to unlearn, and show what unlearning does to them.
+
+    No certified privacy guarantee is given, and the search's hypergradient is biased with respect
+    to the exact minimiser of its lower level, for which sign steps stand in. A setting that is not
+    given here comes from the recipe of the data set.
+    """
+
+    output: pathlib.Path = pathlib.Path("results/forget_set")
+    """Folder for result.json, report.html, the index sets and the pictures; must not exist."""
+    overwrite: bool = False
+    """Replace the files of an earlier run in the output folder."""
+    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
+    """Images to work on; digits ships with scikit-learn, the others are read from --data-dir."""
+    data_dir: pathlib.Path = pathlib.Path("data")
+    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
+    num_train: int | None = None
+    """Keep so many training points, evenly over the classes; fewer is faster. None keeps all."""
+    num_validation: int = 0
+    """Hold out so many training points and judge on them instead of the test points: to try
+    settings without looking at the test points."""
+    budget: float = 0.1
+    """What to forget: a share of the training points if below 1, a number of points otherwise."""
+    lower: Literal["finetune", "retrain"] = "finetune"
+    """How the search unlearns in its lower level: finetune starts from the original model and is
+    cheap, retrain starts from fresh parameters and needs more --lower-epochs."""
+    start: Literal["uniform", "random"] = "uniform"
+    """First weights of the search. A random set only moves away from itself under a large
+    --outer-rate; uniform weights rank the points at any rate."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One independent repetition for each; the table shows mean and deviation over them."""
+    outer_steps: int | None = None
+    """Steps of the search; each costs --lower-epochs of training."""
+    outer_rate: float | None = None
+    """Step size of the search's weights; a large one follows the latest losses alone, a small one
+    ranks by their average over the steps."""
+    lower_epochs: int | None = None
+    """Passes over the data in each lower level; more unlearn more thoroughly."""
+    sign_step: float | None = None
+    """How far each parameter moves in one step of the lower level; too large makes it diverge."""
+    gamma: float = 1e-4
+    """Weight of ||w||^2 in the search; larger spreads the weights over more points."""
+    ascent: float = 0.0
+    """1 makes the lower level also raise the loss of forgotten points; 0 only leaves them out."""
+    model: Literal["mlp", "small_cnn", "resnet18"] | None = None
+    """Architecture; resnet18 wants an accelerator."""
+    epochs: int | None = None
+    """Passes over the data for the original model and for Retrain."""
+    learning_rate: float | None = None
+    """First step size of these; it falls to 0 by a cosine."""
+    finetune_epochs: int | None = None
+    """Passes over the retained points for FT; more forget more and cost more."""
+    finetune_rate: float | None = None
+    """Constant step size of FT; a larger one forgets more and may lose accuracy."""
+    batch_size: int | None = None
+    """Points in each step of every training."""
+    random_draws: int | None = None
+    """Independent random sets in each seed, whose scores are averaged: a single small one may well
+    hold no point that Retrain gets wrong."""
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "ascent"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"`{name}` must be a number >= 0, got {getattr(self, name)}.")
+        for name in ("outer_steps", "outer_rate", "lower_epochs", "sign_step"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"`{name}` must be a number > 0, got {value}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
+
+    @property
+    def recipe(self) -> ForgetSetRecipe:
+        """The data set's recipe with whatever this configuration sets in its place."""
+        recipe = RECIPES[self.dataset, self.lower]
+        names = {field.name for field in dataclasses.fields(recipe)}
+        chosen = {name: getattr(self, name) for name in names & set(vars(self))}
+        return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})
+
+
+def run(config: Config) -> Result:
+    """Train, search, unlearn and judge for each seed; then print and write the results.
+
+    Raises:
+        InputError: a setting or a data file cannot be used; raised before any computing.
+        NonFiniteError: a training or the search diverged.
+    """
+    output = Output(config.output, config.overwrite)
+    dataset = load(config.dataset, config.data_dir, config.num_train, config.num_validation)
+    recipe, num_points = config.recipe, len(dataset.train.y)
+    num_forget = selection.num_to_forget(config.budget, num_points)
+    recipe.setting(dataset.num_classes).retrain.num_steps(num_points - num_forget)  # or raises
+
+    console = make_console()
+    begin = time.perf_counter()
+    num_sets = len(FORGET_SETS) - 1 + recipe.random_draws
+    pieces = 1 + recipe.outer_steps + num_sets * len(METHODS)
+    with progress_bar(console, len(config.seeds) * pieces) as tick:
+        repetitions = [repeat(config, dataset, num_forget, seed, tick) for seed in config.seeds]
+    result = Result(tuple(repetitions), dataset, time.perf_counter() - begin)
+    forget_report.show(result, console)
+    forget_report.write(result, dataclasses.asdict(config), output)
+    console.print(f"Written to {output.folder}/; report.html is the page to open.")
+    return result
+
+
+def repeat(
+    config: Config, dataset: Dataset, num_forget: int, seed: int, tick: Callable[[str], None]
+) -> Repetition:
+    """One repetition: train the original model, choose the forget sets, unlearn and judge each."""
+    recipe, num_points = config.recipe, len(dataset.train.y)
+    setting = recipe.setting(dataset.num_classes)
+    points = Points.from_split(dataset.train)
+    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
+    # The methods that judge a set see other keys than those that chose it.
+    keys = jax.random.split(jax.random.key(seed), 6)
+    original_key, fresh_key, search_key, start_key, random_key, method_key = keys
+
+    tick(f"seed {seed}: training the original model")
+    every = jnp.arange(num_points, dtype=jnp.int32)
+    original = fit(setting, points, every, original_key)
+    losses = cross_entropy(predict(setting.model, original, points.x), points.y)
+    if not jnp.isfinite(losses).all():
+        raise NonFiniteError(
+            "The original model diverged in training: its losses are not finite. Lower"
+            f" `learning_rate`, which is {setting.retrain.learning_rate}."
+        )
+
+    start_set = selection.random_sets(start_key, num_points, num_forget, draws=1)[0]
+    found = selection.search(
+        recipe.search(dataset.num_classes, num_forget, config.gamma, config.ascent),
+        points,
+        init=initialise(setting.model, points.x, fresh_key)
+        if config.lower == "retrain"
+        else original,
+        start=first_weights(config.start, start_set, num_points),
+        num_steps=recipe.outer_steps,
+        key=search_key,
+        on_step=lambda: tick(f"seed {seed}: searching the worst-case set"),
+    )
+    sets = {
+        "random": selection.random_sets(random_key, num_points, num_forget, recipe.random_draws),
+        "worst_case": selection.largest(found.scores, num_forget)[None],
+        "lowest_loss": selection.largest(-losses, num_forget)[None],
+        "highest_loss": selection.largest(losses, num_forget)[None],
+    }
+
+    rows = []
+    for number, (name, draws) in enumerate(sets.items()):
+        key = jax.random.fold_in(method_key, number)
+        on_method = functools.partial(
+            lambda name, method: tick(f"seed {seed}: {method} on {name}"), name
+        )
+        for row in evaluate(setting, original, points, judged, draws, key, on_method):
+            rows.append({"forget_set": name, "seed": seed} | row)
+    return Repetition(seed, rows, sets, found, start_set if config.start == "random" else None)
+
+
+def first_weights(start: str, start_set: np.ndarray, num_points: int) -> jax.Array:
+    """Where the search starts: `[num_points]` float32 with the sum that it keeps."""
+    if start == "random":
+        return jnp.zeros(num_points, jnp.float32).at[start_set].set(1.0)
+    return jnp.full(num_points, len(start_set) / num_points, jnp.float32)
+
+
+def main() -> None:
+    """The command line."""
+    cli.main(Config, run)
+
+
+if __name__ == "__main__":
+    main()

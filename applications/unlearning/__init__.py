@@ -1,0 +1,1 @@
+"""Unlearning methods and the metrics that judge them; nothing here certifies any privacy."""

@@ -1,0 +1,118 @@
+"""Unlearning methods: each turns a trained model into one that should not know the forget set.
+
+None gives a certified privacy guarantee. A method is one pure function and one row of `METHODS`;
+`unlearn` compiles it once, and every application that prints a table of methods picks it up.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from applications.common.errors import InputError
+from applications.common.training import Points, Recipe, initialise, train
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What stays the same from one forget set to the next.
+
+    Attributes:
+        model: the architecture.
+        retrain: recipe of the original model, and of retraining without the forget set.
+        finetune: recipe of methods that start from the original model.
+    """
+
+    model: nn.Module
+    retrain: Recipe
+    finetune: Recipe
+
+
+class Task(NamedTuple):
+    """What one method sees.
+
+    Attributes:
+        original: parameters of the model that was trained on all points.
+        points: all training points, `x[n, height, width, channels]` and `y[n]`.
+        forget: `[m]` int32, the rows to forget.
+        retain: `[n - m]` int32, the others.
+    """
+
+    original: PyTree
+    points: Points
+    forget: jax.Array
+    retain: jax.Array
+
+
+Method = Callable[[Setting, Task, jax.Array], PyTree]
+
+
+def retrain(setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    """Exact unlearning: a fresh start, the same recipe, and only the points to retain."""
+    return fit(setting, task.points, task.retain, key)
+
+
+def finetune(setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    """Keep training the original model on the points to retain, and hope that it forgets the rest.
+
+    (Golatkar, Achille and Soatto, CVPR 2020.)
+    """
+    model, recipe = setting.model, setting.finetune
+    return train(model, recipe, task.original, task.points, task.retain, key)
+
+
+def none(setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    """Do nothing: the row that shows which numbers are evidence of forgetting and which are not."""
+    del setting, key
+    return task.original
+
+
+METHODS: dict[str, Method] = {"Retrain": retrain, "FT": finetune, "none": none}
+
+
+def fit(setting: Setting, points: Points, rows: jax.Array, key: jax.Array) -> PyTree:
+    """Train fresh parameters on some rows of the points, as the original model was on all."""
+    init_key, train_key = jax.random.split(key)
+    params = initialise(setting.model, points.x, init_key)
+    return train(setting.model, setting.retrain, params, points, rows, train_key)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "setting"))
+def unlearn(method: Method, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    """Run one method in one compiled call; sets of the same size share the compiled program."""
+    return method(setting, task, key)
+
+
+def retained(forget: np.ndarray, num_points: int) -> np.ndarray:
+    """The complement of a forget set.
+
+    Args:
+        forget: `[m]` integers in [0, num_points), each once.
+        num_points: n.
+
+    Returns:
+        `[n - m]` int32, ascending.
+
+    Raises:
+        InputError: the set is empty, covers all points, repeats one or names one that is not there.
+    """
+    forget = np.asarray(forget)
+    if not 0 < forget.size < num_points:
+        raise InputError(
+            f"`forget` must leave something to forget and something to retain, got {forget.size}"
+            f" of {num_points} points. Pass a budget between 1 and {num_points - 1} points."
+        )
+    inside = (
+        np.issubdtype(forget.dtype, np.integer) and 0 <= forget.min() <= forget.max() < num_points
+    )
+    if not inside or np.unique(forget).size != forget.size:
+        raise InputError(
+            f"`forget` must hold distinct row numbers from 0 to {num_points - 1}, got {forget!r}."
+        )
+    return np.setdiff1d(np.arange(num_points), forget).astype(np.int32)

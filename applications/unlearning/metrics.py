@@ -1,0 +1,90 @@
+"""UA, RA, TA and MIA, in percent: what an unlearned model still does on forgotten points.
+
+They are evidence, not a guarantee: on an easy forget set a model that forgot nothing scores as well
+as one that never saw it, so read each number beside the rows `Retrain` and `none`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+import sklearn.svm
+
+
+class Metrics(NamedTuple):
+    """What one unlearned model scores on one forget set, in percent.
+
+    Attributes:
+        UA: unlearning accuracy, 100 minus the accuracy on the forget set.
+        RA: accuracy on the retained points.
+        TA: accuracy on the test points.
+        MIA: forget points that a membership attack takes for non-members; high means forgotten.
+    """
+
+    UA: float
+    RA: float
+    TA: float
+    MIA: float
+
+
+class Predictions(NamedTuple):
+    """What a model says of some points, on the host.
+
+    Attributes:
+        correct: `[n]` bool, the largest logit is that of the true class.
+        loss: `[n]` cross-entropy.
+    """
+
+    correct: np.ndarray
+    loss: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """`[n]` softmax probability of the true class."""
+        return np.exp(-self.loss)
+
+    @classmethod
+    def from_logits(cls, logits: np.ndarray, labels: np.ndarray) -> "Predictions":
+        """From logits `[n, num_classes]` and labels `[n]`."""
+        logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+        own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        return cls(logits.argmax(axis=1) == labels, scipy.special.logsumexp(logits, axis=1) - own)
+
+    def at(self, rows: np.ndarray) -> "Predictions":
+        """The same for some of the points, in the order of `rows`."""
+        return Predictions(self.correct[rows], self.loss[rows])
+
+
+def judge(forget: Predictions, retain: Predictions, test: Predictions) -> Metrics:
+    """All four metrics of one unlearned model."""
+    return Metrics(
+        UA=100 - _accuracy(forget),
+        RA=_accuracy(retain),
+        TA=_accuracy(test),
+        MIA=membership_inference(forget.confidence, retain.confidence, test.confidence),
+    )
+
+
+def membership_inference(forget: np.ndarray, retain: np.ndarray, test: np.ndarray) -> float:
+    """Percentage of forget points that an attack on one number takes for non-members.
+
+    A support vector classifier (RBF kernel, C = 3, gamma "auto") learns to tell retained points,
+    members, from test points, non-members, by the probability of the true class alone. As many
+    members are used as there are test points, the first ones.
+
+    Args:
+        forget: `[m]` probabilities of the true class.
+        retain: likewise, of the points trained on.
+        test: likewise, of the points never trained on.
+    """
+    members = retain[: len(test)]
+    confidence = np.concatenate([members, test])[:, None]
+    is_member = np.concatenate([np.ones(len(members)), np.zeros(len(test))])
+    # `gamma="auto"` is 1 / features, so 1 here whatever the scale of the probabilities.
+    attack = sklearn.svm.SVC(C=3, gamma="auto", kernel="rbf", cache_size=1000)
+    attack.fit(confidence, is_member)
+    return float(100 * np.mean(attack.predict(forget[:, None]) == 0))
+
+
+def _accuracy(predictions: Predictions) -> float:
+    return float(100 * np.mean(predictions.correct))

@@ -1,0 +1,206 @@
+"""Ways to choose a forget set: at random, by the loss of the original model, or by bi-level search.
+
+The search finds the *worst-case* forget set, the points that are hardest to forget: those on which
+the model still does well after it was unlearned. It gives no certified privacy guarantee, and its
+hypergradient is biased with respect to the exact minimiser of the lower level, for which sign steps
+stand in.
+
+Source: Fan, Liu, Hero and Liu, "Challenging Forgets: Unveiling the Worst-Case Forget Sets in
+Machine Unlearning", ECCV 2024. Differs from the released code in that the weights start uniform by
+default, that they are never made binary on the way, and that the outer loss is measured without
+augmentation.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel
+from applications.common.errors import InputError, NonFiniteError
+from applications.common.training import (
+    Points,
+    crop_and_flip,
+    cross_entropy,
+    logits,
+    predict,
+    shuffled_epochs,
+)
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Settings of the bi-level search.
+
+        min_w  sum_i w_i l(theta(w); z_i) + gamma ||w||^2   over  0 <= w <= 1,  sum_i w_i = m
+        theta(w) = signSGD steps on  sum_i (1 - w_i - ascent w_i) l(theta; z_i)
+
+    Attributes:
+        model: whose loss is l.
+        num_forget: m, points to choose.
+        num_epochs: passes of the lower level over the data.
+        batch_size: points in each step of the lower level.
+        sign_step: how far each parameter moves in each step of the lower level.
+        outer_rate: step size of w.
+        gamma: larger spreads w over more points.
+        ascent: 0 leaves forgotten points out of the lower level, as the released code does; 1 also
+            climbs on their loss as hard as it descends on the others, as the paper's text says.
+        augment: crop and flip in the lower level; the outer loss never does.
+    """
+
+    model: nn.Module
+    num_forget: int
+    num_epochs: int
+    batch_size: int
+    sign_step: float
+    outer_rate: float
+    gamma: float = 1e-4
+    ascent: float = 0.0
+    augment: bool = False
+
+    def algorithm(self, num_points: int) -> bilevel.DoubleLoop:
+        """The bi-level algorithm for a training set of so many points."""
+        problem = bilevel.BilevelProblem(self._outer_loss, self._inner_loss)
+        num_steps = self.num_epochs * (num_points // self.batch_size)
+        return bilevel.DoubleLoop(
+            problem,
+            bilevel.SignUnrolled(self.sign_step, num_steps, self._minibatch),
+            optax.sgd(self.outer_rate),
+            projection=bilevel.projections.CappedSimplex(float(self.num_forget)),
+            warm_start=False,  # each unlearning starts from the original model, not from the last
+        )
+
+    def _outer_loss(self, w: jax.Array, params: PyTree, points: Points) -> jax.Array:
+        losses = cross_entropy(predict(self.model, params, points.x), points.y)
+        return jnp.vdot(w, losses) + self.gamma * jnp.vdot(w, w)
+
+    def _inner_loss(self, w: jax.Array, params: PyTree, seen: "_Minibatch") -> jax.Array:
+        losses = cross_entropy(logits(self.model, params, seen.x), seen.y)
+        return jnp.mean((1 - (1 + self.ascent) * w[seen.rows]) * losses)
+
+    def _minibatch(self, data: "_LowerData", step: jax.Array) -> "_Minibatch":
+        rows = data.rows[step]
+        x = data.points.x[rows]
+        if self.augment:
+            x = crop_and_flip(jax.random.wrap_key_data(data.key_data[step]), x)
+        return _Minibatch(x, data.points.y[rows], rows)
+
+
+class _LowerData(NamedTuple):
+    """All that the lower level sees in one outer step."""
+
+    points: Points
+    rows: jax.Array  # [num_steps, batch_size]
+    key_data: jax.Array  # [num_steps, ...] of the augmentation
+
+
+class _Minibatch(NamedTuple):
+    """What one step of the lower level sees; `rows` finds the points' weights."""
+
+    x: jax.Array
+    y: jax.Array
+    rows: jax.Array
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        scores: `[n]` float32, the last w: the larger, the harder to forget.
+        values: `[num_steps]`, the outer loss at each step.
+    """
+
+    scores: np.ndarray
+    values: np.ndarray
+
+
+def search(
+    setting: Search,
+    points: Points,
+    init: PyTree,
+    start: jax.Array,
+    num_steps: int,
+    key: jax.Array,
+    on_step: Callable[[], None] = lambda: None,
+) -> Found:
+    """Search the worst-case forget set; only the first step compiles.
+
+    Args:
+        setting: of the search.
+        points: all training points.
+        init: parameters that every lower solve starts from: the original model's to unlearn by
+            fine-tuning, fresh ones to unlearn by retraining.
+        start: `[n]` first w; a binary one hardly moves under a small `outer_rate`.
+        num_steps: outer steps.
+        key: of the order of the lower level's points.
+        on_step: called after each outer step.
+
+    Raises:
+        NonFiniteError: the outer loss or the hypergradient is not finite.
+    """
+    state = setting.algorithm(len(points.y)).init(start, init)
+    values = []
+    for step in range(num_steps):
+        state, info = _search_step(setting, state, points, jax.random.fold_in(key, step))
+        if not info.finite:
+            raise NonFiniteError(
+                f"The search stopped at outer step {step}: the outer loss is {float(info.value)}"
+                f" and the norm of its hypergradient {float(info.hypergrad_norm)}. The lower level"
+                f" diverged; use a `sign_step` below {setting.sign_step}, or fewer `lower_epochs`."
+            )
+        values.append(float(info.value))
+        on_step()
+    return Found(np.asarray(state.outer), np.asarray(values))
+
+
+@functools.partial(jax.jit, static_argnames="setting")
+def _search_step(
+    setting: Search, state: PyTree, points: Points, key: jax.Array
+) -> tuple[PyTree, Any]:
+    """One outer step with all its lower steps, in one compiled call."""
+    order_key, augment_key = jax.random.split(key)
+    every = jnp.arange(len(points.y), dtype=jnp.int32)
+    rows = shuffled_epochs(order_key, every, setting.num_epochs, setting.batch_size)
+    key_data = jax.random.key_data(jax.random.split(augment_key, len(rows)))
+    batch = bilevel.Batch(inner=_LowerData(points, rows, key_data), outer=points)
+    return setting.algorithm(len(points.y)).step(state, batch)
+
+
+def num_to_forget(budget: float, num_points: int) -> int:
+    """Points that a budget stands for: a share of `num_points` if below 1, else a count.
+
+    Raises:
+        InputError: the budget is no share and no whole count, forgets nothing or everything.
+    """
+    count = round(budget * num_points) if 0 < budget < 1 else budget
+    if not (math.isfinite(budget) and budget > 0 and count == int(count)):
+        raise InputError(
+            f"`budget` must be a share between 0 and 1 or a whole number of points, got {budget}."
+        )
+    if not 0 < count < num_points:
+        raise InputError(
+            f"`budget` must forget at least one point and retain at least one, got {budget}, which"
+            f" is {int(count)} of {num_points} points."
+        )
+    return int(count)
+
+
+def random_sets(key: jax.Array, num_points: int, num_forget: int, draws: int) -> np.ndarray:
+    """Independent sets of rows, each drawn without replacement: `[draws, num_forget]` int32."""
+    keys = jax.random.split(key, draws)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, num_points))(keys)
+    return np.asarray(orders[:, :num_forget], np.int32)
+
+
+def largest(scores: np.ndarray | jax.Array, count: int) -> np.ndarray:
+    """Rows of the `count` largest scores, largest first; ties go to the lower row: int32."""
+    return np.argsort(-np.asarray(scores), kind="stable")[:count].astype(np.int32)
