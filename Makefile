@@ -18,6 +18,9 @@ lint: .venv/test.stamp
 bench: .venv/test.stamp
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:xdist
 
+docs: .venv/docs.stamp
+	$(BIN)/mkdocs build --strict
+
 .venv/%.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'

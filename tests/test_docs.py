@@ -1,0 +1,39 @@
+"""Every Python block of the README and the docs runs, in order, in one namespace a file."""
+
+import pathlib
+import re
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_code_blocks_run(page, capsys):
+    namespace = {"__name__": "__docs__"}
+    with jax.numpy_rank_promotion("allow"):
+        for number, block in enumerate(blocks(page), start=1):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+def test_readme_prints_what_it_says(capsys):
+    readme = ROOT / "README.md"
+    with jax.numpy_rank_promotion("allow"):
+        exec(blocks(readme)[0], {})
+    said = re.search(r"It prints `(.*?)`", readme.read_text()).group(1)
+    assert said in capsys.readouterr().out
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith(("http", "mailto")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
