@@ -14,7 +14,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,33 +49,29 @@ class Config:
     overwrite: bool = False
     """Replace the files of an earlier run in the output folder."""
     dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
-    """Images to work on; digits ships with scikit-learn, the others are read from --data-dir."""
+    """Images to work on; digits needs no files, the others are read from --data-dir."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
     num_train: int | None = None
-    """Keep so many training points, evenly over the classes; fewer is faster. None keeps all."""
+    """Keep so many training points, with the class shares of all; fewer is faster."""
     num_validation: int = 0
-    """Hold out so many training points and judge on them instead of the test points: to try
-    settings without looking at the test points."""
+    """Hold out so many training points and judge on them; the test points are not looked at."""
     budget: float = 0.1
     """What to forget: a share of the training points if below 1, a number of points otherwise."""
     lower: Literal["finetune", "retrain"] = "finetune"
-    """How the search unlearns in its lower level: finetune starts from the original model and is
-    cheap, retrain starts from fresh parameters and needs more --lower-epochs."""
+    """How the search unlearns: from the original model, or from fresh parameters (dearer)."""
     start: Literal["uniform", "random"] = "uniform"
-    """First weights of the search. A random set only moves away from itself under a large
-    --outer-rate; uniform weights rank the points at any rate."""
+    """First weights; a random set stays as it is unless --outer-rate or --outer-steps is large."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One independent repetition for each; the table shows mean and deviation over them."""
     outer_steps: int | None = None
     """Steps of the search; each costs --lower-epochs of training."""
     outer_rate: float | None = None
-    """Step size of the search's weights; a large one follows the latest losses alone, a small one
-    ranks by their average over the steps."""
+    """Step size of the weights: small ranks by the average loss, large follows the latest one."""
     lower_epochs: int | None = None
     """Passes over the data in each lower level; more unlearn more thoroughly."""
     sign_step: float | None = None
-    """How far each parameter moves in one step of the lower level; too large makes it diverge."""
+    """How far each parameter moves in a step of the lower level; too far makes it diverge."""
     gamma: float = 1e-4
     """Weight of ||w||^2 in the search; larger spreads the weights over more points."""
     ascent: float = 0.0
@@ -85,7 +81,7 @@ class Config:
     epochs: int | None = None
     """Passes over the data for the original model and for Retrain."""
     learning_rate: float | None = None
-    """First step size of these; it falls to 0 by a cosine."""
+    """First step size of these two; it falls to 0 by a cosine."""
     finetune_epochs: int | None = None
     """Passes over the retained points for FT; more forget more and cost more."""
     finetune_rate: float | None = None
@@ -93,17 +89,21 @@ class Config:
     batch_size: int | None = None
     """Points in each step of every training."""
     random_draws: int | None = None
-    """Independent random sets in each seed, whose scores are averaged: a single small one may well
-    hold no point that Retrain gets wrong."""
+    """Random sets to average in each seed: a single small one may hold no error of Retrain."""
 
     def __post_init__(self) -> None:
         for name in ("gamma", "ascent"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"`{name}` must be a number >= 0, got {getattr(self, name)}.")
-        for name in ("outer_steps", "outer_rate", "lower_epochs", "sign_step"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"`{name}` must be a number > 0, got {value}.")
+        for field in dataclasses.fields(ForgetSetRecipe):
+            value = getattr(self, field.name, None)
+            if isinstance(value, int | float) and not 0 < value < float("inf"):
+                raise InputError(f"`{field.name}` must be a number > 0, got {value}.")
+        if self.recipe.outer_rate * self.gamma >= 1:
+            raise InputError(
+                f"`outer_rate` must stay below 1 / gamma = {1 / self.gamma:g}, or the steps on"
+                f" gamma ||w||^2 overshoot, got {self.recipe.outer_rate}."
+            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
 
@@ -114,6 +114,10 @@ class Config:
         names = {field.name for field in dataclasses.fields(recipe)}
         chosen = {name: getattr(self, name) for name in names & set(vars(self))}
         return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, those of the recipe included."""
+        return dataclasses.asdict(self) | dataclasses.asdict(self.recipe)
 
 
 def run(config: Config) -> Result:
@@ -137,7 +141,7 @@ def run(config: Config) -> Result:
         repetitions = [repeat(config, dataset, num_forget, seed, tick) for seed in config.seeds]
     result = Result(tuple(repetitions), dataset, time.perf_counter() - begin)
     forget_report.show(result, console)
-    forget_report.write(result, dataclasses.asdict(config), output)
+    forget_report.write(result, config.resolved(), output)
     console.print(f"Written to {output.folder}/; report.html is the page to open.")
     return result
 
@@ -203,7 +207,7 @@ def first_weights(start: str, start_set: np.ndarray, num_points: int) -> jax.Arr
 
 def main() -> None:
     """The command line."""
-    cli.main(Config, run)
+    cli.main(Config, run, prog="python -m applications.forget_set")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ConfigT = TypeVar("ConfigT")
 def main(
     config_class: type[ConfigT],
     run: Callable[[ConfigT], Any],
+    prog: str,
     arguments: list[str] | None = None,
 ) -> None:
     """Parse the command line into `config_class` and run it.
@@ -25,6 +26,7 @@ def main(
     Args:
         config_class: a frozen dataclass; its docstring opens the help text.
         run: what to do with it.
+        prog: how the command is called, for the help text.
         arguments: instead of those of the process.
 
     Raises:
@@ -32,9 +34,9 @@ def main(
             left the finite numbers.
     """
     try:
-        config = tyro.cli(config_class, args=arguments)
-        run(config)
+        run(tyro.cli(config_class, args=arguments, prog=prog))
     except (InputError, NonFiniteError) as error:
         console = rich.console.Console(stderr=True)
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        # A soft wrap leaves the message one line, for whoever searches a log for it.
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -45,7 +45,7 @@ def grouped_bars(names: Sequence[str], groups: Mapping[str, np.ndarray], label: 
         axis.bar(places, heights, width, label=group, color=COLOURS[offset % len(COLOURS)])
     axis.set_xticks(np.arange(len(names)), names, rotation=30 if max(map(len, names)) > 4 else 0)
     axis.set_ylabel(label)
-    axis.legend(frameon=False)
+    _legend(canvas)
     return _png(_plain(canvas))
 
 
@@ -61,8 +61,14 @@ def curves(
     axis.set_ylabel(y_label)
     if log_y:
         axis.set_yscale("log")
-    axis.legend(frameon=False)
+    _legend(canvas)
     return _png(_plain(canvas))
+
+
+def _legend(canvas: Figure) -> None:
+    """Above the axes, where it can hide nothing."""
+    axis = canvas.axes[0]
+    axis.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _plain(canvas: Figure) -> Figure:

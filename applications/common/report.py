@@ -22,7 +22,7 @@ body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1rem 0; } figcaption, .note { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); }
 th { color: var(--soft); font-weight: 600; }
@@ -61,19 +61,16 @@ class Table(NamedTuple):
         """The same for a page, scrollable by itself on a narrow screen."""
 
         def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
-            kinds = (
-                " class=text" if column < self.num_text else "" for column in range(len(cells))
-            )
-            marked = (
-                f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
-                for kind, cell in zip(kinds, cells, strict=True)
-            )
-            return f"<tr{kind}>{''.join(marked)}</tr>"
+            opening = [f"<{tag} class=text>"] * self.num_text + [f"<{tag}>"] * len(cells)
+            marked = [
+                start + html.escape(cell) for start, cell in zip(opening, cells, strict=False)
+            ]
+            return f"<tr{kind}>{''.join(marked)}\n"
 
         lines = [line("th", self.headers)]
         for row, opens_group in zip(self.rows, self._opens_group(), strict=True):
             lines.append(line("td", row, " class=first" if opens_group else ""))
-        return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+        return f"<div class=scroll><table>\n{''.join(lines)}</table></div>"
 
     def _opens_group(self) -> list[bool]:
         """For each row: does a rule go above it, since its first cell differs from the last?"""

@@ -58,8 +58,8 @@ DIGITS = ForgetSetRecipe(
     batch_size=64,
     finetune_epochs=10,
     finetune_rate=0.02,
-    lower_epochs=2,
-    sign_step=3e-4,
+    lower_epochs=5,
+    sign_step=1e-3,
     random_draws=10,
 )
 FASHION_MNIST = ForgetSetRecipe(
