@@ -10,6 +10,8 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._problem import Loss, PyTree
+from bilevel.solvers import _gradient, _remat
+from bilevel.solvers._smoothness import watched
 
 
 class Solver(Protocol):
@@ -58,10 +60,22 @@ class Minimize:
             index-th of a stack. None: every step sees the whole batch.
         remat: what an unrolled gradient stores. "step" keeps the iterates alone and computes each
             step twice; an integer k keeps every k-th iterate (k near sqrt(num_steps) stores the
-            least); "none" keeps every intermediate result. No effect without differentiation.
+            least); "binomial" keeps 4 log_4(num_steps) iterates and computes each step
+            log_4(num_steps) more times (Griewank and Walther, ACM TOMS 2000: logarithmic growth of
+            both); "none" keeps every intermediate result. No effect without differentiation.
+        mode: how the inner gradient is differentiated. "mixed" takes a forward derivative of it in
+            the backward pass: one step then stores its iterate only, and the backward pass needs
+            far less memory in deep networks. "reverse" differentiates it as JAX does by itself,
+            which is the only one that can also be differentiated forward (`jax.jvp`). A loss
+            whose gradient has no forward derivative falls back to "reverse" by itself.
+        offload: True stores the kept iterates in host memory: the device holds one at a time, for
+            a transfer each way per iterate. For remat="step" or an integer. On a CPU, where the
+            two memories are one, it changes nothing.
 
     Raises:
-        ValueError: a setting is out of its range, or `remat` does not divide `num_steps`.
+        ValueError: a setting is out of its range, or `remat` does not divide `num_steps`. When it
+            is unrolled: `optimizer` has no derivative at a zero gradient, as `optax.adam` with its
+            default `eps_root=0`.
         TypeError: `optimizer` is not an Optax transformation.
     """
 
@@ -69,6 +83,8 @@ class Minimize:
     num_steps: int
     minibatch: Callable[[PyTree, jax.Array], PyTree] | None = None
     remat: str | int = "step"
+    mode: str = "mixed"
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
@@ -77,17 +93,9 @@ class Minimize:
                 f" got {self.optimizer!r}."
             )
         _check.positive_integer("num_steps", self.num_steps)
-        if self.remat not in ("none", "step"):
-            if isinstance(self.remat, str):
-                raise ValueError(
-                    f'`remat` must be "none", "step" or an integer, got {self.remat!r}.'
-                )
-            _check.positive_integer("remat", self.remat)
-            if self.num_steps % self.remat:
-                raise ValueError(
-                    f"`remat` must divide `num_steps`, got remat={self.remat} and"
-                    f" num_steps={self.num_steps}. A divisor near sqrt(num_steps) is a good choice."
-                )
+        _remat.check(self.remat, self.offload, self.num_steps)
+        if self.mode not in _gradient.MODES:
+            raise ValueError(f'`mode` must be "mixed" or "reverse", got {self.mode!r}.')
 
     def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
         """Minimise `loss(outer, ., batch)` from `init`; returns a pytree like `init`."""
@@ -104,35 +112,33 @@ class Minimize:
         state: MinimizeState,
         outer: PyTree,
         batch: PyTree,
-        first: int,
+        first: int | jax.Array,
         count: int,
     ) -> MinimizeState:
         """Take the steps `first, ..., first + count - 1`."""
-        update = optax.with_extra_args_support(self.optimizer).update
+        step = lambda state, index: self.step(loss, state, outer, batch, index)
+        return _remat.scan_steps(step, state, first + jnp.arange(count), self.remat, self.offload)
 
-        def step(state: MinimizeState, index: jax.Array) -> tuple[MinimizeState, None]:
-            inner, opt_state = state
-            seen = batch if self.minibatch is None else self.minibatch(batch, index)
+    def step(
+        self, loss: Loss, state: MinimizeState, outer: PyTree, batch: PyTree, index: jax.Array
+    ) -> MinimizeState:
+        """Take the one step `index`, an int32 scalar."""
+        inner, opt_state = state
+        seen = batch if self.minibatch is None else self.minibatch(batch, index)
 
-            def value_fn(inner: PyTree) -> jax.Array:
-                return loss(outer, inner, seen)
+        def value_fn(inner: PyTree) -> jax.Array:
+            return loss(outer, inner, seen)
 
-            value, grads = jax.value_and_grad(value_fn)(inner)
-            updates, opt_state = update(
-                grads, opt_state, inner, value=value, grad=grads, value_fn=value_fn
-            )
-            return MinimizeState(optax.apply_updates(inner, updates), opt_state), None
-
-        indices = jnp.arange(first, first + count)
-        if self.remat == "none":
-            return jax.lax.scan(step, state, indices)[0]
-        if self.remat == "step" or count % int(self.remat):
-            return jax.lax.scan(_remat(step), state, indices)[0]
-
-        def segment(state: MinimizeState, indices: jax.Array) -> tuple[MinimizeState, None]:
-            return jax.lax.scan(step, state, indices)
-
-        return jax.lax.scan(_remat(segment), state, indices.reshape(-1, int(self.remat)))[0]
+        value, grads = _gradient.value_and_grad(value_fn, inner, self.mode)
+        updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
+            watched(grads, self.optimizer),
+            opt_state,
+            inner,
+            value=value,
+            grad=grads,
+            value_fn=value_fn,
+        )
+        return MinimizeState(optax.apply_updates(inner, updates), opt_state)
 
     def objective(self, loss: Loss) -> Loss:
         """What this solver minimises over the whole batch: the mean over its steps' minibatches."""
@@ -142,12 +148,12 @@ class Minimize:
 
         def mean_loss(outer: PyTree, inner: PyTree, batch: PyTree) -> jax.Array:
             # One minibatch at a time, stored by none: memory stays that of a single step.
-            def step(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-                return total + loss(outer, inner, minibatch(batch, index)), None
+            def step(total: jax.Array, index: jax.Array) -> jax.Array:
+                return total + loss(outer, inner, minibatch(batch, index))
 
-            first = jax.eval_shape(step, 0.0, jnp.int32(0))[0]
+            first = jax.eval_shape(step, 0.0, jnp.int32(0))
             total = jnp.zeros((), first.dtype)
-            return jax.lax.scan(_remat(step), total, jnp.arange(num_steps))[0] / num_steps
+            return _remat.scan_steps(step, total, jnp.arange(num_steps), "step") / num_steps
 
         return mean_loss
 
@@ -174,8 +180,3 @@ def innermost(solver: Any) -> Any:
     while hasattr(solver, "solver"):
         solver = solver.solver
     return solver
-
-
-def _remat(step: Callable[..., Any]) -> Callable[..., Any]:
-    # Inside a scan XLA cannot undo the recomputation, so no barrier is needed.
-    return jax.checkpoint(step, prevent_cse=False)
