@@ -1,7 +1,8 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import linear, projections
+from bilevel import diagnostics, linear, projections
 from bilevel._algorithm import Algorithm, run
+from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
@@ -25,8 +26,10 @@ __all__ = [
     "Solver",
     "run",
     # Hypergradients
+    "CorrectedHypergradient",
     "HypergradInfo",
     "Hypergradient",
+    "corrected_hypergradient",
     "hypergradient",
     "value_and_hypergrad",
     # Inner solvers and the rules that wrap them
@@ -40,6 +43,7 @@ __all__ = [
     # Algorithms
     "DoubleLoop",
     # Modules
+    "diagnostics",
     "linear",
     "projections",
 ]

@@ -73,7 +73,7 @@ def value_and_hypergrad(
         return problem.outer_loss(outer, inner, batch.outer), inner
 
     def call(outer: PyTree, init: PyTree, batch: Batch) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-        check_problem(problem, outer, init, _seen(solver, batch))
+        check_problem(problem, outer, init, seen_batch(solver, batch))
         return jax.value_and_grad(composed, has_aux=True)(outer, init, batch)
 
     return call
@@ -102,7 +102,7 @@ def hypergradient(
         TypeError: see `value_and_hypergrad`.
         ValueError: `adjoint` is not like `init`, or the solver's result is not.
     """
-    check_problem(problem, outer, init, _seen(solver, batch))
+    check_problem(problem, outer, init, seen_batch(solver, batch))
     if isinstance(solver, Implicit):
         if adjoint is not None:
             check_alike("adjoint", adjoint, "init", init)
@@ -150,7 +150,7 @@ def _finite(value: jax.Array, hypergrad: PyTree) -> jax.Array:
     return jnp.isfinite(value) & _tree.all_finite(hypergrad)
 
 
-def _seen(solver: Solver, batch: Batch) -> Batch:
+def seen_batch(solver: Solver, batch: Batch) -> Batch:
     """The batch as the losses see it, for checking: one step's minibatch in the inner field."""
     minibatch = getattr(innermost(solver), "minibatch", None)
     if minibatch is None or not isinstance(batch, Batch):

@@ -1,0 +1,138 @@
+"""The corrected hypergradient: its own first-order error estimate, and that error removed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _tree, linear
+from bilevel._hypergradient import seen_batch
+from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_problem
+from bilevel.linear import LinearInfo, LinearSolver
+from bilevel.rules import Implicit, implicit_pullback
+from bilevel.solvers._minimize import objective
+
+
+class Correction(NamedTuple):
+    """What `correct` returns; h is the implicit hypergradient as a function of the inner variable.
+
+    Attributes:
+        hypergrad: `h(y)`, like the outer variable.
+        error: `Dh(y) s`, like the outer variable: the first-order error of `h(y)`.
+        newton_step: s, like the inner variable: the first-order error of y itself.
+        contraction: `||grad_y G(y - s)|| / ||grad_y G(y)||`, how far the first order is from the
+            whole truth: of the order of `||s||` near a minimiser, 1 or more outside of the region
+            where a Newton step helps. 0 on quadratic inner losses.
+        adjoint: u, the solution of `H u = grad_y F`.
+        adjoint_info: evidence of its linear solve.
+        newton_info: evidence of the solve for s.
+    """
+
+    hypergrad: PyTree
+    error: PyTree
+    newton_step: PyTree
+    contraction: jax.Array
+    adjoint: PyTree
+    adjoint_info: LinearInfo
+    newton_info: LinearInfo
+
+
+class CorrectedHypergradient(NamedTuple):
+    """A hypergradient with its first-order error removed.
+
+    Attributes:
+        value: scalar, the outer loss at the inner solution.
+        hypergrad: `h(y) - Dh(y) s`, like the outer variable; its error is of second order.
+        inner: y, the inner solution.
+        error: scalar, `||Dh(y) s||`: how wrong the uncorrected hypergradient is, to first order.
+        correction: all that was computed on the way.
+    """
+
+    value: jax.Array
+    hypergrad: PyTree
+    inner: PyTree
+    error: jax.Array
+    correction: Correction
+
+
+def corrected_hypergradient(
+    problem: BilevelProblem, solver: Implicit, outer: PyTree, init: PyTree, batch: Batch
+) -> CorrectedHypergradient:
+    """The implicit hypergradient with its first-order error in the inner solution removed.
+
+    The implicit formula h is evaluated at an inexact inner solution y. With the Newton step
+    `s = H^-1 grad_y G`, `y - s` is the minimiser to second order, hence so is `h(y) - Dh(y) s` the
+    hypergradient. This is the adjoint-weighted residual of goal-oriented error estimation (Becker
+    and Rannacher, Acta Numerica 2001) applied to the hypergradient itself.
+
+    It costs two more linear solves than `Implicit`: 3 k instead of k Hessian-vector products at k
+    steps a solve, and one derivative of such a product. Prefer it when inner steps are dear and
+    the inner loss smooth; `error` alone is worth it where a hypergradient must be trusted. It
+    assumes three derivatives of the inner loss and linear solves that have converged: their own
+    errors, in `correction`, are not corrected.
+
+    Args:
+        problem: the two losses.
+        solver: `Implicit`; its linear solver serves all three solves.
+        outer: where to differentiate.
+        init: where the inner solver starts.
+        batch: what each loss sees.
+
+    Raises:
+        TypeError: `solver` is not an `Implicit`; see also `value_and_hypergrad`.
+    """
+    if not isinstance(solver, Implicit):
+        raise TypeError(
+            f"`solver` must be an `Implicit`, whose formula can be corrected, got {solver!r}."
+        )
+    check_problem(problem, outer, init, seen_batch(solver, batch))
+    inner = solver.solve(problem.inner_loss, init, outer, batch.inner)
+    inner_loss = objective(solver, problem.inner_loss)
+    found = correct(problem.outer_loss, inner_loss, solver.linear_solver, outer, inner, batch)
+    return CorrectedHypergradient(
+        value=problem.outer_loss(outer, inner, batch.outer),
+        hypergrad=_tree.add_scaled(found.hypergrad, -1.0, found.error),
+        inner=inner,
+        error=_tree.norm(found.error),
+        correction=found,
+    )
+
+
+def correct(
+    outer_loss: Loss,
+    inner_loss: Loss,
+    linear_solver: LinearSolver,
+    outer: PyTree,
+    inner: PyTree,
+    batch: Batch,
+) -> Correction:
+    """The implicit formula and its derivative along the Newton step, at any `inner`."""
+
+    def stationarity(y: PyTree) -> PyTree:
+        return jax.grad(inner_loss, argnums=1)(outer, y, batch.inner)
+
+    gradient, hvp = jax.linearize(stationarity, inner)
+    step, newton_info = linear.solve(linear_solver, hvp, gradient)
+    formula = _formula(outer_loss, inner_loss, linear_solver, outer, batch)
+    hypergrad, error, (adjoint, adjoint_info) = jax.jvp(formula, (inner,), (step,), has_aux=True)
+    after = _tree.norm(stationarity(_tree.add_scaled(inner, -1.0, step)))
+    before = _tree.norm(gradient)
+    contraction = jnp.where(before > 0, after / jnp.where(before > 0, before, 1.0), 0.0)
+    return Correction(hypergrad, error, step, contraction, adjoint, adjoint_info, newton_info)
+
+
+def _formula(
+    outer_loss: Loss, inner_loss: Loss, linear_solver: LinearSolver, outer: PyTree, batch: Batch
+) -> Callable[[PyTree], Any]:
+    """The implicit hypergradient as a differentiable function of the inner variable."""
+
+    def formula(y: PyTree) -> tuple[PyTree, tuple[PyTree, LinearInfo]]:
+        direct, cotangent = jax.grad(outer_loss, argnums=(0, 1))(outer, y, batch.outer)
+        pullback = implicit_pullback(
+            lambda x, y: inner_loss(x, y, batch.inner), linear_solver, outer, y, cotangent
+        )
+        hypergrad = jax.tree.map(jnp.add, direct, pullback.cotangents)
+        return hypergrad, (pullback.adjoint, pullback.info)
+
+    return formula

@@ -1,0 +1,18 @@
+"""Evidence on demand: how right a hypergradient is, and what it costs, before it is relied on."""
+
+from bilevel.diagnostics._check_hypergrad import HypergradCheck, HypergradError, check_hypergrad
+from bilevel.diagnostics._diagnose import Diagnosis, Evidence, diagnose, evidence
+from bilevel.diagnostics._plan import MemoryPlan, MemoryPlanRow, plan_memory
+
+__all__ = [
+    "Diagnosis",
+    "Evidence",
+    "HypergradCheck",
+    "HypergradError",
+    "MemoryPlan",
+    "MemoryPlanRow",
+    "check_hypergrad",
+    "diagnose",
+    "evidence",
+    "plan_memory",
+]
