@@ -69,17 +69,18 @@ def membership_inference(forget: np.ndarray, retain: np.ndarray, test: np.ndarra
     """Percentage of forget points that an attack on one number takes for non-members.
 
     A support vector classifier (RBF kernel, C = 3, gamma "auto") learns to tell retained points,
-    members, from test points, non-members, by the probability of the true class alone. As many
-    members are used as there are test points, the first ones.
+    members, from test points, non-members, by the probability of the true class alone. As many of
+    one as of the other are used, the first ones: with more of one kind, an attack that learns
+    nothing calls every point that.
 
     Args:
         forget: `[m]` probabilities of the true class.
         retain: likewise, of the points trained on.
         test: likewise, of the points never trained on.
     """
-    members = retain[: len(test)]
-    confidence = np.concatenate([members, test])[:, None]
-    is_member = np.concatenate([np.ones(len(members)), np.zeros(len(test))])
+    count = min(len(retain), len(test))
+    confidence = np.concatenate([retain[:count], test[:count]])[:, None]
+    is_member = np.repeat([1, 0], count)
     # `gamma="auto"` is 1 / features, so 1 here whatever the scale of the probabilities.
     attack = sklearn.svm.SVC(C=3, gamma="auto", kernel="rbf", cache_size=1000)
     attack.fit(confidence, is_member)

@@ -33,6 +33,13 @@ def test_membership_inference_separates_what_can_be_separated():
     assert membership_inference(rng.uniform(0.0, 0.5, 50), members, others) == 100.0
 
 
+def test_membership_inference_is_not_decided_by_the_number_of_points():
+    """A thousand test points beside a hundred members: a member still looks like one."""
+    rng = np.random.default_rng(0)
+    members, others = rng.uniform(0.6, 1.0, 100), rng.uniform(0.4, 1.0, 1000)
+    assert membership_inference(rng.uniform(0.6, 1.0, 50), members, others) < 50
+
+
 def test_confidence_is_the_probability_of_the_true_class():
     logits = np.array([[0.0, np.log(3.0)], [np.log(3.0), 0.0]])
     seen = Predictions.from_logits(logits, np.array([1, 1]))
