@@ -37,7 +37,7 @@ def setting():
 
 
 def gradients(solver):
-    """Gradients in all that can move: outer, start, data, and an array that the loss closes over."""
+    """In all that can move: outer, start, data, and an array that the loss closes over."""
 
     def objective(outer, init, inputs, closed, labels):
         def loss(outer, inner, batch):

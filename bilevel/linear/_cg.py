@@ -1,7 +1,7 @@
 """Conjugate gradients: the default solver for a positive definite Hessian."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class CG:
         ValueError: a setting is out of its range.
     """
 
+    symmetric_only: ClassVar[bool] = True
     max_steps: int = 100
     tolerance: float = 1e-6
     ridge: float = 0.0
