@@ -1,6 +1,6 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections
+from bilevel import diagnostics, linear, projections, proximal
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._hypergradient import (
@@ -13,7 +13,14 @@ from bilevel._problem import Batch, BilevelProblem
 from bilevel.algorithms import DoubleLoop
 from bilevel.linear import LinearSolver
 from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
-from bilevel.solvers import Minimize, Solver, stacked
+from bilevel.solvers import (
+    FixedPoint,
+    Minimize,
+    ProjectedGradient,
+    ProximalGradient,
+    Solver,
+    stacked,
+)
 
 __version__ = "0.1.0"
 
@@ -33,9 +40,12 @@ __all__ = [
     "hypergradient",
     "value_and_hypergrad",
     # Inner solvers and the rules that wrap them
+    "FixedPoint",
     "Implicit",
     "Minimize",
     "OneStep",
+    "ProjectedGradient",
+    "ProximalGradient",
     "SignUnrolled",
     "Truncated",
     "implicit_gradient",
@@ -46,4 +56,5 @@ __all__ = [
     "diagnostics",
     "linear",
     "projections",
+    "proximal",
 ]

@@ -165,6 +165,17 @@ def _measured(curvature: float | jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(jnp.isfinite(curvature), curvature, jnp.nan)
 
 
+def require_general(linear_solver: LinearSolver) -> None:
+    """Raise a ValueError where `linear_solver` is right only for a symmetric matrix."""
+    if getattr(linear_solver, "symmetric_only", False):
+        raise ValueError(
+            f"`linear_solver` must suit a system that is not symmetric, got {linear_solver!r},"
+            " which would return a wrong solution. The system of a fixed point, of a constrained or a"
+            " non-smooth lower level is not symmetric: write `linear.Dense(symmetric=False)`, or a"
+            " matrix-free solver of general systems such as `linear.Neumann`."
+        )
+
+
 def solve(
     linear_solver: LinearSolver,
     matvec: MatVec,
@@ -188,13 +199,8 @@ def solve(
     Raises:
         ValueError: H is not symmetric, and `linear_solver` is right only where it is.
     """
-    if not symmetric and getattr(linear_solver, "symmetric_only", False):
-        raise ValueError(
-            f"`linear_solver` must suit a system that is not symmetric, got {linear_solver!r}, which"
-            " would return a wrong solution. The system of a fixed point or of a constrained or"
-            " non-smooth lower level is not: write `linear.Dense(symmetric=False)`, or a"
-            " matrix-free solver of general systems such as `linear.Neumann`."
-        )
+    if not symmetric:
+        require_general(linear_solver)
     init = jax.lax.stop_gradient(init)
 
     def run(product: MatVec, b: PyTree, init: PyTree | None) -> tuple[PyTree, LinearInfo]:

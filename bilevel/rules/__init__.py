@@ -1,6 +1,7 @@
 """Gradient rules, `Solver -> Solver`: what derivative flows from an inner solution."""
 
-from bilevel.rules._implicit import Implicit, Pullback, implicit_gradient, implicit_pullback
+from bilevel.rules._implicit import Implicit, implicit_gradient
+from bilevel.rules._pullback import Pullback, implicit_pullback, pullback_of, root_pullback
 from bilevel.rules._sign import SignUnrolled
 from bilevel.rules._truncated import OneStep, Truncated
 
@@ -12,4 +13,6 @@ __all__ = [
     "Truncated",
     "implicit_gradient",
     "implicit_pullback",
+    "pullback_of",
+    "root_pullback",
 ]

@@ -1,5 +1,20 @@
 """Inner solvers: anything callable as `(loss, init, outer, batch) -> inner`."""
 
 from bilevel.solvers._minimize import Minimize, MinimizeState, Solver, stacked
+from bilevel.solvers._proximal import (
+    FixedPoint,
+    ProjectedGradient,
+    ProximalGradient,
+    ProximalState,
+)
 
-__all__ = ["Minimize", "MinimizeState", "Solver", "stacked"]
+__all__ = [
+    "FixedPoint",
+    "Minimize",
+    "MinimizeState",
+    "ProjectedGradient",
+    "ProximalGradient",
+    "ProximalState",
+    "Solver",
+    "stacked",
+]

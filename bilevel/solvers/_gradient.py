@@ -15,6 +15,12 @@ from bilevel._problem import PyTree
 MODES = ("mixed", "reverse")
 
 
+def check_mode(mode: str) -> None:
+    """Raise a ValueError unless `mode` is one of `MODES`."""
+    if mode not in MODES:
+        raise ValueError(f'`mode` must be "mixed" or "reverse", got {mode!r}.')
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Residuals:

@@ -94,8 +94,7 @@ class Minimize:
             )
         _check.positive_integer("num_steps", self.num_steps)
         _remat.check(self.remat, self.offload, self.num_steps)
-        if self.mode not in _gradient.MODES:
-            raise ValueError(f'`mode` must be "mixed" or "reverse", got {self.mode!r}.')
+        _gradient.check_mode(self.mode)
 
     def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
         """Minimise `loss(outer, ., batch)` from `init`; returns a pytree like `init`."""
