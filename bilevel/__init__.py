@@ -12,7 +12,17 @@ from bilevel._hypergradient import (
 from bilevel._problem import Batch, BilevelProblem
 from bilevel.algorithms import DoubleLoop
 from bilevel.linear import LinearSolver
-from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
+from bilevel.rules import (
+    SAMA,
+    FiniteDifference,
+    Forward,
+    Implicit,
+    OneStep,
+    RandomWindow,
+    SignUnrolled,
+    Truncated,
+    implicit_gradient,
+)
 from bilevel.solvers import (
     FixedPoint,
     Minimize,
@@ -40,12 +50,16 @@ __all__ = [
     "hypergradient",
     "value_and_hypergrad",
     # Inner solvers and the rules that wrap them
+    "FiniteDifference",
     "FixedPoint",
+    "Forward",
     "Implicit",
     "Minimize",
     "OneStep",
     "ProjectedGradient",
     "ProximalGradient",
+    "RandomWindow",
+    "SAMA",
     "SignUnrolled",
     "Truncated",
     "implicit_gradient",

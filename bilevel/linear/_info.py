@@ -170,7 +170,7 @@ def require_general(linear_solver: LinearSolver) -> None:
     if getattr(linear_solver, "symmetric_only", False):
         raise ValueError(
             f"`linear_solver` must suit a system that is not symmetric, got {linear_solver!r},"
-            " which would return a wrong solution. The system of a fixed point, of a constrained or a"
+            " which would return a wrong solution. The system of a fixed point, a constrained or a"
             " non-smooth lower level is not symmetric: write `linear.Dense(symmetric=False)`, or a"
             " matrix-free solver of general systems such as `linear.Neumann`."
         )

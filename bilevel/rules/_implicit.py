@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import jax
-
-from bilevel import _tree, linear
+from bilevel import linear
 from bilevel._problem import Loss, PyTree
 from bilevel.linear import LinearSolver
+from bilevel.rules._attach import Defining, attached
 from bilevel.rules._detach import detached
 from bilevel.rules._pullback import Optimality, pullback_of
 from bilevel.solvers import Solver
@@ -45,32 +44,11 @@ def implicit_gradient(
             a symmetric system and `optimality` is given.
     """
     defining, pull_back = pullback_of(loss, optimality)
-    pure, consts = _tree.hoist(
-        lambda parameters, inner: defining(parameters[0], inner, parameters[1]),
-        (outer, batch),
-        inner,
-    )
 
-    def defined(parameters: PyTree, inner: PyTree) -> PyTree:
-        consts, *rest = parameters
-        return pure(consts, tuple(rest), inner)
+    def pull(defined: Defining, parameters: PyTree, inner: PyTree, cotangent: PyTree) -> PyTree:
+        return pull_back(defined, linear_solver, parameters, inner, cotangent).cotangents
 
-    @jax.custom_vjp
-    def attach(inner: PyTree, parameters: PyTree) -> PyTree:
-        return inner
-
-    def forward(inner: PyTree, parameters: PyTree) -> tuple[PyTree, PyTree]:
-        # Attached again, so that a second derivative sees `inner` move with the parameters.
-        inner = attach(inner, parameters)
-        return inner, (inner, parameters)
-
-    def backward(residuals: PyTree, cotangent: PyTree) -> tuple[PyTree, PyTree]:
-        inner, parameters = residuals
-        pullback = pull_back(defined, linear_solver, parameters, inner, cotangent)
-        return jax.tree.map(jax.numpy.zeros_like, inner), pullback.cotangents
-
-    attach.defvjp(forward, backward)
-    return attach(jax.lax.stop_gradient(inner), (consts, outer, batch))
+    return attached(defining, pull, inner, inner, outer, batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,17 @@ def implicit_pullback(
     # Linearised once: a product with H repeats none of the work at the point itself.
     stationarity, hvp = jax.linearize(lambda y: jax.grad(loss, argnums=1)(parameters, y), inner)
     adjoint, info = linear.solve(linear_solver, hvp, cotangent, adjoint_init)
+    cotangents = cross_pullback(loss, parameters, inner, adjoint)
+    return Pullback(cotangents, adjoint, stationarity, info)
+
+
+def cross_pullback(
+    loss: Callable[[PyTree, PyTree], jax.Array],
+    parameters: PyTree,
+    inner: PyTree,
+    adjoint: PyTree,
+) -> PyTree:
+    """`-(d/dp) <grad_y G(p, y), u>` for a given u, like the parameters p."""
     leaves, merge = _tree.split_differentiable(parameters)
 
     def slope(leaves: list[Any]) -> jax.Array:
@@ -60,7 +71,7 @@ def implicit_pullback(
         return jax.jvp(lambda y: loss(merge(leaves), y), (inner,), (adjoint,))[1]
 
     gradients = _tree.scale(-1.0, jax.grad(slope)(leaves))
-    return Pullback(_tree.cotangent_like(parameters, gradients), adjoint, stationarity, info)
+    return _tree.cotangent_like(parameters, gradients)
 
 
 def root_pullback(
