@@ -3,6 +3,7 @@
 from bilevel import diagnostics, linear, projections, proximal
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
+from bilevel._evolution import evolution_hypergrad
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
@@ -10,7 +11,7 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import DoubleLoop
+from bilevel.algorithms import PES, DoubleLoop
 from bilevel.linear import LinearSolver
 from bilevel.rules import (
     SAMA,
@@ -28,6 +29,7 @@ from bilevel.solvers import (
     Minimize,
     ProjectedGradient,
     ProximalGradient,
+    ReversibleSGD,
     Solver,
     stacked,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "HypergradInfo",
     "Hypergradient",
     "corrected_hypergradient",
+    "evolution_hypergrad",
     "hypergradient",
     "value_and_hypergrad",
     # Inner solvers and the rules that wrap them
@@ -59,6 +62,7 @@ __all__ = [
     "ProjectedGradient",
     "ProximalGradient",
     "RandomWindow",
+    "ReversibleSGD",
     "SAMA",
     "SignUnrolled",
     "Truncated",
@@ -66,6 +70,7 @@ __all__ = [
     "stacked",
     # Algorithms
     "DoubleLoop",
+    "PES",
     # Modules
     "diagnostics",
     "linear",

@@ -24,6 +24,7 @@ LAYERS = {
     "bilevel.rules": 2,
     "bilevel._hypergradient": 3,
     "bilevel._corrected": 3,
+    "bilevel._evolution": 3,
     "bilevel.algorithms": 4,
     "bilevel.diagnostics": 5,
     "bilevel.testing": 5,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel._problem import PyTree
-from bilevel.rules._detach import differentiable_once
+from bilevel.solvers._smoothness import differentiable_once
 
 Defining = Callable[[PyTree, PyTree], PyTree]
 

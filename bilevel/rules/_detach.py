@@ -1,7 +1,6 @@
-"""Stop derivatives: of a function, whatever it closes over, or of a derivative, loudly."""
+"""Run a function with no derivative flowing through it, whatever it closes over."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -17,21 +16,3 @@ def detached(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """
     pure, consts = _tree.hoist(fun, *args)
     return pure(*jax.lax.stop_gradient((consts, *args)))
-
-
-def differentiable_once(tree: PyTree, rule: str) -> PyTree:
-    """`tree`, a first derivative by `rule`, that raises a ValueError when it is differentiated."""
-
-    @jax.custom_jvp
-    def identity(tree: PyTree) -> PyTree:
-        return tree
-
-    @identity.defjvp
-    def differentiate(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
-        raise ValueError(
-            f"`{rule}` gives a first derivative only, and what it computed is being differentiated"
-            " again. For second derivatives unroll (`Minimize` alone) or wrap the solver in"
-            " `Implicit`, whose gradients can be differentiated in reverse mode again and again."
-        )
-
-    return identity(tree)

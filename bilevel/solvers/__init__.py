@@ -7,6 +7,7 @@ from bilevel.solvers._proximal import (
     ProximalGradient,
     ProximalState,
 )
+from bilevel.solvers._reversible import ReversibleSGD
 
 __all__ = [
     "FixedPoint",
@@ -15,6 +16,7 @@ __all__ = [
     "ProjectedGradient",
     "ProximalGradient",
     "ProximalState",
+    "ReversibleSGD",
     "Solver",
     "stacked",
 ]
