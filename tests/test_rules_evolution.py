@@ -121,7 +121,7 @@ def test_pes_is_unbiased_where_truncation_is_not():
     assert float(jnp.max(jnp.abs(truncated - expected) / deviation)) > 10
     # The run has ended: all particles stand at its start again, unperturbed.
     assert not jnp.any(states.noise)
-    assert bool(jnp.all(states.particles.inner == START))
+    assert bool(jnp.all(states.particles.inner == START[None, None, None]))
     assert int(states.step[0]) == PIECES
 
 

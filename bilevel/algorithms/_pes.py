@@ -175,7 +175,7 @@ class PES:
         key = jax.random.fold_in(state.key, state.step)
         fresh = self.sigma * jax.random.normal(key, state.noise.shape, flat.dtype)
         noise = state.noise + fresh
-        outers = flat + jnp.stack([fresh, -fresh])
+        outers = flat[None, None] + jnp.stack([fresh, -fresh])
         first = (state.step % self.num_pieces) * self.solver.num_steps
 
         def piece(outer: jax.Array, particle: MinimizeState) -> tuple[MinimizeState, jax.Array]:
