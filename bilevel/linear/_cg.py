@@ -1,7 +1,7 @@
 """Conjugate gradients: the default solver for a positive definite Hessian."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,6 @@ class CG:
         ValueError: a setting is out of its range.
     """
 
-    symmetric_only: ClassVar[bool] = True
     max_steps: int = 100
     tolerance: float = 1e-6
     ridge: float = 0.0
@@ -75,6 +74,11 @@ class CG:
         _check.positive_integer("max_steps", self.max_steps)
         _check.positive("tolerance", self.tolerance)
         _check.non_negative("ridge", self.ridge)
+
+    @property
+    def symmetric_only(self) -> bool:
+        """Whether the solution is right only for a symmetric matrix."""
+        return True
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `matvec` maps such pytrees to such pytrees linearly."""

@@ -166,7 +166,12 @@ def _measured(curvature: float | jax.Array, dtype: Any) -> jax.Array:
 
 
 def require_general(linear_solver: LinearSolver) -> None:
-    """Raise a ValueError where `linear_solver` is right only for a symmetric matrix."""
+    """Raise a ValueError where a solver is right only for a symmetric matrix.
+
+    Args:
+        linear_solver: says so by an attribute `symmetric_only`; without one it is taken to be
+            general.
+    """
     if getattr(linear_solver, "symmetric_only", False):
         raise ValueError(
             f"`linear_solver` must suit a system that is not symmetric, got {linear_solver!r},"
