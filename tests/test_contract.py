@@ -16,7 +16,6 @@ from bilevel import (
     Implicit,
     Minimize,
     OneStep,
-    ProjectedGradient,
     ProximalGradient,
     RandomWindow,
     ReversibleSGD,
@@ -54,10 +53,6 @@ SOLVERS = {
     "ProximalGradient": lambda case: proximal_descent(case),
     "Implicit, proximal": lambda case: Implicit(
         proximal_descent(case), linear.Dense(symmetric=False)
-    ),
-    "Implicit, projected": lambda case: Implicit(
-        ProjectedGradient(projections.Box(-1.0, 1.0), 1.0 / case.curvature[1], 25),
-        linear.Neumann(10, 1.0 / case.curvature[1]),
     ),
     "ReversibleSGD": lambda case: ReversibleSGD(0.2 / case.curvature[1], 25),
     "Forward": lambda case: Forward(descend(case)),

@@ -174,6 +174,16 @@ def last_loss(solver: Any, loss: Loss) -> Loss:
     return innermost(solver).last_loss(loss) if hasattr(innermost(solver), "last_loss") else loss
 
 
+def require_smooth(solver: Any) -> None:
+    """Raise a TypeError where the solution is no stationary point of the loss alone."""
+    if any(getattr(s, "optimality", None) is not None for s in (solver, innermost(solver))):
+        raise TypeError(
+            "`solver` must solve a smooth minimisation, whose gradient and Hessian are the judge,"
+            f" got {solver!r}. A constrained, non-smooth or fixed-point lower level can be checked"
+            " by `check_hypergrad(..., reference=...)`, its unrolled solver for instance."
+        )
+
+
 def innermost(solver: Any) -> Any:
     """The plain solver inside any number of gradient rules."""
     while hasattr(solver, "solver"):
