@@ -67,6 +67,11 @@ def test_solvers(name):
     check_solver(SOLVERS[name])
 
 
+@pytest.mark.parametrize("name", ["Implicit, proximal", "ReversibleSGD"])
+def test_solvers_in_double_precision(name, x64):
+    check_solver(SOLVERS[name], dtype="float64")
+
+
 def inner_descent(num_steps):
     return Minimize(optax.sgd(1.0), num_steps)
 

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from bilevel import (
     Batch,
     BilevelProblem,
+    DoubleLoop,
     FixedPoint,
     Implicit,
     Minimize,
@@ -22,6 +23,7 @@ from bilevel import (
     linear,
     projections,
     proximal,
+    run,
     value_and_hypergrad,
 )
 
@@ -108,6 +110,19 @@ def test_both_paths_unrolling_and_a_warm_adjoint_agree(x64):
     tangent = free @ (jnp.eye(6) - jnp.ones((6, 6)) / jnp.sum(free)) @ free
     jacobian = jnp.linalg.pinv(tangent @ hessian @ tangent, rcond=1e-10)
     assert jnp.allclose(second, jacobian.T @ jacobian, atol=1e-9)
+
+
+def test_the_nested_algorithm_warm_starts_a_constrained_lower_level(x64):
+    """From the last adjoint, two terms a step follow a slowly moving outer variable."""
+    hessian, outer, target = quadratic_data()
+    solver = ProjectedGradient(projections.Box(0.0, 1.0), step_size=0.25, num_steps=20)
+    rule = Implicit(solver, linear.Neumann(2, 0.25))
+    algorithm = DoubleLoop(PROBLEM, rule, optax.sgd(1e-3))
+    compute = jax.jit(lambda state, batch: run(algorithm, state, batch, 60))
+    _, info = compute(algorithm.init(outer, jnp.zeros(6)), Batch(hessian, target))
+    residual = info.linear.residual_norm
+    assert float(residual[-1]) < 1e-2 < 0.1 < float(residual[0])
+    assert float(info.value[-1]) < float(info.value[5]) and bool(jnp.all(info.finite))
 
 
 def lasso_data():
