@@ -299,10 +299,13 @@ def test_forward_derivatives_through_implicit_are_refused_by_jax():
 # Half precision, and errors
 
 
-def test_implicit_in_bfloat16_is_close():
+@pytest.mark.parametrize("name", ["implicit", "forward"])
+def test_bfloat16_is_close(name):
     case = ridge()
     half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
-    rule = Implicit(descend(case, 300), linear.CG(20, tolerance=1e-2))
+    solver = descend(case, 300)
+    implicit = Implicit(solver, linear.CG(20, tolerance=1e-2))
+    rule = implicit if name == "implicit" else Forward(solver)
     compute = jax.jit(value_and_hypergrad(case.problem, rule))
     (value, inner), hypergrad = compute(half(case.outer), half(case.init), half(case.batch))
     assert value.dtype == inner.dtype == hypergrad.dtype == jnp.bfloat16

@@ -92,9 +92,9 @@ class Forward:
             return inner, _Residuals(jacobian, values, moving, len(leaves))
 
         def backward(residuals: _Residuals, cotangent: PyTree) -> tuple[list[Any]]:
-            unravel = ravel_pytree(residuals.values)[1]
+            flat, unravel = ravel_pytree(residuals.values)
             pulled = jax.vmap(lambda column: _tree.vdot(column, cotangent))(residuals.jacobian)
-            given = dict(zip(residuals.moving, unravel(pulled), strict=True))
+            given = dict(zip(residuals.moving, unravel(pulled.astype(flat.dtype)), strict=True))
             return ([given.get(i) for i in range(residuals.count)],)
 
         solve.defvjp(forward, backward, symbolic_zeros=True)
