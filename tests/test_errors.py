@@ -114,7 +114,7 @@ VALUES = {
     "fractional steps": (lambda: Minimize(optax.sgd(0.1), 2.5), "`num_steps` must be an integer"),
     "remat of another name": (
         lambda: Minimize(optax.sgd(0.1), 4, remat="all"),
-        '`remat` must be "none", "step", "binomial" or an integer, got \'all\'',
+        '`remat` must be "none", "step" or an integer, or "binomial", got \'all\'',
     ),
     "remat that does not divide": (
         lambda: Minimize(optax.sgd(0.1), 10, remat=4),

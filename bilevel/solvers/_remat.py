@@ -20,7 +20,7 @@ def check(remat: str | int, offload: bool, num_steps: int) -> None:
     if isinstance(remat, str):
         if remat not in ("none", "step", "binomial"):
             raise ValueError(
-                f'`remat` must be "none", "step", "binomial" or an integer, got {remat!r}.'
+                f'`remat` must be "none", "step" or an integer, or "binomial", got {remat!r}.'
             )
     else:
         _check.positive_integer("remat", remat)
