@@ -119,10 +119,10 @@ def _judge(
     slope_error = float(slopes / max(spread, np.linalg.norm(differences), np.finfo(float).tiny))
     check = HypergradCheck(cosine, error, slope_error, len(directions))
     if error > tolerance:
-        what = "is zero, the reference is not" if not np.any(ours) else f"is off by {error:.1%}"
+        what = "is off" if np.any(ours) else "is zero, hence off"
         raise HypergradError(
-            f"the hypergradient {what} against the reference (cosine {cosine:.4f}) and off by"
-            f" {slope_error:.1%} against finite differences."
+            f"the hypergradient {what} by {error:.1%} against the reference (cosine {cosine:.4f})"
+            f" and {slope_error:.1%} against finite differences."
             f" {_remedy(info, slope_error, tolerance)} `diagnose(...)` shows where it comes from."
         )
     if slope_error > tolerance:

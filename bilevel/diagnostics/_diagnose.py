@@ -60,6 +60,16 @@ def evidence(
 
     The first term is the distance to the corrected value, the second what the correction itself
     may miss, rho the contraction of the Newton step.
+
+    Args:
+        outer_loss: F.
+        inner_loss: G, over the whole of `batch.inner`.
+        linear_solver: for the two solves of the judge: `linear.Dense()`, or CG with a tolerance far
+            below the error to be seen.
+        outer: x.
+        inner: y, the inner solution that the rule under test found.
+        hypergrad: what that rule returned.
+        batch: what each loss sees.
     """
     found = correct(outer_loss, inner_loss, linear_solver, outer, inner, batch)
     reference = _tree.add_scaled(found.hypergrad, -1.0, found.error)

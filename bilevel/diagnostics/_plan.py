@@ -70,7 +70,8 @@ def plan_memory(
     Args:
         problem: the two losses.
         solver: whose rules to compare; with no `candidates`, the `Minimize` inside it is unrolled
-            with every choice of `remat`, truncated to a quarter, and differentiated implicitly.
+            plainly, with every choice of `remat`, truncated to a quarter, and differentiated
+            implicitly.
         outer: like the outer variable; only shapes and dtypes matter.
         init: like the inner variable; likewise.
         batch: what each loss sees; likewise.
@@ -97,8 +98,10 @@ def _standard_candidates(solver: Solver) -> dict[str, Solver]:
     segment = min(divisors, key=lambda k: abs(math.log(k * k / steps)), default=None)
     remats: list[Any] = ["none", "step", *([segment] if segment else []), "binomial"]
     chosen: dict[str, Solver] = {
-        f"unrolled, remat={remat!r}": dataclasses.replace(plain, remat=remat) for remat in remats
+        "unrolled, as JAX does": dataclasses.replace(plain, remat="none", mode="reverse")
     }
+    for remat in remats:
+        chosen[f"unrolled, remat={remat!r}"] = dataclasses.replace(plain, remat=remat)
     quarter = max(1, steps // 4)
     chosen[f"Truncated, last={quarter}"] = Truncated(plain, quarter)
     chosen["Implicit, CG"] = (

@@ -1,0 +1,1 @@
+"""Timings and the problems they run on; `make bench` runs them, the tests never do."""

@@ -1,0 +1,242 @@
+"""The worst-case forget set of the digits, run once as a person would run it."""
+
+import dataclasses
+import html.parser
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from applications import forget_set
+from applications.common import models
+from applications.common.data import load
+from applications.common.errors import InputError, NonFiniteError
+from applications.common.training import Points, initialise
+from applications.forget_set import FORGET_SETS, Config, first_weights, run
+from applications.unlearning import selection
+from applications.unlearning.methods import METHODS
+from applications.unlearning.recipes import RECIPES
+from applications.unlearning.selection import Search, search
+
+PERCENTAGES = ("UA", "RA", "TA", "MIA")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The default run: digits, a budget of 10 %, three seeds."""
+    folder = tmp_path_factory.mktemp("results") / "digits"
+    return folder, run(Config(output=folder))
+
+
+def retrained(result, metric):
+    """`{forget set: [one number a seed]}` of the model that was retrained without it."""
+    rows = [row for row in result.rows if row["method"] == "Retrain"]
+    return {
+        name: np.array([row[metric] for row in rows if row["forget_set"] == name])
+        for name in FORGET_SETS
+    }
+
+
+def test_the_worst_case_set_is_hard_to_forget(digits):
+    ua, ta = (retrained(digits[1], metric) for metric in ("UA", "TA"))
+    assert ua["worst_case"].mean() <= ua["random"].mean() / 5
+    assert np.all(ua["worst_case"] < ua["random"])
+    assert ta["worst_case"].mean() >= ta["random"].mean() - 1
+
+
+def test_every_set_method_and_seed_has_a_row(digits):
+    folder, result = digits
+    content = json.loads((folder / "result.json").read_text())
+    assert content["rows"] == result.rows
+    seen = {(row["forget_set"], row["method"], row["seed"]) for row in content["rows"]}
+    assert seen == {(f, m, s) for f in FORGET_SETS for m in METHODS for s in (0, 1, 2)}
+    for row in content["rows"]:
+        assert all(0 <= row[metric] <= 100 for metric in PERCENTAGES) and row["seconds"] >= 0
+    assert content["config"]["budget"] == 0.1 and content["config"]["epochs"] == 30
+    assert content["versions"]["jax"] == jax.__version__ and content["device"]["platform"]
+
+
+def test_the_no_op_row_is_the_original_model(digits):
+    rows = [row for row in digits[1].rows if row["method"] == "none"]
+    for seed in (0, 1, 2):
+        assert np.ptp([row["TA"] for row in rows if row["seed"] == seed]) < 1e-9
+
+
+def test_sets_and_scores_are_saved(digits):
+    folder, result = digits
+    num_points = len(result.dataset.train.y)
+    for seed in (0, 1, 2):
+        scores = np.load(folder / f"scores_seed{seed}.npy")
+        worst = np.load(folder / f"worst_case_seed{seed}.npy")
+        assert scores.shape == (num_points,) and len(np.unique(worst)) == round(0.1 * num_points)
+        assert abs(scores.sum() - len(worst)) < 1e-3 and 0 <= scores.min() <= scores.max() <= 1
+        chosen, others = scores[worst], np.delete(scores, worst)
+        assert chosen.min() >= others.max()
+        assert len(np.load(folder / f"random_seed{seed}.npy")) == 10  # draws
+
+
+class Links(html.parser.HTMLParser):
+    """Collects what a page loads and what its text says."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.text = [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_is_one_file_that_loads_nothing(digits):
+    page = Links()
+    page.feed((digits[0] / "report.html").read_text())
+    assert len(page.sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    for words in ("No certified privacy guarantee", "The hardest to forget", "Classes", "Scores"):
+        assert words in page.text
+    for name in ("worst_case_images", "random_images", "classes", "scores", "search"):
+        assert (digits[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_existing_folder_is_left_alone(digits):
+    before = (digits[0] / "result.json").read_bytes()
+    with pytest.raises(InputError, match="exists and is left as it is.*--overwrite"):
+        run(Config(output=digits[0]))
+    assert (digits[0] / "result.json").read_bytes() == before
+
+
+def quick(tmp_path, **settings):
+    """A run of a few seconds."""
+    small = dict(num_train=300, epochs=2, outer_steps=2, random_draws=1, seeds=(0,))
+    return run(Config(output=tmp_path / "out", **(small | settings)))
+
+
+def test_retraining_as_lower_level_and_a_validation_set(tmp_path):
+    result = quick(tmp_path, lower="retrain", lower_epochs=2, num_validation=200, budget=20)
+    assert result.repetitions[0].sets["worst_case"].shape == (1, 20)
+    assert len(result.dataset.validation.y) == 200
+
+
+def test_overwriting_replaces_the_files(tmp_path):
+    quick(tmp_path)
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    quick(tmp_path, overwrite=True, budget=0.2)
+    content = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert content["config"]["budget"] == 0.2
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+
+
+@pytest.fixture(scope="module")
+def small_search():
+    points = Points.from_split(load("digits", num_train=256).train)
+    model = models.build("mlp", 10)
+    setting = Search(model, 26, num_epochs=1, batch_size=64, sign_step=1e-3, outer_rate=10.0)
+    return setting, points, initialise(model, points.x, jax.random.key(0))
+
+
+def test_only_the_first_step_compiles(small_search, monkeypatch):
+    setting, points, init = small_search
+    traces = []
+    loss = Search._outer_loss
+    monkeypatch.setattr(Search, "_outer_loss", lambda *args: traces.append(None) or loss(*args))
+    counts = []
+    start = first_weights("uniform", np.arange(26), 256)
+    search(setting, points, init, start, 3, jax.random.key(0), lambda: counts.append(len(traces)))
+    assert counts[0] > 0 and counts == counts[:1] * 3
+
+
+@pytest.mark.parametrize("start", ["uniform", "random"])
+def test_the_found_set_is_not_the_start(small_search, start):
+    setting, points, init = small_search
+    setting = dataclasses.replace(setting, outer_rate=1000.0)
+    begin = np.arange(26)
+    found = search(setting, points, init, first_weights(start, begin, 256), 5, jax.random.key(0))
+    assert len(np.intersect1d(selection.largest(found.scores, 26), begin)) < 20
+
+
+def test_a_search_that_diverges_names_step_and_reason(small_search):
+    setting, points, init = small_search
+    broken = jax.tree.map(lambda a: a * jnp.inf, init)
+    start = first_weights("uniform", np.arange(26), 256)
+    with pytest.raises(NonFiniteError, match="stopped at outer step 0.*`sign_step` below 0.001"):
+        search(setting, points, broken, start, 2, jax.random.key(0))
+
+
+def test_a_training_that_diverges_stops_the_run(tmp_path):
+    with pytest.raises(NonFiniteError, match="original model diverged.*`learning_rate`"):
+        quick(tmp_path, learning_rate=1e30)
+    assert not (tmp_path / "out").exists()
+
+
+BAD = {
+    "budget of nothing": (dict(budget=0.001), "`budget` must forget at least one point"),
+    "budget of all": (dict(budget=300), "retain at least one, got 300"),
+    "budget above all": (dict(budget=5000), "`budget` must forget at least one point"),
+    "budget negative": (dict(budget=-1), "`budget` must be a share .* got -1"),
+    "budget fractional": (dict(budget=2.5), "whole number of points, got 2.5"),
+    "budget NaN": (dict(budget=float("nan")), "`budget` must be a share"),
+    "gamma": (dict(gamma=-1.0), "`gamma` must be a number >= 0, got -1.0"),
+    "ascent": (dict(ascent=float("inf")), "`ascent` must be a number >= 0"),
+    "outer rate": (dict(outer_rate=1e5), "`outer_rate` must stay below 1 / gamma"),
+    "outer steps": (dict(outer_steps=0), "`outer_steps` must be a number > 0, got 0"),
+    "sign step": (dict(sign_step=-1e-3), "`sign_step` must be a number > 0"),
+    "no seeds": (dict(seeds=()), "`seeds` must be at least one"),
+    "seed twice": (dict(seeds=(1, 1)), "each once, got"),
+    "too many points": (dict(num_train=5000), "`num_train` must lie between 0 and 1297"),
+    "no points": (dict(num_train=0), "leave no training points"),
+    "batch too large": (dict(batch_size=299), "`batch_size` must not exceed"),
+    "no such folder": (
+        dict(dataset="fashion_mnist", data_dir="nowhere"),
+        "nowhere.* cannot be read .*Pass `--data-dir`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name, tmp_path):
+    settings, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        quick(tmp_path, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_recipe_fits_its_data():
+    for (dataset, lower), recipe in RECIPES.items():
+        config = Config(dataset=dataset, lower=lower)
+        assert config.recipe == recipe
+        assert set(dataclasses.asdict(recipe)) <= set(config.resolved())
+
+
+def command(capsys, *arguments):
+    """Exit code and what was printed."""
+    import sys
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["forget_set", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            forget_set.main()
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out + captured.err
+
+
+def test_help_explains_every_option(capsys):
+    code, text = command(capsys, "--help")
+    assert code == 0
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    assert "--outer-rate" in text and "small ranks by the average loss" in " ".join(text.split())
+
+
+def test_an_unknown_option_suggests_the_nearest(capsys):
+    code, text = command(capsys, "--buget", "0.1")
+    assert code == 2 and "--buget" in text and "--budget" in text
+
+
+def test_an_error_is_one_line_and_no_traceback(capsys, tmp_path):
+    code, text = command(capsys, "--budget", "-3", "--output", str(tmp_path / "out"))
+    assert code == 2 and text.strip().startswith("error: `budget`") and "Traceback" not in text
+    assert len(text.strip().splitlines()) == 1
