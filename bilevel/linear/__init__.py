@@ -3,14 +3,7 @@
 from bilevel.linear._cg import CG
 from bilevel.linear._dense import Dense
 from bilevel.linear._identity import Identity
-from bilevel.linear._info import (
-    LinearInfo,
-    LinearSolution,
-    LinearSolver,
-    LinearStatus,
-    require_general,
-    solve,
-)
+from bilevel.linear._info import LinearInfo, LinearSolution, LinearSolver, LinearStatus, solve
 from bilevel.linear._neumann import Neumann
 
 __all__ = [
@@ -22,6 +15,5 @@ __all__ = [
     "LinearSolver",
     "LinearStatus",
     "Neumann",
-    "require_general",
     "solve",
 ]

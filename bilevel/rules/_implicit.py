@@ -5,6 +5,7 @@ import dataclasses
 from bilevel import linear
 from bilevel._problem import Loss, PyTree
 from bilevel.linear import LinearSolver
+from bilevel.linear._info import require_general
 from bilevel.rules._attach import Defining, attached
 from bilevel.rules._detach import detached
 from bilevel.rules._pullback import Optimality, pullback_of
@@ -90,7 +91,7 @@ class Implicit:
                 f" None, got {self.optimality!r}."
             )
         if self.condition is not None:
-            linear.require_general(self.linear_solver)
+            require_general(self.linear_solver)
 
     @property
     def condition(self) -> Optimality | None:
