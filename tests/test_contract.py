@@ -67,7 +67,7 @@ def test_solvers(name):
     check_solver(SOLVERS[name])
 
 
-@pytest.mark.parametrize("name", ["Implicit, proximal", "ReversibleSGD"])
+@pytest.mark.parametrize("name", ["ReversibleSGD", "SAMA"])
 def test_solvers_in_double_precision(name, x64):
     check_solver(SOLVERS[name], dtype="float64")
 
