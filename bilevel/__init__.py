@@ -1,8 +1,9 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections
+from bilevel import diagnostics, linear, projections, proximal
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
+from bilevel._evolution import evolution_hypergrad
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
@@ -10,10 +11,28 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import DoubleLoop
+from bilevel.algorithms import PES, DoubleLoop
 from bilevel.linear import LinearSolver
-from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
-from bilevel.solvers import Minimize, Solver, stacked
+from bilevel.rules import (
+    SAMA,
+    FiniteDifference,
+    Forward,
+    Implicit,
+    OneStep,
+    RandomWindow,
+    SignUnrolled,
+    Truncated,
+    implicit_gradient,
+)
+from bilevel.solvers import (
+    FixedPoint,
+    Minimize,
+    ProjectedGradient,
+    ProximalGradient,
+    ReversibleSGD,
+    Solver,
+    stacked,
+)
 
 __version__ = "0.1.0"
 
@@ -30,20 +49,31 @@ __all__ = [
     "HypergradInfo",
     "Hypergradient",
     "corrected_hypergradient",
+    "evolution_hypergrad",
     "hypergradient",
     "value_and_hypergrad",
     # Inner solvers and the rules that wrap them
+    "FiniteDifference",
+    "FixedPoint",
+    "Forward",
     "Implicit",
     "Minimize",
     "OneStep",
+    "ProjectedGradient",
+    "ProximalGradient",
+    "RandomWindow",
+    "ReversibleSGD",
+    "SAMA",
     "SignUnrolled",
     "Truncated",
     "implicit_gradient",
     "stacked",
     # Algorithms
     "DoubleLoop",
+    "PES",
     # Modules
     "diagnostics",
     "linear",
     "projections",
+    "proximal",
 ]

@@ -80,11 +80,13 @@ def corrected_hypergradient(
         batch: what each loss sees.
 
     Raises:
-        TypeError: `solver` is not an `Implicit`; see also `value_and_hypergrad`.
+        TypeError: `solver` is not an `Implicit`, or has an optimality condition of its own; see
+            also `value_and_hypergrad`.
     """
-    if not isinstance(solver, Implicit):
+    if not isinstance(solver, Implicit) or solver.condition is not None:
         raise TypeError(
-            f"`solver` must be an `Implicit`, whose formula can be corrected, got {solver!r}."
+            "`solver` must be an `Implicit` of a smooth minimisation, whose formula can be"
+            f" corrected, got {solver!r}."
         )
     check_problem(problem, outer, init, seen_batch(solver, batch))
     inner = solver.solve(problem.inner_loss, init, outer, batch.inner)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
 from bilevel.linear import LinearInfo
-from bilevel.rules import Implicit, implicit_pullback
+from bilevel.rules import Implicit, pullback_of
 from bilevel.solvers import Solver
 from bilevel.solvers._minimize import innermost, last_loss, objective
 
@@ -19,7 +19,8 @@ class HypergradInfo(NamedTuple):
 
     Attributes:
         inner_grad_norm: `||grad_y G||` at the inner solution, on the data that its linear solve or
-            its last step saw; large means that the inner problem was not solved.
+            its last step saw; large means that the inner problem was not solved. For an `Implicit`
+            with an optimality condition of its own, the norm of that residual.
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None for a rule without one.
     """
@@ -36,8 +37,8 @@ class Hypergradient(NamedTuple):
         value: scalar, the outer loss at the inner solution.
         hypergrad: like the outer variable.
         inner: the inner solution.
-        adjoint: solution u of `H u = grad_y F`, like the inner variable, to warm-start the next
-            linear solve; None for a rule without one.
+        adjoint: solution u of `H u = grad_y F` (or of the system of an optimality condition), like
+            the inner variable, to warm-start the next linear solve; None for a rule without one.
         info: evidence.
     """
 
@@ -131,8 +132,9 @@ def _implicit(
         loss, data = objective(solver, problem.inner_loss), batch.inner
     else:
         loss, data = problem.inner_loss, batch.linear
-    pullback = implicit_pullback(
-        lambda outer, inner: loss(outer, inner, data),
+    defining, pull_back = pullback_of(loss, solver.condition)
+    pullback = pull_back(
+        lambda outer, inner: defining(outer, inner, data),
         solver.linear_solver,
         outer,
         inner,

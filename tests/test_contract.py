@@ -9,20 +9,31 @@ import optax
 import pytest
 
 from bilevel import (
+    SAMA,
     DoubleLoop,
+    FiniteDifference,
+    Forward,
     Implicit,
     Minimize,
     OneStep,
+    ProximalGradient,
+    RandomWindow,
+    ReversibleSGD,
     SignUnrolled,
     Truncated,
     linear,
     projections,
+    proximal,
 )
 from bilevel.testing import check_algorithm, check_solver
 
 
 def descend(case, num_steps=25, **options):
     return Minimize(optax.sgd(1.0 / case.curvature[1]), num_steps, **options)
+
+
+def proximal_descent(case):
+    return ProximalGradient(proximal.L1(0.001), 1.0 / case.curvature[1], 25)
 
 
 SOLVERS = {
@@ -39,12 +50,26 @@ SOLVERS = {
     "Truncated": lambda case: Truncated(descend(case), 5),
     "OneStep": lambda case: OneStep(descend(case), descend(case, 1)),
     "SignUnrolled": lambda case: SignUnrolled(0.02, 25),
+    "ProximalGradient": lambda case: proximal_descent(case),
+    "Implicit, proximal": lambda case: Implicit(
+        proximal_descent(case), linear.Dense(symmetric=False)
+    ),
+    "ReversibleSGD": lambda case: ReversibleSGD(0.2 / case.curvature[1], 25),
+    "Forward": lambda case: Forward(descend(case)),
+    "RandomWindow": lambda case: RandomWindow(descend(case), 5, lambda batch: jax.random.key(0)),
+    "FiniteDifference": lambda case: FiniteDifference(descend(case), 0.5),
+    "SAMA": lambda case: SAMA(descend(case)),
 }
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers(name):
     check_solver(SOLVERS[name])
+
+
+@pytest.mark.parametrize("name", ["ReversibleSGD", "SAMA"])
+def test_solvers_in_double_precision(name, x64):
+    check_solver(SOLVERS[name], dtype="float64")
 
 
 def inner_descent(num_steps):

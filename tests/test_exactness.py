@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from bilevel import (
+    Forward,
     Implicit,
     Minimize,
     OneStep,
@@ -40,6 +41,7 @@ EXACT = {
     "implicit, Neumann": lambda case, dtype: Implicit(
         descend(case, dtype), linear.Neumann(600, step_size=1.0 / case.curvature[1])
     ),
+    "forward": lambda case, dtype: Forward(descend(case, dtype)),
     "implicit, L-BFGS": lambda case, dtype: Implicit(
         Minimize(optax.lbfgs(), 60), linear.CG(tolerance=TOLERANCE[dtype])
     ),

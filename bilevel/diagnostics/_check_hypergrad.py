@@ -14,7 +14,7 @@ from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel.diagnostics._diagnose import evidence
 from bilevel.diagnostics._double import as_double, double_precision
 from bilevel.solvers import Solver
-from bilevel.solvers._minimize import objective
+from bilevel.solvers._minimize import objective, require_smooth
 
 
 class HypergradError(ArithmeticError):
@@ -75,10 +75,13 @@ def check_hypergrad(
         HypergradError: the hypergradient is not finite, is zero where it should not be, or differs
             from either route by more than `tolerance`. The message says which, and what to do.
         ValueError: a setting is out of its range.
-        TypeError: see `value_and_hypergrad`.
+        TypeError: the lower level is constrained, non-smooth or a fixed point, and no `reference`
+            is given; see also `value_and_hypergrad`.
     """
     _check.positive("tolerance", tolerance)
     _check.positive_integer("num_directions", num_directions)
+    if reference is None:
+        require_smooth(solver)
     result = jax.jit(lambda *args: hypergradient(problem, solver, *args))(outer, init, batch)
     ours = _flat(result.hypergrad)
     _require_finite(ours, result.info)

@@ -14,7 +14,7 @@ from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
 from bilevel.diagnostics._double import as_double, double_precision, evaluated_dtype
 from bilevel.linear import LinearSolver, LinearStatus
 from bilevel.solvers import Solver
-from bilevel.solvers._minimize import objective
+from bilevel.solvers._minimize import objective, require_smooth
 
 # The estimate is first order: on the random problems of `tests/test_diagnostics.py` this factor
 # makes it a bound in more than 99 % of the cases, and leaves it within a factor 5 in the median.
@@ -205,9 +205,11 @@ def diagnose(
 
     Raises:
         ValueError: `max_dense` is not an integer >= 1.
-        TypeError: see `value_and_hypergrad`.
+        TypeError: the lower level is constrained, non-smooth or a fixed point; see also
+            `value_and_hypergrad`.
     """
     _check.positive_integer("max_dense", max_dense)
+    require_smooth(solver)
     result = jax.jit(lambda *args: hypergradient(problem, solver, *args))(outer, init, batch)
     size = sum(a.size for a in jax.tree.leaves(result.inner))
     inner_loss = objective(solver, problem.inner_loss)

@@ -75,6 +75,11 @@ class CG:
         _check.positive("tolerance", self.tolerance)
         _check.non_negative("ridge", self.ridge)
 
+    @property
+    def symmetric_only(self) -> bool:
+        """Whether the solution is right only for a symmetric matrix."""
+        return True
+
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `matvec` maps such pytrees to such pytrees linearly."""
         matvec = shifted(matvec, self.ridge)

@@ -31,6 +31,9 @@ class Dense:
     Attributes:
         ridge: added to the diagonal.
         tolerance: relative residual that counts as converged.
+        symmetric: False keeps a matrix that is not symmetric as it is and takes LU (2 n^3 / 3
+            operations): for fixed points and constrained or non-smooth lower levels, where the
+            system is no Hessian. True there is refused.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -38,6 +41,12 @@ class Dense:
 
     ridge: float = 0.0
     tolerance: float = 1e-4
+    symmetric: bool = True
+
+    @property
+    def symmetric_only(self) -> bool:
+        """Whether the solution is right only for a symmetric matrix."""
+        return self.symmetric
 
     def __post_init__(self) -> None:
         _check.non_negative("ridge", self.ridge)
@@ -50,16 +59,13 @@ class Dense:
         rhs, scale = normalized(rhs)
         flat_rhs, unravel = ravel_pytree(rhs)
         identity = jnp.eye(flat_rhs.size, dtype=flat_rhs.dtype)
-        rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(identity)
-        matrix = (rows + rows.T) / 2  # rounding made it slightly unsymmetric
-        factor = jnp.linalg.cholesky(matrix)
-        definite = jnp.all(jnp.isfinite(factor))
-        flat = jax.lax.cond(
-            definite,
-            lambda: jsp.linalg.cho_solve((factor, True), flat_rhs),
-            lambda: jnp.linalg.solve(matrix, flat_rhs),
-        )
-        trouble = jnp.where(definite, LinearStatus.CONVERGED.value, LinearStatus.INDEFINITE.value)
+        columns = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0], out_axes=1)(identity)
+        if self.symmetric:
+            matrix = (columns + columns.T) / 2  # rounding made it slightly unsymmetric
+            flat, trouble = _solve_symmetric(matrix, flat_rhs)
+        else:
+            matrix, trouble = columns, jnp.int32(LinearStatus.CONVERGED)
+            flat = jnp.linalg.solve(matrix, flat_rhs)
         return conclude(
             lambda v: unravel(matrix @ ravel_pytree(v)[0]),
             rhs,
@@ -69,3 +75,15 @@ class Dense:
             num_steps=flat_rhs.size,
             trouble=trouble,
         )
+
+
+def _solve_symmetric(matrix: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The solution, and INDEFINITE where Cholesky failed and LU took over."""
+    factor = jnp.linalg.cholesky(matrix)
+    definite = jnp.all(jnp.isfinite(factor))
+    flat = jax.lax.cond(
+        definite,
+        lambda: jsp.linalg.cho_solve((factor, True), rhs),
+        lambda: jnp.linalg.solve(matrix, rhs),
+    )
+    return flat, jnp.where(definite, LinearStatus.CONVERGED.value, LinearStatus.INDEFINITE.value)

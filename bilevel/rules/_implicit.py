@@ -1,71 +1,25 @@
 """The implicit gradient: differentiates the solution, not the steps that led to it."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import jax
-
-from bilevel import _tree, linear
+from bilevel import linear
 from bilevel._problem import Loss, PyTree
-from bilevel.linear import LinearInfo, LinearSolver
+from bilevel.linear import LinearSolver
+from bilevel.linear._info import require_general
+from bilevel.rules._attach import Defining, attached
 from bilevel.rules._detach import detached
+from bilevel.rules._pullback import Optimality, pullback_of
 from bilevel.solvers import Solver
-from bilevel.solvers._minimize import objective
-
-
-class Pullback(NamedTuple):
-    """What `implicit_pullback` returns.
-
-    Attributes:
-        cotangents: like the parameters; `float0` at leaves that have no derivative.
-        adjoint: u, the solution of `H u = cotangent`, like the inner variable.
-        stationarity: `grad_y G` at the inner variable; zero if that is the exact minimiser.
-        info: evidence of the linear solve.
-    """
-
-    cotangents: PyTree
-    adjoint: PyTree
-    stationarity: PyTree
-    info: LinearInfo
-
-
-def implicit_pullback(
-    loss: Callable[[PyTree, PyTree], jax.Array],
-    linear_solver: LinearSolver,
-    parameters: PyTree,
-    inner: PyTree,
-    cotangent: PyTree,
-    adjoint_init: PyTree | None = None,
-) -> Pullback:
-    """Pull a cotangent of `y*(p) = argmin_y G(p, y)` back to the parameters p.
-
-    Solve  `(d^2 G / dy^2) u = cotangent`,  return  `-(d/dp) <grad_y G(p, y), u>`.
-    Every implicit gradient in this library is this function.
-
-    Args:
-        loss: `G(parameters, inner) -> scalar`.
-        linear_solver: solves for u with Hessian-vector products.
-        parameters: p, any pytree; leaves that are not floating get `float0` cotangents.
-        inner: y, where the formula is evaluated; the closer to the minimiser the better.
-        cotangent: like `inner`.
-        adjoint_init: a first guess of u, like `inner`.
-    """
-    # Linearised once: a product with H repeats none of the work at the point itself.
-    stationarity, hvp = jax.linearize(lambda y: jax.grad(loss, argnums=1)(parameters, y), inner)
-    adjoint, info = linear.solve(linear_solver, hvp, cotangent, adjoint_init)
-    leaves, merge = _tree.split_differentiable(parameters)
-
-    def slope(leaves: list[Any]) -> jax.Array:
-        """The derivative of G along u: one forward pass, differentiated by one backward pass."""
-        return jax.jvp(lambda y: loss(merge(leaves), y), (inner,), (adjoint,))[1]
-
-    gradients = _tree.scale(-1.0, jax.grad(slope)(leaves))
-    return Pullback(_tree.cotangent_like(parameters, gradients), adjoint, stationarity, info)
+from bilevel.solvers._minimize import innermost, objective
 
 
 def implicit_gradient(
-    loss: Loss, inner: PyTree, outer: PyTree, batch: PyTree, linear_solver: LinearSolver
+    loss: Loss,
+    inner: PyTree,
+    outer: PyTree,
+    batch: PyTree,
+    linear_solver: LinearSolver,
+    optimality: Optimality | None = None,
 ) -> PyTree:
     """`inner` itself, carrying the implicit gradient of `argmin_y loss(outer, y, batch)`.
 
@@ -79,35 +33,23 @@ def implicit_gradient(
         inner: pytree of floating arrays.
         outer: pytree.
         batch: pytree; integer leaves are fine.
-        linear_solver: e.g. `linear.CG()`.
+        linear_solver: e.g. `linear.CG()`; with `optimality`, one of general systems.
+        optimality: `(loss, outer, inner, batch) -> residual` like `inner`, zero at the solution.
+            None: the solution minimises `loss`, and the residual is its gradient.
 
     Returns:
         A pytree equal to `inner`.
+
+    Raises:
+        ValueError: when differentiated, the residual is not like `inner`, or `linear_solver` needs
+            a symmetric system and `optimality` is given.
     """
-    pure, consts = _tree.hoist(
-        lambda parameters, inner: loss(parameters[0], inner, parameters[1]), (outer, batch), inner
-    )
+    defining, pull_back = pullback_of(loss, optimality)
 
-    def inner_loss(parameters: PyTree, inner: PyTree) -> jax.Array:
-        consts, *rest = parameters
-        return pure(consts, tuple(rest), inner)
+    def pull(defined: Defining, parameters: PyTree, inner: PyTree, cotangent: PyTree) -> PyTree:
+        return pull_back(defined, linear_solver, parameters, inner, cotangent).cotangents
 
-    @jax.custom_vjp
-    def attach(inner: PyTree, parameters: PyTree) -> PyTree:
-        return inner
-
-    def forward(inner: PyTree, parameters: PyTree) -> tuple[PyTree, PyTree]:
-        # Attached again, so that a second derivative sees `inner` move with the parameters.
-        inner = attach(inner, parameters)
-        return inner, (inner, parameters)
-
-    def backward(residuals: PyTree, cotangent: PyTree) -> tuple[PyTree, PyTree]:
-        inner, parameters = residuals
-        pullback = implicit_pullback(inner_loss, linear_solver, parameters, inner, cotangent)
-        return jax.tree.map(jax.numpy.zeros_like, inner), pullback.cotangents
-
-    attach.defvjp(forward, backward)
-    return attach(jax.lax.stop_gradient(inner), (consts, outer, batch))
+    return attached(defining, pull, inner, inner, outer, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +65,19 @@ class Implicit:
     Attributes:
         solver: finds the solution, no derivative is taken of it: any `Solver`.
         linear_solver: solves for the adjoint; see `bilevel.linear`.
+        optimality: `(loss, outer, inner, batch) -> residual`, a pytree like the inner variable that
+            vanishes at the solution, where that is not a stationary point of the loss. The matrix
+            of the linear system is then its Jacobian, which is not symmetric. None: the solver's
+            own word (`ProximalGradient`, `FixedPoint` know theirs), else the gradient of the loss.
 
     Raises:
-        TypeError: `solver` or `linear_solver` is not callable.
+        TypeError: `solver`, `linear_solver` or `optimality` is not callable.
+        ValueError: `linear_solver` needs a symmetric system, and this one is not.
     """
 
     solver: Solver
     linear_solver: LinearSolver = linear.CG()
+    optimality: Optimality | None = None
 
     def __post_init__(self) -> None:
         for name, example in (("solver", "Minimize(...)"), ("linear_solver", "linear.CG()")):
@@ -137,12 +85,25 @@ class Implicit:
                 raise TypeError(
                     f"`{name}` must be callable, such as `{example}`, got {getattr(self, name)!r}."
                 )
+        if self.optimality is not None and not callable(self.optimality):
+            raise TypeError(
+                "`optimality` must be a function `(loss, outer, inner, batch) -> residual`, or"
+                f" None, got {self.optimality!r}."
+            )
+        if self.condition is not None:
+            require_general(self.linear_solver)
+
+    @property
+    def condition(self) -> Optimality | None:
+        """What vanishes at the solution; None where that is the gradient of the loss."""
+        own = getattr(innermost(self.solver), "optimality", None)
+        return own if self.optimality is None else self.optimality
 
     def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`, with an implicit gradient."""
         inner = self.solve(loss, init, outer, batch)
         full_loss = objective(self.solver, loss)
-        return implicit_gradient(full_loss, inner, outer, batch, self.linear_solver)
+        return implicit_gradient(full_loss, inner, outer, batch, self.linear_solver, self.condition)
 
     def solve(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
         """The solution alone, a constant to differentiation."""

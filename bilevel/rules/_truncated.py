@@ -15,10 +15,11 @@ class Truncated:
     The bias falls like the inner contraction to the power `last` (Shaban et al., AISTATS 2019,
     Theorem 3.1), so a few dozen steps of a well-conditioned problem are enough. Memory grows with
     `last`, not with the solver's `num_steps`. Dropping the *early* steps also keeps the derivative
-    recursion away from where it may still diverge.
+    recursion away from where it may still diverge: to drop the derivative of the first k steps,
+    write `last=num_steps - k`, which is the same thing.
 
     Attributes:
-        solver: a `Minimize`, whose optimizer state is carried across the cut.
+        solver: a `Minimize`, whose optimizer state and minibatches go on across the cut.
         last: steps to differentiate, at least 1 and at most the solver's `num_steps`.
 
     Raises:

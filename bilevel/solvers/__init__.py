@@ -1,5 +1,22 @@
 """Inner solvers: anything callable as `(loss, init, outer, batch) -> inner`."""
 
 from bilevel.solvers._minimize import Minimize, MinimizeState, Solver, stacked
+from bilevel.solvers._proximal import (
+    FixedPoint,
+    ProjectedGradient,
+    ProximalGradient,
+    ProximalState,
+)
+from bilevel.solvers._reversible import ReversibleSGD
 
-__all__ = ["Minimize", "MinimizeState", "Solver", "stacked"]
+__all__ = [
+    "FixedPoint",
+    "Minimize",
+    "MinimizeState",
+    "ProjectedGradient",
+    "ProximalGradient",
+    "ProximalState",
+    "ReversibleSGD",
+    "Solver",
+    "stacked",
+]

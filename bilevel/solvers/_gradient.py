@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
@@ -12,6 +13,12 @@ from bilevel import _tree
 from bilevel._problem import PyTree
 
 MODES = ("mixed", "reverse")
+
+
+def check_mode(mode: str) -> None:
+    """Raise a ValueError unless `mode` is one of `MODES`."""
+    if mode not in MODES:
+        raise ValueError(f'`mode` must be "mixed" or "reverse", got {mode!r}.')
 
 
 @jax.tree_util.register_dataclass
@@ -81,13 +88,41 @@ def _joint_product(
 
     slopes = jax.grad(loss, argnums=(0, 1))
     direction = jax.tree.map(_instantiate, grads_bar, is_leaf=_is_zero)
-    try:
-        first, second = jax.jvp(lambda y: slopes(y, moving), (inner,), (direction,))
-    except Exception:  # whatever a primitive without a forward rule raises; reverse raises its own
+
+    def forward_over_reverse(inner: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.jvp(lambda y: slopes(y, moving), (inner,), (direction,))
+
+    if _has_forward_derivative(forward_over_reverse, inner, direction):
+        first, second = forward_over_reverse(inner, direction)
+    else:
         first, pull = jax.vjp(slopes, inner, moving)
         second = pull((direction, jax.tree.map(jnp.zeros_like, moving)))
     # Only line searches and the like look at the value, so this term is rarely there.
     return second if _is_zero(value_bar) else _tree.add_scaled(second, value_bar, first)
+
+
+def _has_forward_derivative(product: Callable[..., Any], *args: PyTree) -> bool:
+    """Whether tracing `product` raises nothing and leaves no `custom_vjp` to be pushed forward.
+
+    Inside a trace JAX notices the latter only when it compiles, too late to take another way.
+    """
+    try:
+        return not _calls(jax.make_jaxpr(product)(*args).jaxpr, "custom_lin")
+    except Exception:  # whatever a primitive without a forward rule raises; reverse raises its own
+        return False
+
+
+def _calls(jaxpr: Any, name: str) -> bool:
+    """Whether a primitive called `name` occurs in `jaxpr` or in any function that it calls."""
+    inside = [
+        part.jaxpr if isinstance(part, jex.core.ClosedJaxpr) else part
+        for equation in jaxpr.eqns
+        for part in jax.tree.leaves(list(equation.params.values()))
+        if isinstance(part, jex.core.ClosedJaxpr | jex.core.Jaxpr)
+    ]
+    return any(equation.primitive.name == name for equation in jaxpr.eqns) or any(
+        _calls(part, name) for part in inside
+    )
 
 
 def _is_zero(leaf: Any) -> bool:

@@ -94,8 +94,7 @@ class Minimize:
             )
         _check.positive_integer("num_steps", self.num_steps)
         _remat.check(self.remat, self.offload, self.num_steps)
-        if self.mode not in _gradient.MODES:
-            raise ValueError(f'`mode` must be "mixed" or "reverse", got {self.mode!r}.')
+        _gradient.check_mode(self.mode)
 
     def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
         """Minimise `loss(outer, ., batch)` from `init`; returns a pytree like `init`."""
@@ -173,6 +172,16 @@ def objective(solver: Any, loss: Loss) -> Loss:
 def last_loss(solver: Any, loss: Loss) -> Loss:
     """The loss that the last step of `solver` saw: its own word for it, else `loss` itself."""
     return innermost(solver).last_loss(loss) if hasattr(innermost(solver), "last_loss") else loss
+
+
+def require_smooth(solver: Any) -> None:
+    """Raise a TypeError where the solution is no stationary point of the loss alone."""
+    if any(getattr(s, "optimality", None) is not None for s in (solver, innermost(solver))):
+        raise TypeError(
+            "`solver` must solve a smooth minimisation, whose gradient and Hessian are the judge,"
+            f" got {solver!r}. A constrained, non-smooth or fixed-point lower level can be checked"
+            " by `check_hypergrad(..., reference=...)`, its unrolled solver for instance."
+        )
 
 
 def innermost(solver: Any) -> Any:

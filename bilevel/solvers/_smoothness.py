@@ -1,4 +1,4 @@
-"""Refuse to differentiate an optimizer that has no derivative at a gradient of zero."""
+"""Refuse to differentiate what has no derivative: some optimizers, and some gradients."""
 
 from typing import Any
 
@@ -35,6 +35,24 @@ def watched(grads: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
         return primals[0], tangents[0]
 
     return identity(grads)
+
+
+def differentiable_once(tree: PyTree, rule: str) -> PyTree:
+    """`tree`, a first derivative by `rule`, that raises a ValueError when it is differentiated."""
+
+    @jax.custom_jvp
+    def identity(tree: PyTree) -> PyTree:
+        return tree
+
+    @identity.defjvp
+    def differentiate(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
+        raise ValueError(
+            f"`{rule}` gives a first derivative only, and what it computed is being differentiated"
+            " again. For second derivatives unroll (`Minimize` alone) or wrap the solver in"
+            " `Implicit`, whose gradients can be differentiated in reverse mode again and again."
+        )
+
+    return identity(tree)
 
 
 def _smooth_at_zero(optimizer: optax.GradientTransformation, grads: PyTree) -> bool:

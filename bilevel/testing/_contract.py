@@ -1,5 +1,6 @@
 """The contract that every solver and every algorithm passes, for third parties too."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +34,18 @@ def standard_cases(dtype: Any = jnp.float32) -> list[Case]:
     Args:
         dtype: of all arrays; float64 needs `jax_enable_x64`.
     """
+    return list(_standard_cases(jnp.dtype(dtype)))
+
+
+@functools.cache
+def _standard_cases(dtype: Any) -> tuple[Case, ...]:
+    """Built once: that costs as much as a check of a cheap solver."""
     ridge_key, quadratic_key, logistic_key = jax.random.split(jax.random.key(0), 3)
-    return [
+    return (
         ridge(ridge_key, dtype=dtype),
         quadratic(quadratic_key, dtype=dtype),
         logistic(logistic_key, dtype=dtype),
-    ]
+    )
 
 
 def check_solver(make: Callable[[Case], Solver], *, dtype: Any = jnp.float32) -> None:

@@ -1,0 +1,115 @@
+"""Forward-mode hypergradients: exact for the steps taken, in memory that they do not add to."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from bilevel import _check, _tree
+from bilevel._problem import Loss, PyTree
+from bilevel.solvers import Solver
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Residuals:
+    jacobian: PyTree  # like the result, with one more axis in front: the moving numbers
+    values: list[Any]
+    moving: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    count: int = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The gradient of the steps taken, pushed forward along with them: for few outer numbers.
+
+    One forward derivative for each outer number runs beside the inner steps, all in one pass, and
+    their end is the Jacobian `dy_K/dx` that the backward pass multiplies by. Memory is that of n
+    inner variables for n outer numbers, whatever the number of steps; time is about n + 1 times
+    that of solving. Prefer it to unrolling for up to a few tens of numbers and many steps, and for
+    solvers whose loops have no reverse derivative (`while_loop`). (Franceschi, Donini, Frasconi and
+    Pontil, ICML 2017, section 3.2.)
+
+    It counts what is being differentiated: numbers of the outer variable, and of the start, the
+    batch or closed-over arrays too if a derivative in these is asked for.
+
+    Attributes:
+        solver: any solver with a forward derivative; a `mode="mixed"` of its own, which has none,
+            is replaced by `"reverse"`.
+        max_numbers: refuse to differentiate with respect to more numbers than this, since time and
+            memory grow with them.
+
+    Raises:
+        TypeError: `solver` is not callable.
+        ValueError: `max_numbers` is not an integer >= 1. When it is differentiated: more numbers
+            than that are moving.
+    """
+
+    solver: Solver
+    max_numbers: int = 64
+
+    def __post_init__(self) -> None:
+        if not callable(self.solver):
+            raise TypeError(
+                f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
+            )
+        _check.positive_integer("max_numbers", self.max_numbers)
+
+    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+        """Solve from `init`; returns a pytree like `init`."""
+        solver: Any = self.solver
+        if getattr(solver, "mode", None) == "mixed":
+            solver = dataclasses.replace(solver, mode="reverse")
+        run = lambda init, outer, batch: solver(loss, init, outer, batch)
+        pure, consts = _tree.hoist(run, init, outer, batch)
+        leaves, structure = jax.tree.flatten((consts, init, outer, batch))
+
+        @jax.custom_vjp
+        def solve(leaves: list[Any]) -> PyTree:
+            return pure(*jax.tree.unflatten(structure, leaves))
+
+        def forward(primals: list[Any]) -> tuple[PyTree, _Residuals]:
+            leaves = [primal.value for primal in primals]
+            moving = tuple(
+                i
+                for i, primal in enumerate(primals)
+                if primal.perturbed and _tree.is_differentiable(primal.value)
+            )
+            values = [leaves[i] for i in moving]
+            flat, unravel = ravel_pytree(values)
+            self._check_count(flat.size)
+
+            def push(flat: jax.Array) -> PyTree:
+                return pure(
+                    *jax.tree.unflatten(structure, _replaced(leaves, moving, unravel(flat)))
+                )
+
+            inner, jacobian = jax.vmap(
+                lambda tangent: jax.jvp(push, (flat,), (tangent,)), out_axes=(None, 0)
+            )(jnp.eye(flat.size, dtype=flat.dtype))
+            return inner, _Residuals(jacobian, values, moving, len(leaves))
+
+        def backward(residuals: _Residuals, cotangent: PyTree) -> tuple[list[Any]]:
+            flat, unravel = ravel_pytree(residuals.values)
+            pulled = jax.vmap(lambda column: _tree.vdot(column, cotangent))(residuals.jacobian)
+            given = dict(zip(residuals.moving, unravel(pulled.astype(flat.dtype)), strict=True))
+            return ([given.get(i) for i in range(residuals.count)],)
+
+        solve.defvjp(forward, backward, symbolic_zeros=True)
+        return solve(leaves)
+
+    def _check_count(self, count: int) -> None:
+        if count > self.max_numbers:
+            raise ValueError(
+                f"`Forward` is being differentiated with respect to {count} numbers, and"
+                f" max_numbers={self.max_numbers}: each costs a pass of its own. Unroll"
+                " (`Minimize` alone) or wrap the solver in `Implicit`, whose cost does not grow"
+                f" with them, or allow it by `Forward(..., max_numbers={count})`."
+            )
+
+
+def _replaced(leaves: list[Any], moving: tuple[int, ...], values: list[Any]) -> list[Any]:
+    given = dict(zip(moving, values, strict=True))
+    return [given.get(i, leaf) for i, leaf in enumerate(leaves)]

@@ -1,0 +1,73 @@
+"""Gradients through a window of inner steps at a random place."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from bilevel import _check
+from bilevel._problem import Loss, PyTree
+from bilevel.rules._detach import detached
+from bilevel.solvers import Minimize, MinimizeState
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomWindow:
+    """Biased: stops after a random number of inner steps, and unrolls the last `window` of them.
+
+    The end N is uniform on `window, ..., num_steps`; the steps before the window count as constant,
+    and y_N is the result, so that the outer loss is looked at along the whole inner run at the cost
+    of a short one. (Random truncation, RaT-BPTT: Feng, Vedantam and Kempe, "Embarrassingly simple
+    dataset distillation", ICLR 2024.)
+
+    The mean over keys is that of the truncated hypergradients of y_N over all N: no weight makes a
+    window of the whole out of it, so two biases remain. Each window cuts earlier steps (falls like
+    the inner contraction to the power `window`), and the objective is the mean outer loss along the
+    run in place of that at its end (falls as the run converges before `window` steps). At
+    `window = num_steps` it is plain unrolling.
+
+    Attributes:
+        solver: a `Minimize`, whose optimizer state and minibatches go on across the cut.
+        window: steps to differentiate, at least 1 and at most the solver's `num_steps`; memory
+            grows with it.
+        key: takes the random key out of the inner batch, e.g. `lambda batch: batch["key"]`. The
+            key is data: put a new one there for every outer step, or every step cuts at one place.
+            The loss, and the solver's `minibatch`, see the batch as it is, key included.
+
+    Raises:
+        TypeError: `solver` is not a `Minimize`, or `key` is not callable.
+        ValueError: `window` is out of its range.
+    """
+
+    solver: Minimize
+    window: int
+    key: Callable[[PyTree], jax.Array]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Minimize):
+            raise TypeError(
+                f"`solver` must be a `Minimize`, whose steps can be cut, got {self.solver!r}."
+            )
+        if not callable(self.key):
+            raise TypeError(
+                "`key` must be a function that takes the random key out of the inner batch, such as"
+                f' `lambda batch: batch["key"]`, got {self.key!r}.'
+            )
+        _check.positive_integer("window", self.window)
+        if self.window > self.solver.num_steps:
+            raise ValueError(
+                f"`window` must be at most the solver's `num_steps`, got window={self.window} and"
+                f" num_steps={self.solver.num_steps}."
+            )
+
+    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+        """Take a random number of steps from `init`; returns a pytree like `init`."""
+        places = self.solver.num_steps - self.window + 1
+        dropped = jax.random.randint(self.key(batch), (), 0, places)
+
+        def skip(state: MinimizeState, outer: PyTree, batch: PyTree) -> MinimizeState:
+            step = lambda index, state: self.solver.step(loss, state, outer, batch, index)
+            return jax.lax.fori_loop(0, dropped, step, state)
+
+        state = detached(skip, self.solver.start(init), outer, batch)
+        return self.solver.advance(loss, state, outer, batch, dropped, self.window).inner
