@@ -1,6 +1,7 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
 from bilevel import diagnostics, linear, projections, proximal
+from bilevel import diagnostics, linear, projections, training
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._evolution import evolution_hypergrad
@@ -12,6 +13,8 @@ from bilevel._hypergradient import (
 )
 from bilevel._problem import Batch, BilevelProblem
 from bilevel.algorithms import PES, DoubleLoop
+from bilevel._version import __version__
+from bilevel.algorithms import DoubleLoop
 from bilevel.linear import LinearSolver
 from bilevel.rules import (
     SAMA,
@@ -34,7 +37,7 @@ from bilevel.solvers import (
     stacked,
 )
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     # The keystone
@@ -76,4 +79,5 @@ __all__ = [
     "linear",
     "projections",
     "proximal",
+    "training",
 ]

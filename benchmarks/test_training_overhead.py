@@ -1,0 +1,96 @@
+"""What `training.fit` costs over a bare `lax.scan` of the same steps, and what importing costs.
+
+    python -m pytest benchmarks/test_training_overhead.py --benchmark-only -p no:xdist -s
+
+Two sizes of step: 20 inner steps of a softmax regression on 2,000 x 200 (milliseconds), and one on
+40 x 8 (tens of microseconds), where the host's own work would show. Both programs run in
+alternation; the ratio is that of the medians.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run, training
+
+SIZES = {"2000 x 200": (2000, 200, 200), "40 x 8": (40, 8, 4000)}
+ROUNDS = 9
+
+
+def make(num_examples, num_features):
+    def fit_loss(weights, data):
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(data[0] @ weights, data[1])
+        )
+
+    problem = BilevelProblem(
+        lambda log_reg, weights, data: fit_loss(weights, data),
+        lambda log_reg, weights, data: fit_loss(weights, data)
+        + jnp.sum(jnp.exp(log_reg)[:, None] * weights**2),
+    )
+    solver = Implicit(Minimize(optax.sgd(0.1), 20), linear.CG(10))
+    algorithm = DoubleLoop(problem, solver, optax.adam(1e-2))
+    keys = jax.random.split(jax.random.key(0), 4)
+    part = lambda a, b: (
+        jax.random.normal(a, (num_examples, num_features)),
+        jax.random.randint(b, (num_examples,), 0, 10),
+    )
+    batch = Batch(inner=part(*keys[:2]), outer=part(*keys[2:]))
+    return algorithm, algorithm.init(
+        jnp.full(num_features, -4.0), jnp.zeros((num_features, 10))
+    ), batch
+
+
+def seconds(call):
+    begin = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begin
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kept", ["nothing", "folder"])
+def test_overhead(benchmark, size, kept, tmp_path):
+    num_examples, num_features, num_steps = SIZES[size]
+    algorithm, state, batch = make(num_examples, num_features)
+    scan = jax.jit(lambda state, batch: run(algorithm, state, batch, num_steps))
+    folders = iter(range(1000))
+
+    def bare():
+        return scan(state, batch)
+
+    def fit():
+        folder = tmp_path / str(next(folders)) if kept == "folder" else None
+        return training.fit(algorithm, state, batch, num_steps, folder=folder)[:2]
+
+    bare(), fit()  # compile
+    pairs = [(seconds(bare), seconds(fit)) for _ in range(ROUNDS)]
+    medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
+    ratio = medians[1] / medians[0]
+    error = jnp.max(jnp.abs(bare()[0].outer - fit()[0].outer))
+    benchmark.extra_info |= {"ratio": ratio, "scan": medians[0], "fit": medians[1]}
+    print(
+        f"\n{size}, {num_steps} steps, {kept} kept: scan {medians[0]:.3f} s, fit {medians[1]:.3f} s,"
+        f" ratio {ratio:.3f}, {jax.devices()[0].device_kind}; results differ by {error:.1e}"
+    )
+    benchmark.pedantic(fit, rounds=1)
+
+
+def test_import(benchmark):
+    code = (
+        "import time; import jax, jax.numpy, optax; begin = time.perf_counter(); import bilevel;"
+        " print(time.perf_counter() - begin)"
+    )
+
+    def added():
+        return float(subprocess.check_output([sys.executable, "-c", code]))
+
+    times = [added() for _ in range(5)]
+    benchmark.extra_info["seconds"] = statistics.median(times)
+    print(f"\n`import bilevel` adds {statistics.median(times):.3f} s to JAX and Optax")
+    benchmark.pedantic(added, rounds=1)

@@ -1,0 +1,28 @@
+"""Runs that a user can live with: `fit` an algorithm with progress, metrics, checkpoints, resume."""
+
+from bilevel.training._checkpoint import FolderError
+from bilevel.training._data import Minibatches
+from bilevel.training._fit import FitResult, NonFiniteError, Report, fit
+from bilevel.training._folder import RunFolder
+from bilevel.training._metrics import read_metrics
+from bilevel.training._precision import MixedPrecision
+from bilevel.training._seeds import Seeds
+from bilevel.training._signals import Interrupted, this_command
+from bilevel.training._stopping import Patience, StopRule
+
+__all__ = [
+    "FitResult",
+    "FolderError",
+    "Interrupted",
+    "Minibatches",
+    "MixedPrecision",
+    "NonFiniteError",
+    "Patience",
+    "Report",
+    "RunFolder",
+    "Seeds",
+    "StopRule",
+    "fit",
+    "read_metrics",
+    "this_command",
+]

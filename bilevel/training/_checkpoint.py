@@ -1,0 +1,208 @@
+"""Checkpoints of a run: Orbax writes them whole or not at all, and what is read back is checked."""
+
+import pathlib
+import shutil
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel._problem import PyTree
+
+FORMAT = 1
+STEP_DIGITS = 9
+
+
+class FolderError(RuntimeError):
+    """A run's folder that cannot be used or written; the message says what is safe and what to do."""
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run, one subfolder for each saved step.
+
+    Args:
+        folder: where; made at the first save.
+        keep: newest ones to keep; older ones are deleted after each save.
+        identity: what a checkpoint must have in common with the run that reads it, as JSON.
+
+    Raises:
+        ImportError: Orbax is not installed.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, identity: Mapping[str, Any]) -> None:
+        self.folder, self.keep, self.identity = folder.absolute(), keep, dict(identity)
+        self._orbax = _import_orbax()
+
+    def steps(self) -> list[int]:
+        """The steps of complete checkpoints, ascending."""
+        found = self.folder.glob("[0-9]" * STEP_DIGITS)
+        # Orbax writes to another name and renames at the end: a name without suffix is complete.
+        return sorted(int(path.name) for path in found if path.is_dir())
+
+    def save(self, step: int, carry: PyTree) -> None:
+        """Write one checkpoint, then delete those beyond `keep`.
+
+        Raises:
+            FolderError: it cannot be written; earlier checkpoints are untouched.
+        """
+        ocp, leaves = self._orbax, _plain_leaves(carry)
+        about = {
+            "format": FORMAT,
+            "step": step,
+            "identity": self.identity,
+            "leaves": _signature(carry),
+            "checksums": [_checksum(leaf) for leaf in leaves],
+        }
+        target = self.folder / f"{step:0{STEP_DIGITS}d}"
+        arguments = ocp.args.Composite(
+            carry=ocp.args.StandardSave([a for a in leaves if a.size]),
+            about=ocp.args.JsonSave(about),
+        )
+        try:
+            with self._checkpointer() as checkpointer:
+                checkpointer.save(target, args=arguments, force=True)
+            self._delete_old()
+        # Orbax lets errors of several kinds through, some of them bare `Exception`s.
+        except Exception as error:
+            raise FolderError(
+                f"The checkpoint of step {step} cannot be written to {target}: {_first_line(error)}"
+                f" {self._advice()}"
+            ) from error
+
+    def restore(self, like: PyTree) -> PyTree | None:
+        """The newest checkpoint, placed on devices as `like` is; None if there is none.
+
+        Raises:
+            FolderError: it is of another version, another problem or another run, or damaged.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        source = self.folder / f"{steps[-1]:0{STEP_DIGITS}d}"
+        about = self._read(source, about=self._orbax.args.JsonRestore())["about"]
+        if about.get("format") != FORMAT:
+            raise FolderError(
+                f"{source} has checkpoint format {about.get('format')!r}, this version of bilevel"
+                f" reads format {FORMAT}. Resume with the version that wrote it, or start anew in"
+                " another folder."
+            )
+        check_identity(source, about["identity"], self.identity)
+        _check_leaves(source, about["leaves"], _signature(like))
+        plain = _plain_leaves(like)
+        abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in plain]
+        wanted = self._orbax.args.StandardRestore([a for a in abstract if a.size])
+        read = iter(self._read(source, carry=wanted)["carry"])
+        leaves = [next(read) if a.size else a for a in plain]
+        sums = zip(map(_checksum, leaves), about["checksums"], strict=True)
+        if any(now != then for now, then in sums if None not in (now, then)):
+            raise self._damaged(source, "its numbers are not those that were saved.")
+        return _like(like, leaves)
+
+    def _read(self, source: pathlib.Path, **items: Any) -> Any:
+        try:
+            with self._checkpointer() as checkpointer:
+                return checkpointer.restore(source, args=self._orbax.args.Composite(**items))
+        except Exception as error:
+            raise self._damaged(source, _first_line(error)) from error
+
+    def _damaged(self, source: pathlib.Path, reason: str) -> FolderError:
+        others = [s for s in self.steps() if s != int(source.name)]
+        rest = f"resume from step {others[-1]}" if others else "start anew"
+        return FolderError(f"{source} is damaged: {reason} Delete that folder to {rest}.")
+
+    def _advice(self) -> str:
+        steps = self.steps()
+        safe = f"Step {steps[-1]} is safe in this folder" if steps else "No step was saved yet"
+        return f"{safe}. Free space or mend the folder's permissions, then resume."
+
+    def _delete_old(self) -> None:
+        if jax.process_index() == 0:
+            for step in self.steps()[: -self.keep]:
+                shutil.rmtree(self.folder / f"{step:0{STEP_DIGITS}d}")
+
+    def _checkpointer(self) -> Any:
+        return self._orbax.Checkpointer(self._orbax.CompositeCheckpointHandler("carry", "about"))
+
+
+def check_identity(
+    source: pathlib.Path, found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+    """Raise a FolderError that names the first setting in which a saved run and this one differ."""
+    for path, here, there in _differences("", expected, found):
+        raise FolderError(
+            f"{source} is of another run: `{path}` was {there!r} there and is {here!r} now. Restore"
+            " that setting to resume, or start anew in another folder."
+        )
+
+
+def _differences(path: str, here: Any, there: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        keys = [*here, *(key for key in there if key not in here)]
+        parts = (
+            _differences(f"{path}.{key}".strip("."), here.get(key), there.get(key)) for key in keys
+        )
+        return [difference for part in parts for difference in part]
+    return [] if here == there else [(path, here, there)]
+
+
+def _check_leaves(source: pathlib.Path, found: list[Any], expected: list[Any]) -> None:
+    there, here = dict(found), dict(expected)
+    for name in [*here, *there]:
+        if here.get(name) != there.get(name):
+            raise FolderError(
+                f"{source} is of another problem: it has {there.get(name, 'nothing')} at `{name}`,"
+                f" this run {here.get(name, 'nothing')}. Start anew in another folder."
+            )
+
+
+def _signature(tree: PyTree) -> list[list[str]]:
+    """Name, dtype and shape of every leaf, as JSON."""
+    return [
+        [jax.tree_util.keystr(path).lstrip("."), f"{a.dtype}[{','.join(map(str, a.shape))}]"]
+        for path, a in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain_leaves(tree: PyTree) -> list[jax.Array]:
+    return [jax.random.key_data(a) if _is_key(a) else a for a in jax.tree.leaves(tree)]
+
+
+def _like(tree: PyTree, leaves: list[jax.Array]) -> PyTree:
+    """`tree` with other leaves, wrapped as keys where its own are."""
+    olds, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
+            for old, new in zip(olds, leaves, strict=True)
+        ],
+    )
+
+
+def _checksum(leaf: jax.Array) -> int | None:
+    """CRC-32 of an array's bytes; None where this process does not have all of them."""
+    if not leaf.is_fully_addressable:
+        return None
+    return zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}."
+
+
+def _import_orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise ImportError(
+            "Checkpoints need Orbax: `pip install 'bilevel[training]'`, or call `fit` without"
+            " `folder`."
+        ) from error
+    return orbax.checkpoint
