@@ -4,7 +4,8 @@
 
 Two sizes of step: 20 inner steps of a softmax regression on 2,000 x 200 (milliseconds), and one on
 40 x 8 (tens of microseconds), where the host's own work would show. Both programs run in
-alternation; the ratio is that of the medians.
+alternation; the ratio is that of the fastest rounds, which other load on the machine spoils least,
+and that of the medians stands beside it.
 """
 
 import statistics
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run, training
+from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, projections, run, training
 
-SIZES = {"2000 x 200": (2000, 200, 200), "40 x 8": (40, 8, 4000)}
-ROUNDS = 9
+SIZES = {"2000 x 200": (2000, 200, 60), "40 x 8": (40, 8, 8000)}
+ROUNDS = 15
 
 
 def make(num_examples, num_features):
@@ -35,7 +36,10 @@ def make(num_examples, num_features):
         + jnp.sum(jnp.exp(log_reg)[:, None] * weights**2),
     )
     solver = Implicit(Minimize(optax.sgd(0.1), 20), linear.CG(10))
-    algorithm = DoubleLoop(problem, solver, optax.adam(1e-2))
+    # Unbounded, the regulariser would outgrow the inner step size within the many steps.
+    algorithm = DoubleLoop(
+        problem, solver, optax.adam(1e-2), projection=projections.Box(-8.0, 0.0)
+    )
     keys = jax.random.split(jax.random.key(0), 4)
     part = lambda a, b: (
         jax.random.normal(a, (num_examples, num_features)),
@@ -70,13 +74,16 @@ def test_overhead(benchmark, size, kept, tmp_path):
 
     bare(), fit()  # compile
     pairs = [(seconds(bare), seconds(fit)) for _ in range(ROUNDS)]
-    medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
-    ratio = medians[1] / medians[0]
+    columns = list(zip(*pairs, strict=True))
+    fastest, medians = map(min, columns), map(statistics.median, columns)
+    (scan_seconds, fit_seconds), (scan_median, fit_median) = fastest, medians
+    ratio = fit_seconds / scan_seconds
     error = jnp.max(jnp.abs(bare()[0].outer - fit()[0].outer))
-    benchmark.extra_info |= {"ratio": ratio, "scan": medians[0], "fit": medians[1]}
+    benchmark.extra_info |= {"ratio": ratio, "scan": scan_seconds, "fit": fit_seconds}
     print(
-        f"\n{size}, {num_steps} steps, {kept} kept: scan {medians[0]:.3f} s, fit {medians[1]:.3f} s,"
-        f" ratio {ratio:.3f}, {jax.devices()[0].device_kind}; results differ by {error:.1e}"
+        f"\n{size}, {num_steps} steps, {kept} kept: scan {scan_seconds:.3f} s, fit"
+        f" {fit_seconds:.3f} s, ratio {ratio:.3f} (of medians {fit_median / scan_median:.3f}),"
+        f" {jax.devices()[0].device_kind}; results differ by {error:.1e}"
     )
     benchmark.pedantic(fit, rounds=1)
 

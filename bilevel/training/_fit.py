@@ -20,7 +20,7 @@ from bilevel.training._signals import Interrupted, listening
 from bilevel.training._stopping import StopRule, as_rule
 
 SECONDS_OF_A_CHUNK = 0.5
-MAX_CHUNK = 4096
+MIN_CAPACITY, MAX_CAPACITY = 64, 4096  # steps in one call of the compiled loop
 # Steps sent to the device without waiting; many more, each with a collective, can block for ever.
 STEPS_IN_FLIGHT = 8
 
@@ -173,8 +173,10 @@ class _Run:
         self.ended: Reason | None = None
         self.signal_number = 0
         self.history: list[Rows] = []
-        self.pace = Pace(chunk, min(num_steps, MAX_CHUNK))
-        capacity = 1 if source.iterator is not None else self.pace.largest
+        # Powers of two, so that runs of different lengths share a program.
+        largest = min(max(1 << (num_steps - 1).bit_length(), MIN_CAPACITY), MAX_CAPACITY)
+        self.pace = Pace(chunk, largest)
+        capacity = 1 if source.iterator is not None else largest
         self.loop = Loop(algorithm, source.batch_at, rule, nan_policy == "skip", capacity, state)
         self.first_batch = None
         arrays = source.arrays
@@ -209,8 +211,9 @@ class _Run:
         self.step = int(self.carry.step)
         num_rows = self.step - first + bool(self.carry.failed)
         rows = {name: values[:num_rows].copy() for name, values in rows.items()}
-        self.history.append(rows)
-        self.kept.record(first + 1, rows)
+        if num_rows:
+            self.history.append(rows)
+            self.kept.record(first + 1, rows)
         due = self.kept.due(self.step)
         self.pace.adapt(num_rows, time.perf_counter() - begin)
         self.pace.length, due, self.signal_number = _agreed(self.pace.length, due, signal_number)
@@ -281,22 +284,19 @@ class Pace:
     """How many steps to take between two looks of the host."""
 
     def __init__(self, chunk: int | None, largest: int) -> None:
-        self.fixed = chunk is not None
-        self.largest = min(chunk, largest) if chunk is not None else largest
-        # The first call compiles, so its time says nothing.
-        self.length = self.largest if self.fixed else 1
+        self.adapts, self.largest = chunk is None, largest
+        self.length = 1 if chunk is None else min(chunk, largest)
         self.calls = 0
 
     def adapt(self, num_steps: int, seconds: float) -> None:
-        """Learn from the steps just taken; lengths grow by 16 at most, since first times mislead."""
+        """Learn from the steps just taken."""
         self.calls += 1
-        if self.fixed or not num_steps:
-            return
-        fitting = SECONDS_OF_A_CHUNK * num_steps / max(seconds, 1e-9)
-        allowed = 16 * num_steps if self.calls > 1 else 2
-        self.length = int(min(max(fitting, 1), allowed, self.largest)) if self.calls > 1 else min(
-            allowed, self.largest
-        )
+        if self.adapts and num_steps:
+            fitting = SECONDS_OF_A_CHUNK * num_steps / max(seconds, 1e-9)
+            # The first call compiles, so its time says nothing; later ones may mislead a little.
+            allowed = 2 if self.calls == 1 else 16 * num_steps
+            fitting = allowed if self.calls == 1 else max(fitting, 1)
+            self.length = int(min(fitting, allowed, self.largest))
 
 
 def _check_policy(nan_policy: str, source: Source) -> None:

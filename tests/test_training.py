@@ -1,0 +1,411 @@
+"""`training.fit`: the numbers of a bare scan, watched; what goes wrong ends in a clear error."""
+
+import dataclasses
+import io
+import json
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run, training
+from bilevel.testing import TraceCounter, quadratic
+from bilevel.training import Minibatches, Patience, RunFolder, Seeds, fit
+from bilevel.training._loop import Loop
+from bilevel.training._progress import ProgressLine, clock
+
+CASE = quadratic(jax.random.key(0))
+NUM_STEPS = 30
+
+
+class SmallState(NamedTuple):
+    outer: dict
+    inner: dict
+
+
+class SmallInfo(NamedTuple):
+    value: jax.Array
+    hypergrad_norm: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """The least algorithm there is: joint gradient steps. It compiles in no time."""
+
+    problem: BilevelProblem = CASE.problem
+    rate: float = 0.1
+
+    def init(self, outer, inner):
+        return SmallState(outer, inner)
+
+    def step(self, state, batch):
+        def total(state):
+            inner_loss = self.problem.inner_loss(state.outer, state.inner, batch.inner)
+            value = self.problem.outer_loss(state.outer, state.inner, batch.outer)
+            return inner_loss + value, value
+
+        gradient, value = jax.grad(total, has_aux=True)(state)
+        state = jax.tree.map(lambda a, g: a - self.rate * g, state, gradient)
+        return state, SmallInfo(value, optax.tree.norm(gradient.outer))
+
+
+ALGORITHM = Small()
+START = ALGORITHM.init(CASE.outer, CASE.init)
+DOUBLE_LOOP = DoubleLoop(
+    CASE.problem, Implicit(Minimize(optax.sgd(1.0), 5), linear.CG(5)), optax.sgd(0.1)
+)
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return fit(ALGORITHM, START, CASE.batch, NUM_STEPS)
+
+
+def test_takes_the_steps_of_a_scan():
+    start = DOUBLE_LOOP.init(CASE.outer, CASE.init)
+    result = fit(DOUBLE_LOOP, start, CASE.batch, NUM_STEPS)
+    state, info = jax.jit(lambda s, b: run(DOUBLE_LOOP, s, b, NUM_STEPS))(start, CASE.batch)
+    for ours, scanned in zip(leaves(result.state), leaves(state), strict=True):
+        np.testing.assert_allclose(ours, scanned, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.metrics["value"], info.value, rtol=1e-5)
+    np.testing.assert_array_equal(result.metrics["linear.status"], info.linear.status)
+    assert result.metrics["finite"].all()
+    assert (result.num_steps, result.num_skipped, result.reason) == (30, 0, "finished")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
+def test_chunks_change_no_bit(reference, chunk):
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, chunk=chunk)
+    assert equal(result.state, reference.state)
+    assert equal(result.metrics, reference.metrics)
+
+
+def test_an_iterator_and_a_function_give_the_same(reference):
+    batches = iter([CASE.batch] * NUM_STEPS)
+    assert equal(fit(ALGORITHM, START, batches, NUM_STEPS).state, reference.state)
+    by_step = lambda step, arrays: arrays
+    result = fit(ALGORITHM, START, by_step, NUM_STEPS, arrays=CASE.batch)
+    assert equal(result.state, reference.state)
+
+
+def test_a_short_iterator_ends_the_run():
+    result = fit(ALGORITHM, START, iter([CASE.batch] * 3), NUM_STEPS)
+    assert (result.num_steps, result.reason, len(result.metrics["value"])) == (3, "data", 3)
+
+
+def test_compiles_once_for_ragged_chunks_and_equal_runs():
+    counter = TraceCounter(CASE.problem.outer_loss)
+    problem = BilevelProblem(counter, CASE.problem.inner_loss)
+    fit(Small(problem), START, CASE.batch, NUM_STEPS, chunk=7)
+    assert counter.count == 1
+    fit(Small(problem), START, CASE.batch, 28)  # an equal algorithm, not the same object
+    assert counter.count == 1
+
+
+def test_the_start_is_not_given_up():
+    before = leaves(START)
+    fit(ALGORITHM, START, CASE.batch, 2)
+    assert equal(before, leaves(START))
+
+
+def noisy(step, arrays):
+    """Step 3 sees NaN, and so does every step after it that is a multiple of 3."""
+    poison = jnp.where((step > 0) & (step % 3 == 0), jnp.nan, 0.0)
+    return arrays._replace(outer=arrays.outer + poison)
+
+
+def test_a_step_that_is_not_finite_raises():
+    with pytest.raises(training.NonFiniteError, match=r"Step 4 left the finite.*value nan.*Lower"):
+        fit(ALGORITHM, START, noisy, NUM_STEPS, arrays=CASE.batch)
+
+
+@pytest.mark.parametrize("chunk", [2, 30])
+def test_stop_keeps_the_last_good_state(chunk):
+    result = fit(
+        ALGORITHM, START, noisy, NUM_STEPS, arrays=CASE.batch, nan_policy="stop", chunk=chunk
+    )
+    good = fit(ALGORITHM, START, CASE.batch, 3)
+    assert (result.reason, result.num_steps) == ("non_finite", 3)
+    assert equal(result.state, good.state)
+    assert np.isnan(result.metrics["value"][3]) and len(result.metrics["value"]) == 4
+
+
+def test_skip_drops_the_steps_and_goes_on():
+    result = fit(ALGORITHM, START, noisy, 8, arrays=CASE.batch, nan_policy="skip")
+    assert (result.reason, result.num_steps, result.num_skipped) == ("finished", 8, 2)
+    good = fit(ALGORITHM, START, CASE.batch, 6)
+    assert equal(result.state, good.state)
+    np.testing.assert_array_equal(np.flatnonzero(~result.metrics["finite"]), [3, 6])
+
+
+def test_an_infinity_that_was_there_from_the_start_is_no_failure():
+    start = START._replace(inner=START.inner | {"best": jnp.array([jnp.inf, 1.0])})
+    assert fit(ALGORITHM, start, CASE.batch, 3).reason == "finished"
+
+
+@pytest.mark.parametrize("chunk", [3, 30])
+def test_stops_at_the_step_where_the_condition_holds(reference, chunk):
+    norms = reference.metrics["hypergrad_norm"]
+    threshold = float(np.sort(norms)[NUM_STEPS // 2])
+    first = int(np.argmax(norms <= threshold)) + 1
+    condition = lambda info: info.hypergrad_norm <= threshold
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, stop_when=condition, chunk=chunk)
+    assert (result.reason, result.num_steps) == ("stop_when", first)
+
+
+def test_patience_waits_for_a_new_minimum():
+    values = [5.0, 4.0, 4.5, 3.95, np.nan, 3.9, 3.9]
+    rule, waited = Patience(3, lambda info: info, min_decrease=0.2), []
+    memory = rule.init(jax.ShapeDtypeStruct((), jnp.float32))
+    for value in values:
+        memory, stop = rule.update(memory, jnp.float32(value))
+        waited.append((int(memory[1]), bool(stop)))
+    assert waited == [(0, False), (0, False), (1, False), (2, False), (3, True), (4, True), (5, True)]
+
+
+def test_patience_ends_a_run():
+    flat = Small(rate=1e-12)
+    result = fit(flat, START, CASE.batch, NUM_STEPS, stop_when=Patience(4, min_decrease=10.0))
+    assert (result.reason, result.num_steps) == ("stop_when", 5)
+
+
+def test_callbacks_see_each_chunk_and_can_stop():
+    seen = []
+
+    def callback(report):
+        seen.append((report.step, float(report.metrics["value"]), float(report.state.outer["scale"])))
+        return report.step >= 20
+
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, chunk=10, callbacks=[callback])
+    assert [step for step, *_ in seen] == [10, 20]
+    assert seen[-1][1] == result.metrics["value"][-1]
+    assert (result.reason, result.num_steps) == ("callback", 20)
+
+
+def test_minibatches_depend_on_the_step_and_the_seed_alone():
+    x = jnp.arange(100.0)
+    data = Batch(inner={"x": x, "y": 2 * x}, outer=x)
+    draw = lambda seed, step: Minibatches(inner=8, outer=4, linear=8, seed=seed)(step, data)
+    sample = jax.jit(draw)
+    batch = sample(3, 5)
+    assert batch.inner["x"].shape == (8,) and batch.outer.shape == (4,)
+    np.testing.assert_array_equal(batch.inner["y"], 2 * batch.inner["x"])
+    assert not np.array_equal(batch.linear["x"], batch.inner["x"])
+    assert equal(sample(3, 5), batch)
+    assert not equal(sample(3, 6), batch) and not equal(sample(0, 5), batch)
+    stacked = jax.jit(lambda step: draw((0, 3), step))(5)
+    assert equal(jax.tree.map(lambda a: a[1], stacked), batch)
+    assert Minibatches()(jnp.int32(0), data).outer is x
+
+
+def regression(seed=0):
+    """Weighted least squares; the outer variable is a log-regulariser for each weight."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.normal(keys[0], (64, 4))
+    y = x @ jnp.arange(4.0) + 0.1 * jax.random.normal(keys[1], (64,))
+    loss = lambda w, data: jnp.mean((data[0] @ w - data[1]) ** 2)
+    problem = BilevelProblem(
+        lambda outer, inner, data: loss(inner, data),
+        lambda outer, inner, data: loss(inner, data) + jnp.sum(jnp.exp(outer) * inner**2),
+    )
+    return problem, Batch((x[:32], y[:32]), (x[32:], y[32:]))
+
+
+def test_ten_seeds_equal_ten_runs():
+    problem, arrays = regression()
+    single = DoubleLoop(
+        problem, Implicit(Minimize(optax.sgd(0.1), 5), linear.CG(4)), optax.adam(0.05)
+    )
+    inits = jax.random.normal(jax.random.key(1), (10, 4))
+    many = Seeds(single, 10, shared_batch=False)
+    state = many.init(jnp.full((10, 4), -3.0), inits)
+    sampler = Minibatches(inner=16, outer=16, seed=tuple(range(10)))
+    result = fit(many, state, sampler, 12, arrays=arrays)
+    assert result.metrics["value"].shape == (12, 10)
+    # The seed is in `arrays`, not in the sampler, so that ten runs share one program.
+    seeded = lambda step, a: Minibatches(inner=16, outer=16, seed=a[0])(step, a[1])
+    for seed in range(10):
+        start = single.init(jnp.full(4, -3.0), inits[seed])
+        alone = fit(single, start, seeded, 12, arrays=(seed, arrays))
+        np.testing.assert_allclose(result.metrics["value"][:, seed], alone.metrics["value"], 1e-4)
+        for ours, theirs in zip(leaves(result.state), leaves(alone.state), strict=True):
+            np.testing.assert_allclose(ours[seed], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_skip_drops_only_the_seed_that_failed():
+    many = Seeds(ALGORITHM, 2, shared_batch=False)
+    pair = jax.tree.map(lambda a: jnp.stack([a, a]), (CASE.outer, CASE.init))
+    both = jax.tree.map(lambda a: jnp.stack([a, a]), CASE.batch)
+
+    def data(step, arrays):
+        poison = jnp.where(step == 1, jnp.array([0.0, jnp.nan]), 0.0)
+        return arrays._replace(outer=arrays.outer + poison[:, None])
+
+    result = fit(many, many.init(*pair), data, 3, arrays=both, nan_policy="skip")
+    np.testing.assert_array_equal(result.metrics["finite"], [[1, 1], [1, 0], [1, 1]])
+    for seed, num_good in ((0, 3), (1, 2)):
+        good = fit(ALGORITHM, START, CASE.batch, num_good)
+        for ours, theirs in zip(leaves(result.state), leaves(good.state), strict=True):
+            np.testing.assert_allclose(ours[seed], theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(training.NonFiniteError, match="Step 2"):
+        fit(many, many.init(*pair), data, 3, arrays=both)
+
+
+def test_the_progress_line():
+    stream = io.StringIO()
+    line = ProgressLine(100, None, stream)
+    line.update(10, {"value": 1.0})
+    line.close()
+    assert stream.getvalue() == ""  # no terminal
+    line = ProgressLine(100, True, stream)
+    line.update(10, {"value": 1.0})
+    line.update(50, {"value": np.array([1.0, 2.0]), "hypergrad_norm": 3e-5, "inner_grad_norm": 0.2})
+    line.close()
+    text = stream.getvalue()
+    for part in ("step 50/100", "loss 1.5", "hypergrad 3e-05", "inner grad 0.2", "steps/s", "left"):
+        assert part in text
+    assert text.endswith("\n") and text.count("\n") == 1
+    assert [clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+def test_metrics_are_lines_of_json(tmp_path):
+    rows = {"value": np.array([1.0, np.nan]), "seeds": np.array([[1, 2], [3, 4]])}
+    file = training._metrics.MetricsFile(tmp_path / "metrics.jsonl", None, 0)
+    file.write(1, rows, 1)
+    file.write(3, {"value": np.array([-np.inf]), "seeds": np.array([[5, 6]])}, 1)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN is not JSON
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 4, "va')
+    read = training.read_metrics(tmp_path)
+    assert [line["step"] for line in read] == [1, 2, 3]
+    assert np.isnan(read[1]["value"]) and read[2]["value"] == -np.inf
+    assert read[2]["seeds"] == [5, 6]
+
+
+def test_log_every_thins_the_file_and_tensorboard_gets_the_same(tmp_path):
+    folder = RunFolder(tmp_path / "run", log_every=10, tensorboard=True)
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, folder=folder)
+    read = training.read_metrics(tmp_path / "run")
+    assert [line["step"] for line in read] == [10, 20, 30]
+    assert read[0]["value"] == pytest.approx(float(result.metrics["value"][9]))
+    events = b"".join(p.read_bytes() for p in (tmp_path / "run" / "events").iterdir())
+    assert events.count(b"hypergrad_norm") == 3
+
+
+WRONG = {
+    "steps": (lambda: fit(ALGORITHM, START, CASE.batch, 0), ValueError, "`num_steps` must be"),
+    "chunk": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, chunk=0),
+        ValueError,
+        "`chunk` must be an integer >= 1, got 0",
+    ),
+    "data": (
+        lambda: fit(ALGORITHM, START, [CASE.batch], 1),
+        TypeError,
+        r"`data` must be a `bilevel.Batch`.*got list. Pass `iter",
+    ),
+    "arrays": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, arrays=1),
+        ValueError,
+        "`arrays` is what a function.*but `data` is a Batch",
+    ),
+    "function": (
+        lambda: fit(ALGORITHM, START, lambda step, arrays: (1, 2), 1),
+        TypeError,
+        r"must return a `bilevel.Batch`, got tuple",
+    ),
+    "closure": (
+        lambda: fit(ALGORITHM, START, lambda step, _: Batch(jnp.asarray(np.ones((600, 600)))), 1),
+        ValueError,
+        r"closes over 1.4 MiB of arrays.*Pass them as `arrays",
+    ),
+    "iterator": (
+        lambda: fit(ALGORITHM, START, iter([1]), 1),
+        TypeError,
+        "`data` must yield `bilevel.Batch`es, got int at step 0",
+    ),
+    "empty iterator": (
+        lambda: fit(ALGORITHM, START, iter([]), 1),
+        ValueError,
+        "an iterator that yields nothing",
+    ),
+    "policy": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, nan_policy="ignore"),
+        ValueError,
+        '`nan_policy` must be "raise", "skip" or "stop", got \'ignore\'',
+    ),
+    "skip": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, nan_policy="skip"),
+        ValueError,
+        "needs data that changes from step to step",
+    ),
+    "stop_when": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, stop_when=3),
+        TypeError,
+        "`stop_when` must be a function of the info",
+    ),
+    "patience": (lambda: Patience(0), ValueError, "`num_steps` must be an integer >= 1, got 0"),
+    "decrease": (lambda: Patience(1, min_decrease=-1), ValueError, "`min_decrease` must be"),
+    "minibatch": (lambda: Minibatches(inner=0), ValueError, "`inner` must be an integer >= 1"),
+    "seeds": (lambda: Seeds(ALGORITHM, 0), ValueError, "`num_seeds` must be an integer >= 1"),
+    "unstacked": (
+        lambda: Seeds(ALGORITHM, 3).init(CASE.outer, CASE.init),
+        ValueError,
+        r"`outer` must have a leading axis of length num_seeds=3, got shape \(\) at"
+        r" `outer\['scale'\]`",
+    ),
+    "keep": (lambda: RunFolder("x", keep=0), ValueError, "`keep` must be an integer >= 1, got 0"),
+    "config": (
+        lambda: RunFolder("x", config={"f": jnp.sin}),
+        TypeError,
+        "`config` must be a dataclass or a dictionary",
+    ),
+    "precision": (lambda: training.MixedPrecision(3), TypeError, "`loss` must be a function"),
+    "dtype": (
+        lambda: training.MixedPrecision(sum, jnp.int32),
+        TypeError,
+        "`dtype` must be a floating type such as `jnp.bfloat16`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(name):
+    call, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("module", "option", "extra"),
+    [("orbax.checkpoint", {}, "training"), ("tensorboardX", {"tensorboard": True}, "tensorboard")],
+)
+def test_a_missing_package_is_named(monkeypatch, tmp_path, module, option, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"pip install 'bilevel\[{extra}\]'"):
+        fit(ALGORITHM, START, CASE.batch, 1, folder=RunFolder(tmp_path, **option))
+
+
+def test_loops_of_unhashable_parts_are_themselves_only():
+    class Unhashable(Small):
+        __hash__ = None
+
+    algorithm = Unhashable()
+    rule = training._stopping.as_rule(None)
+    parts = (training._data.same_batch, rule, False, 4, START)
+    loop = Loop(algorithm, *parts)
+    assert loop == Loop(algorithm, *parts) and hash(loop) == hash(Loop(algorithm, *parts))
+    assert loop != Loop(ALGORITHM, *parts)
