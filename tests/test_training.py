@@ -1,11 +1,8 @@
 """`training.fit`: the numbers of a bare scan, watched; what goes wrong ends in a clear error."""
 
-import dataclasses
 import io
 import json
 import sys
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,44 +10,13 @@ import optax
 import pytest
 
 from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run, training
-from bilevel.testing import TraceCounter, quadratic
+from bilevel.testing import TraceCounter
 from bilevel.training import Minibatches, Patience, RunFolder, Seeds, fit
 from bilevel.training._loop import Loop
 from bilevel.training._progress import ProgressLine, clock
+from tests.small_algorithm import CASE, Small
 
-CASE = quadratic(jax.random.key(0))
 NUM_STEPS = 30
-
-
-class SmallState(NamedTuple):
-    outer: dict
-    inner: dict
-
-
-class SmallInfo(NamedTuple):
-    value: jax.Array
-    hypergrad_norm: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Small:
-    """The least algorithm there is: joint gradient steps. It compiles in no time."""
-
-    problem: BilevelProblem = CASE.problem
-    rate: float = 0.1
-
-    def init(self, outer, inner):
-        return SmallState(outer, inner)
-
-    def step(self, state, batch):
-        def total(state):
-            inner_loss = self.problem.inner_loss(state.outer, state.inner, batch.inner)
-            value = self.problem.outer_loss(state.outer, state.inner, batch.outer)
-            return inner_loss + value, value
-
-        gradient, value = jax.grad(total, has_aux=True)(state)
-        state = jax.tree.map(lambda a, g: a - self.rate * g, state, gradient)
-        return state, SmallInfo(value, optax.tree.norm(gradient.outer))
 
 
 ALGORITHM = Small()
@@ -172,7 +138,15 @@ def test_patience_waits_for_a_new_minimum():
     for value in values:
         memory, stop = rule.update(memory, jnp.float32(value))
         waited.append((int(memory[1]), bool(stop)))
-    assert waited == [(0, False), (0, False), (1, False), (2, False), (3, True), (4, True), (5, True)]
+    assert waited == [
+        (0, False),
+        (0, False),
+        (1, False),
+        (2, False),
+        (3, True),
+        (4, True),
+        (5, True),
+    ]
 
 
 def test_patience_ends_a_run():
@@ -185,7 +159,9 @@ def test_callbacks_see_each_chunk_and_can_stop():
     seen = []
 
     def callback(report):
-        seen.append((report.step, float(report.metrics["value"]), float(report.state.outer["scale"])))
+        seen.append(
+            (report.step, float(report.metrics["value"]), float(report.state.outer["scale"]))
+        )
         return report.step >= 20
 
     result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, chunk=10, callbacks=[callback])

@@ -56,7 +56,7 @@ class Checkpoints:
             "leaves": _signature(carry),
             "checksums": [_checksum(leaf) for leaf in leaves],
         }
-        target = self.folder / f"{step:0{STEP_DIGITS}d}"
+        target = self._path(step)
         arguments = ocp.args.Composite(
             carry=ocp.args.StandardSave([a for a in leaves if a.size]),
             about=ocp.args.JsonSave(about),
@@ -78,10 +78,11 @@ class Checkpoints:
         Raises:
             FolderError: it is of another version, another problem or another run, or damaged.
         """
+        self._delete_remains()
         steps = self.steps()
         if not steps:
             return None
-        source = self.folder / f"{steps[-1]:0{STEP_DIGITS}d}"
+        source = self._path(steps[-1])
         about = self._read(source, about=self._orbax.args.JsonRestore())["about"]
         if about.get("format") != FORMAT:
             raise FolderError(
@@ -121,7 +122,18 @@ class Checkpoints:
     def _delete_old(self) -> None:
         if jax.process_index() == 0:
             for step in self.steps()[: -self.keep]:
-                shutil.rmtree(self.folder / f"{step:0{STEP_DIGITS}d}")
+                old = self._path(step)
+                # Under its own name, a half deleted one would pass for complete.
+                shutil.rmtree(old.rename(old.with_suffix(".deleted")))
+
+    def _delete_remains(self) -> None:
+        """Remove what a process left that was killed while it saved or deleted."""
+        if jax.process_index() == 0:
+            for path in self.folder.glob("[0-9]" * STEP_DIGITS + ".*"):
+                shutil.rmtree(path)
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.folder / f"{step:0{STEP_DIGITS}d}"
 
     def _checkpointer(self) -> Any:
         return self._orbax.Checkpointer(self._orbax.CompositeCheckpointHandler("carry", "about"))

@@ -238,8 +238,10 @@ class _Run:
         """The message of a `NonFiniteError`."""
         last = {name: values[-1] for name, values in self.history[-1].items()}
         bad = [n for n, v in last.items() if n != "finite" and not np.all(np.isfinite(v))]
-        seen = f"its info has {', '.join(f'{n} {last[n]}' for n in bad)}" if bad else (
-            "its info is finite, the state after it is not"
+        seen = (
+            f"its info has {', '.join(f'{n} {last[n]}' for n in bad)}"
+            if bad
+            else ("its info is finite, the state after it is not")
         )
         return (
             f"Step {self.step + 1} left the finite numbers: {seen}. Lower the step sizes (an inner"

@@ -1,10 +1,10 @@
 """The folder of a run: who may write to it, what it holds, and how a run goes on from it.
 
-    run.json        settings, versions and devices, for a person to read
-    metrics.jsonl   one line for each logged step
-    checkpoints/    one subfolder for each saved step
-    events/         TensorBoard, where asked for
-    .lock           held while a process runs here
+run.json        settings, versions and devices, for a person to read
+metrics.jsonl   one line for each logged step
+checkpoints/    one subfolder for each saved step
+events/         TensorBoard, where asked for
+.lock           held while a process runs here
 """
 
 import contextlib

@@ -87,9 +87,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = pathlib.Path(path)
     lines = (path / "metrics.jsonl" if path.is_dir() else path).read_text().splitlines(True)
     complete = [line for line in lines if line.endswith("\n")]
-    return [
-        {name: _number(value) for name, value in json.loads(line).items()} for line in complete
-    ]
+    return [{name: _number(value) for name, value in json.loads(line).items()} for line in complete]
 
 
 def _number(value: Any) -> Any:

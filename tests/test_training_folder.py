@@ -1,0 +1,360 @@
+"""A run's folder: resumed to the last bit, and whatever is wrong with it ends in a clear error."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel import training
+from bilevel.training import FolderError, Interrupted, RunFolder, fit, read_metrics
+from bilevel.training._checkpoint import Checkpoints
+from tests.small_algorithm import CASE, Small
+
+ROOT = pathlib.Path(__file__).parent.parent
+ALGORITHM = Small()
+START = ALGORITHM.init(CASE.outer, CASE.init)
+NUM_STEPS = 24
+EVERY = 5
+
+
+def drifting(step, arrays):
+    """Data that differs from step to step, so that a step taken twice or left out would show."""
+    return arrays._replace(outer=arrays.outer + 0.01 * step)
+
+
+def run(path, num_steps=NUM_STEPS, *, start=START, algorithm=ALGORITHM, options=(), **settings):
+    folder = RunFolder(path, **{"checkpoint_every": EVERY} | settings)
+    return fit(algorithm, start, drifting, num_steps, arrays=CASE.batch, folder=folder,
+               **dict(options))  # fmt: skip
+
+
+def equal(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "run"
+    return run(path), (path / "metrics.jsonl").read_text()
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A folder with a run that took 12 of its steps."""
+    run(tmp_path / "run", 12)
+    return tmp_path / "run"
+
+
+def saved(path):
+    return sorted(p.name for p in (path / "checkpoints").iterdir())
+
+
+def assert_completes(path, reference, **options):
+    result, metrics = reference
+    resumed = run(path, resume=True, **options)
+    assert equal(resumed.state, result.state) and resumed.num_steps == NUM_STEPS
+    assert (path / "metrics.jsonl").read_text() == metrics
+
+
+def test_resume_continues_to_the_last_bit(stopped, reference):
+    assert saved(stopped) == ["000000010", "000000012"]  # the newest two
+    assert_completes(stopped, reference)
+    # Resumed once more there is nothing to do.
+    again = run(stopped, resume=True)
+    assert equal(again.state, reference[0].state) and again.metrics == {}
+
+
+def test_resume_of_nothing_begins(tmp_path, reference):
+    assert_completes(tmp_path / "a" / "new", reference)
+
+
+def test_an_iterator_is_drawn_through(tmp_path):
+    batches = [drifting(i, CASE.batch) for i in range(8)]
+    whole = fit(ALGORITHM, START, iter(batches), 8)
+    fit(ALGORITHM, START, iter(batches), 5, folder=tmp_path)
+    resumed = fit(ALGORITHM, START, iter(batches), 8, folder=RunFolder(tmp_path, resume=True))
+    assert equal(resumed.state, whole.state) and len(resumed.metrics["value"]) == 3
+    with pytest.raises(ValueError, match="yields 3 batches, but the run to resume has seen 8"):
+        fit(ALGORITHM, START, iter(batches[:3]), 9, folder=RunFolder(tmp_path, resume=True))
+
+
+def test_a_run_that_stopped_by_its_rule_stays_stopped(tmp_path):
+    options = {"stop_when": lambda info: info.value < 1e9}
+    assert run(tmp_path, options=options).num_steps == 1
+    again = run(tmp_path, options=options, resume=True)
+    assert (again.num_steps, again.reason) == (1, "stop_when")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_resume(tmp_path, reference, number, capsys):
+    path, before = tmp_path / "run", signal.getsignal(number)
+
+    def send(report):
+        if report.step == 10:
+            os.kill(os.getpid(), number)
+            # Python's handler runs before this callback returns, and the next chunk ends the run.
+
+    with pytest.raises(Interrupted) as caught:
+        run(path, options={"callbacks": [send], "chunk": 2}, resume_command="python me.py --resume")
+    assert caught.value.code == 128 + number and caught.value.step == 12
+    assert "Interrupted after step 12, which is saved in" in capsys.readouterr().err
+    assert str(caught.value).endswith("To resume: python me.py --resume")
+    assert signal.getsignal(number) == before
+    assert_completes(path, reference)
+
+
+def test_without_a_command_the_arguments_are_named(tmp_path):
+    interrupt = lambda report: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"call `fit` with `folder=RunFolder\(.*resume=True\)`"):
+        run(tmp_path, options={"callbacks": [interrupt], "chunk": 2})
+
+
+def test_this_command_adds_what_is_missing(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "a b.py", "--resume"])
+    assert training.this_command("--resume", "--x") == "python 'a b.py' --resume --x"
+
+
+SCRIPT = """
+import sys
+from tests import test_training_folder as module
+print("ready", flush=True)
+module.run(sys.argv[1], num_steps=int(sys.argv[2]), resume=True, checkpoint_every=3)
+print("done", flush=True)
+"""
+
+
+def last_saved(path):
+    folder = path / "checkpoints"
+    return (
+        max((int(n) for n in os.listdir(folder) if n.isdigit()), default=0)
+        if folder.exists()
+        else 0
+    )
+
+
+def test_killed_at_random_moments(tmp_path):
+    """SIGKILL: nothing is lost, and the last run ends with the numbers of an unbroken one."""
+    num_kills = int(os.environ.get("BILEVEL_KILLS", 3))
+    num_steps, path = 30 * num_kills, tmp_path / "killed"
+    draw = random.Random(0)
+    reached = [0]
+    for life in range(num_kills + 1):
+        command = [sys.executable, "-c", SCRIPT, str(path), str(num_steps)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        if life < num_kills:
+            # A moment between starting and a few saves on; saving is most of what this run does.
+            target = reached[-1] + draw.randrange(0, 20)
+            while last_saved(path) < target and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0.0, 0.1))
+            process.kill()
+        last_words, _ = process.communicate(timeout=300)
+        reached.append(last_saved(path))
+    assert last_words == "done\n" and reached == sorted(reached) and reached[-1] == num_steps
+    print(f"steps saved at the end of each life: {reached}")
+    whole = run(tmp_path / "whole", num_steps, checkpoint_every=num_steps)
+    final = run(path, num_steps, resume=True, checkpoint_every=3)
+    assert equal(final.state, whole.state)
+    metrics = [(folder / "metrics.jsonl").read_text() for folder in (path, tmp_path / "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    def second(report):
+        run(tmp_path, resume=True)
+
+    with pytest.raises(FolderError, match=rf"is in use by process {os.getpid()}.*would mix"):
+        run(tmp_path, options={"callbacks": [second]})
+
+
+def test_a_folder_with_a_run_is_refused(stopped, reference):
+    before = saved(stopped)
+    with pytest.raises(FolderError, match="holds a run already. Pass `RunFolder"):
+        run(stopped)
+    assert saved(stopped) == before
+    assert_completes(stopped, reference)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": Small(rate=0.2)}, r"of another run: `algorithm` was .*rate=0.1.*rate=0.2"),
+        ({"config": {"width": 3}}, "of another run: `config` was None there and is {'width': 3}"),
+    ],
+    ids=["algorithm", "config"],
+)
+def test_another_run_is_refused(stopped, reference, changes, message):
+    with pytest.raises(FolderError, match=message):
+        run(stopped, resume=True, **changes)
+    assert_completes(stopped, reference)
+
+
+def test_the_settings_that_may_change(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        output: pathlib.Path
+        num_steps: int
+        widths: tuple[int, ...] = (1, 2)
+        resume: bool = False
+
+    run(tmp_path / "run", 5, config=Config(tmp_path, 5))
+    longer = Config(tmp_path, 10, resume=True)
+    assert run(tmp_path / "run", 10, config=longer, resume=True).num_steps == 10
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["config"]
+    assert kept == {"output": str(tmp_path), "widths": [1, 2]}
+    wider = dataclasses.replace(longer, widths=(1, 3))
+    with pytest.raises(
+        FolderError, match=r"`config.widths` was \[1, 2\] there and is \[1, 3\] now"
+    ):
+        run(tmp_path / "run", 10, config=wider, resume=True)
+
+
+def test_another_problem_is_refused(stopped):
+    start = START._replace(inner=START.inner | {"extra": jnp.zeros(3)})
+    with pytest.raises(FolderError, match=r"another problem.*nothing at.*'extra'.*float32\[3\]"):
+        run(stopped, resume=True, start=start)
+
+
+def test_another_version_is_refused(stopped, monkeypatch):
+    about = stopped / "checkpoints" / "000000012" / "about" / "metadata"
+    content = json.loads(about.read_text())
+    about.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(FolderError, match="has checkpoint format 99.*reads format 1. Resume with"):
+        run(stopped, resume=True)
+    monkeypatch.setattr(training._folder, "__version__", "9.9")
+    with pytest.raises(FolderError, match="`bilevel` was '0.1.0' there and is '9.9' now"):
+        run(stopped, resume=True)
+
+
+def test_other_devices_are_warned_of(stopped, reference):
+    file = stopped / "run.json"
+    about = json.loads(file.read_text())
+    about["devices"]["count"] = 8
+    file.write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match="begun with devices.*8.*may differ in their last digits"):
+        assert_completes(stopped, reference)
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, pathlib.Path.unlink])
+@pytest.mark.parametrize("item", ["carry", "about"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(stopped, reference, damage, item):
+    newest = stopped / "checkpoints" / "000000012"
+    damage(largest_file(newest / item / "d" if item == "carry" else newest / item))
+    with pytest.raises(FolderError, match="000000012 is damaged.*Delete.*to resume from step 10"):
+        run(stopped, resume=True)
+    shutil.rmtree(newest)
+    assert_completes(stopped, reference)
+
+
+def test_changed_numbers_are_noticed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2, {})
+    checkpoints.save(1, {"w": jnp.arange(3.0)})
+    about = tmp_path / "000000001" / "about" / "metadata"
+    content = json.loads(about.read_text())
+    about.write_text(json.dumps(content | {"checksums": [content["checksums"][0] ^ 1]}))
+    with pytest.raises(FolderError, match="numbers are not those that were saved. .* start anew"):
+        checkpoints.restore({"w": jnp.zeros(3)})
+
+
+def test_every_kind_of_leaf_comes_back(tmp_path):
+    tree = {
+        "key": jax.random.split(jax.random.key(3)),
+        "empty": jnp.zeros((0, 2)),
+        "half": jnp.bfloat16(1.5),
+        "flag": jnp.array([True, False]),
+        "none": None,
+    }
+    checkpoints = Checkpoints(tmp_path, 1, {})
+    checkpoints.save(1, tree)
+    like = {**tree, "key": jax.random.split(jax.random.key(0)), "half": jnp.bfloat16(0)}
+    back = checkpoints.restore(like)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert a.dtype == b.dtype and jnp.array_equal(a, b)
+
+
+def test_a_full_disk_ends_in_an_error_that_says_what_is_safe(tmp_path, reference):
+    """The system refuses files above a limit, as a full disk refuses all."""
+    noise = jax.random.normal(jax.random.key(0), (50_000,))  # does not compress
+    start = START._replace(inner=START.inner | {"noise": noise})
+    whole = run(tmp_path / "whole", start=start)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report):
+        if report.step == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
+
+    path = tmp_path / "run"
+    try:
+        with pytest.raises(FolderError, match="step 15 cannot be written.*Step 10 is safe.*Free"):
+            run(path, start=start, options={"callbacks": [fill], "chunk": 5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert equal(run(path, start=start, resume=True).state, whole.state)
+    metrics = [(p / "metrics.jsonl").read_text() for p in (path, tmp_path / "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_metrics_that_cannot_be_written(tmp_path, reference):
+    def fill(report):
+        if report.step == 10:
+            (tmp_path / "metrics.jsonl").unlink()
+            (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(FolderError, match="metrics.jsonl cannot be written: No space left"):
+        run(tmp_path, options={"callbacks": [fill], "chunk": 5})
+    assert saved(tmp_path)[-1] == "000000010"
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    with pytest.raises(FolderError, match="/proc/run cannot be written: .*Name a folder that can"):
+        run("/proc/run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="file cannot be written: .*Name a folder"):
+        run(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(FolderError, match="cannot be written: Permission denied"):
+        run(tmp_path)
+
+
+def test_what_a_step_wrote_twice_appears_once(stopped, reference):
+    """A crash after metrics were written, and while their checkpoint was."""
+    newest = stopped / "checkpoints" / "000000012"
+    newest.rename(newest.with_suffix(".orbax-checkpoint-tmp"))
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "va')
+    assert len(read_metrics(stopped)) == 12
+    assert_completes(stopped, reference)
+    assert saved(stopped) == ["000000020", "000000024"]
