@@ -2,6 +2,7 @@
 
 from bilevel import diagnostics, linear, projections, proximal
 from bilevel import diagnostics, linear, projections, training
+from bilevel import diagnostics, linear, projections, sharding, training
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._evolution import evolution_hypergrad
@@ -14,6 +15,7 @@ from bilevel._hypergradient import (
 from bilevel._problem import Batch, BilevelProblem
 from bilevel.algorithms import PES, DoubleLoop
 from bilevel._version import __version__
+from bilevel._version import __version__ as __version__
 from bilevel.algorithms import DoubleLoop
 from bilevel.linear import LinearSolver
 from bilevel.rules import (
@@ -36,8 +38,6 @@ from bilevel.solvers import (
     Solver,
     stacked,
 )
-
-
 
 __all__ = [
     # The keystone
@@ -79,5 +79,6 @@ __all__ = [
     "linear",
     "projections",
     "proximal",
+    "sharding",
     "training",
 ]

@@ -1,4 +1,4 @@
-"""Runs that a user can live with: `fit` an algorithm with progress, metrics, checkpoints, resume."""
+"""Runs that a user can live with: `fit`, with progress, metrics, checkpoints and resume."""
 
 from bilevel.training._checkpoint import FolderError
 from bilevel.training._data import Minibatches

@@ -17,7 +17,7 @@ STEP_DIGITS = 9
 
 
 class FolderError(RuntimeError):
-    """A run's folder that cannot be used or written; the message says what is safe and what to do."""
+    """A run's folder that cannot be used or written; the message says what is safe."""
 
 
 class Checkpoints:
@@ -96,7 +96,7 @@ class Checkpoints:
         abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in plain]
         wanted = self._orbax.args.StandardRestore([a for a in abstract if a.size])
         read = iter(self._read(source, carry=wanted)["carry"])
-        leaves = [next(read) if a.size else a for a in plain]
+        leaves = [_placed(next(read), a) if a.size else a for a in plain]
         sums = zip(map(_checksum, leaves), about["checksums"], strict=True)
         if any(now != then for now, then in sums if None not in (now, then)):
             raise self._damaged(source, "its numbers are not those that were saved.")
@@ -186,6 +186,11 @@ def _plain_leaves(tree: PyTree) -> list[jax.Array]:
     return [jax.random.key_data(a) if _is_key(a) else a for a in jax.tree.leaves(tree)]
 
 
+def _placed(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    """Free to move to other devices if `like` was; as Orbax reads them, all arrays are tied."""
+    return leaf if like.committed else jnp.array(np.asarray(leaf))
+
+
 def _like(tree: PyTree, leaves: list[jax.Array]) -> PyTree:
     """`tree` with other leaves, wrapped as keys where its own are."""
     olds, structure = jax.tree.flatten(tree)
@@ -202,7 +207,7 @@ def _checksum(leaf: jax.Array) -> int | None:
     """CRC-32 of an array's bytes; None where this process does not have all of them."""
     if not leaf.is_fully_addressable:
         return None
-    return zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.asarray(leaf).tobytes())
 
 
 def _first_line(error: Exception) -> str:

@@ -186,8 +186,8 @@ def _claim(path: pathlib.Path, resume: bool, about: dict[str, Any]) -> None:
         return
     if not resume:
         raise FolderError(
-            f"{path} holds a run already. Pass `RunFolder({str(path)!r}, resume=True)` to go on with"
-            " it, or name another folder."
+            f"{path} holds a run already. Pass `RunFolder({str(path)!r}, resume=True)` to go on"
+            " with it, or name another folder."
         )
     there = json.loads(file.read_text())
     check_identity(path, there["identity"], about["identity"])

@@ -1,8 +1,8 @@
 """The compiled heart of `fit`: as many steps as asked, in one program for every number of them.
 
-A `while_loop` up to a limit that is an argument, not a `scan`: the last, shorter chunk, a chunk that
-ends at a checkpoint and a resumed run all use the program of the first, so that where a run is cut
-can change no bit of its numbers.
+A `while_loop` up to a limit that is an argument, not a `scan`: the last, shorter chunk, a chunk
+that ends at a checkpoint and a resumed run all use the program of the first, so that where a run is
+cut can change no bit of its numbers.
 """
 
 import functools

@@ -7,7 +7,7 @@ same step however it was cut into chunks or interrupted.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def as_rule(stop_when: StopRule | Callable[[Any], jax.Array] | None) -> StopRule
         TypeError: it is neither a rule nor a function.
     """
     if hasattr(stop_when, "init") and hasattr(stop_when, "update"):
-        return stop_when
+        return cast(StopRule, stop_when)
     if stop_when is None or callable(stop_when):
         return When(stop_when)
     raise TypeError(
