@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, sharding, training
+from bilevel import (
+    Batch,
+    BilevelProblem,
+    DoubleLoop,
+    Implicit,
+    Minimize,
+    linear,
+    sharding,
+    training,
+)
 
 NUM_EXAMPLES, NUM_FEATURES = 64, 16
 

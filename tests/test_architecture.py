@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Imports point down: a module may import its own layer's package or a lower layer.
 LAYERS = {
     "bilevel._check": 0,
+    "bilevel._version": 0,
     "bilevel._tree": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
@@ -28,6 +29,8 @@ LAYERS = {
     "bilevel.algorithms": 4,
     "bilevel.diagnostics": 5,
     "bilevel.testing": 5,
+    "bilevel.sharding": 6,
+    "bilevel.training": 6,
 }
 # Siblings in these packages must not know each other.
 INDEPENDENT = ("bilevel.algorithms",)

@@ -112,7 +112,7 @@ class Loop:
         failed = bad & (not self.skip)
         following = Carry(
             state=self._constrain(_select(finite, state, carry.state)),
-            memory=memory,
+            memory=_tree.where(failed, carry.memory, memory),
             step=carry.step + ~failed,
             num_skipped=carry.num_skipped + (bad & self.skip),
             failed=failed,
