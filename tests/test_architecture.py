@@ -3,11 +3,16 @@
 import ast
 import inspect
 import pathlib
+import re
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
 import bilevel
 from bilevel import diagnostics, linear, projections, proximal, testing
+from bilevel import diagnostics, linear, projections, sharding, testing, training
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -88,6 +93,7 @@ def test_files_are_short_and_open_with_a_sentence(path):
 
 def public_objects():
     for module in (bilevel, diagnostics, linear, projections, proximal, testing):
+    for module in (bilevel, diagnostics, linear, projections, sharding, testing, training):
         names = getattr(module, "__all__", None) or [
             n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
         ]
@@ -119,3 +125,65 @@ def test_nothing_reads_pickles():
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text()
             assert "import pickle" not in text and "allow_pickle=True" not in text, path
+
+
+# One of these words says what an array holds: its shape, or what it is shaped like.
+SHAPE_WORDS = r"scalar|\blike\b|shape|pytree|\bleaf\b|\bleaves\b|axis|length|dimension|`\["
+
+
+def raised_by(value):
+    """Names of the exceptions that the source of a function or class raises by itself."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=name))):
+                yield name
+
+
+def documented_text(value):
+    """The docstring, with those of the public methods of a class."""
+    methods = (
+        [m for n, m in vars(value).items() if not n.startswith("_")]
+        if inspect.isclass(value)
+        else []
+    )
+    texts = [inspect.getdoc(v) for v in (value, *methods) if callable(v) or isinstance(v, property)]
+    return "\n".join(filter(None, texts))
+
+
+@pytest.mark.parametrize(("name", "value"), list(public_objects()), ids=PUBLIC_NAMES)
+def test_public_names_say_their_shapes_and_errors(name, value):
+    if not (inspect.isfunction(value) or inspect.isclass(value)):
+        return
+    text = documented_text(value)
+    for error in set(raised_by(value)):
+        assert "Raises:" in text and error in text, f"{name} raises {error} and does not say so"
+    if inspect.isfunction(value):
+        annotations = " ".join(
+            str(p.annotation) for p in inspect.signature(value).parameters.values()
+        )
+        if re.search(r"Array|PyTree|typing\.Any", annotations):
+            assert re.search(SHAPE_WORDS, text), f"{name} does not say the shapes of its arrays"
+
+
+@pytest.mark.parametrize(("name", "value"), list(public_objects()), ids=PUBLIC_NAMES)
+def test_public_methods_are_annotated(name, value):
+    for method_name, method in vars(value).items() if inspect.isclass(value) else ():
+        if method_name.startswith("_") or not inspect.isfunction(method):
+            continue
+        assert method.__doc__, f"{name}.{method_name} has no docstring"
+        signature = inspect.signature(method)
+        assert signature.return_annotation is not inspect.Signature.empty, method_name
+        for parameter in list(signature.parameters.values())[1:]:
+            assert parameter.annotation is not inspect.Parameter.empty, (method_name, parameter)
+
+
+def test_importing_loads_nothing_heavy():
+    """The core needs JAX, Optax and NumPy; the rest waits until it is used."""
+    heavy = ("orbax", "flax", "matplotlib", "sklearn", "rich", "tyro", "tensorboardX", "torch")
+    code = (
+        "import sys, jax, optax; before = set(sys.modules); import bilevel;"
+        f"print([m for m in set(sys.modules) - before if m.split('.')[0] in {heavy}])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr

@@ -115,6 +115,9 @@ def quadratic(
         num_outer: length of x, at least 2.
         condition: of H, at least 1.
         dtype: of all arrays.
+
+    Raises:
+        ValueError: a size or the condition number is out of its range.
     """
     if num_inner < 4 or num_inner % 2 or num_outer < 2 or condition < 1:
         raise ValueError(

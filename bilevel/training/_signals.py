@@ -68,6 +68,10 @@ def listening(active: bool) -> Iterator[Requests]:
 
 
 def this_command(*extra: str) -> str:
-    """The command line of this process, quoted for a shell, with `extra` arguments once each."""
+    """The command line of this process, quoted for a shell: for `RunFolder(resume_command=...)`.
+
+    Args:
+        extra: arguments to add if they are not there yet, e.g. "--resume".
+    """
     command = [*sys.orig_argv]
     return shlex.join([*command, *(argument for argument in extra if argument not in command)])
