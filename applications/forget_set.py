@@ -133,6 +133,8 @@ def run(config: Config) -> Result:
     num_forget = selection.num_to_forget(config.budget, num_points)
     recipe.setting(dataset.num_classes).retrain.num_steps(num_points - num_forget)  # or raises
 
+    output.write_json("config.json", dataclasses.asdict(config))
+
     console = make_console()
     begin = time.perf_counter()
     num_sets = len(FORGET_SETS) - 1 + recipe.random_draws

@@ -75,7 +75,7 @@ def corrected_hypergradient(
     Args:
         problem: the two losses.
         solver: `Implicit`; its linear solver serves all three solves.
-        outer: where to differentiate.
+        outer: where to differentiate; a pytree of floating arrays.
         init: where the inner solver starts.
         batch: what each loss sees.
 

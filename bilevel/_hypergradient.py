@@ -93,7 +93,7 @@ def hypergradient(
     Args:
         problem: the two losses.
         solver: finds the inner solution and says how gradients flow from it.
-        outer: where to differentiate.
+        outer: where to differentiate; a pytree of floating arrays.
         init: where the inner solver starts.
         batch: what each loss sees. `batch.linear`, if given, replaces `batch.inner` in the
             Hessian-vector and cross products of `Implicit`.

@@ -62,7 +62,7 @@ def check_hypergrad(
     Args:
         problem: the two losses.
         solver: the rule under test.
-        outer: where to differentiate.
+        outer: where to differentiate; a pytree of floating arrays.
         init: where the inner solver starts.
         batch: what each loss sees.
         key: draws the directions.

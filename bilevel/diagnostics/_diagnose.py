@@ -66,7 +66,7 @@ def evidence(
         inner_loss: G, over the whole of `batch.inner`.
         linear_solver: for the two solves of the judge: `linear.Dense()`, or CG with a tolerance far
             below the error to be seen.
-        outer: x.
+        outer: x, a pytree of floating arrays.
         inner: y, the inner solution that the rule under test found.
         hypergrad: what that rule returned.
         batch: what each loss sees.
@@ -198,7 +198,7 @@ def diagnose(
     Args:
         problem: the two losses.
         solver: the rule under test.
-        outer: where to differentiate.
+        outer: where to differentiate; a pytree of floating arrays.
         init: where the inner solver starts.
         batch: what each loss sees.
         max_dense: up to this many inner numbers the judge builds the Hessian; beyond, it runs CG.

@@ -32,7 +32,7 @@ def standard_cases(dtype: Any = jnp.float32) -> list[Case]:
     """One case of each kind, small enough to compile in a second.
 
     Args:
-        dtype: of all arrays; float64 needs `jax_enable_x64`.
+        dtype: of all arrays, whatever their shape; float64 needs `jax_enable_x64`.
     """
     return list(_standard_cases(jnp.dtype(dtype)))
 
