@@ -1,14 +1,18 @@
-"""Readers of the files that data set owners publish: IDX (MNIST family) and the CIFAR binary rows.
+"""Readers of the files that data set owners publish: IDX, CIFAR's binary rows, LIBSVM, NumPy's npz.
 
-Each checks the size that the format itself promises, so a truncated download is an error here and
-not a strange accuracy later. Nothing is unpickled: CIFAR's "python" archives are not read.
+Each checks what the format itself promises, so a truncated download is an error here and not a
+strange accuracy later. Nothing is unpickled: CIFAR's "python" archives are not read.
 """
 
+import bz2
 import gzip
+import io
 import math
 import pathlib
 import struct
+import zipfile
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,6 +78,92 @@ def read_cifar10(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     rows = np.frombuffer(content, np.uint8).reshape(-1, row)
     planes = rows[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     return planes.transpose(0, 2, 3, 1), rows[:, 0]
+
+
+def read_libsvm(
+    path: pathlib.Path, num_features: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a LIBSVM file, plain or `.bz2`: lines of a label and `index:value` pairs, from index 1.
+
+    Args:
+        path: a file such as `a9a` or `w8a.bz2`.
+        num_features: of the data set; None takes the largest index in the file. Give it for a test
+            file, whose last features may be absent.
+
+    Returns:
+        Features `[n, num_features]` float32, dense, and labels `[n]` float64 as they stand in the
+        file, often -1 and 1: `np.unique(labels, return_inverse=True)[1]` makes classes of them.
+
+    Raises:
+        InputError: the file is missing, damaged or empty, or a line is none of that format.
+    """
+    content = _read(path)
+    try:
+        text = (bz2.decompress(content) if path.suffix == ".bz2" else content).decode("ascii")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} is no complete LIBSVM file ({error}). Download it again."
+        ) from error
+    examples = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            examples += _libsvm_examples(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}, in {line[:60]!r}.") from error
+    largest = max((int(columns[-1]) for _, columns, _ in examples if len(columns)), default=0)
+    if not examples or largest > (num_features or largest):
+        raise InputError(
+            f"{path} must hold examples of {num_features or 'some'} features, got {len(examples)}"
+            f" examples and index {largest}. Correct `num_features` or download it again."
+        )
+    dense = np.zeros((len(examples), num_features or largest), np.float32)
+    for row, (_, columns, values) in zip(dense, examples, strict=True):
+        row[columns - 1] = values
+    return dense, np.array([label for label, _, _ in examples])
+
+
+def _libsvm_examples(line: str) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Label, indices from 1, and values of the one example in a line; none in an empty line."""
+    tokens = line.split("#")[0].split()
+    if not tokens:
+        return []
+    pairs = [token.split(":") for token in tokens[1:]]
+    columns = np.array([int(index) for index, _ in pairs], int)
+    values = np.array([float(value) for _, value in pairs])
+    if np.any(np.diff(columns, prepend=0) < 1):
+        raise ValueError("indices must ascend from 1")
+    return [(float(tokens[0]), columns, values)]
+
+
+def read_npz(path: pathlib.Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Read arrays from an `.npz` file without unpickling anything.
+
+    Args:
+        path: of the file.
+        names: of the arrays in it.
+
+    Returns:
+        The arrays, in the order of `names`.
+
+    Raises:
+        InputError: the file is missing or damaged, lacks an array, or holds Python objects.
+    """
+    try:
+        with np.load(io.BytesIO(_read(path)), allow_pickle=False) as arrays:
+            missing = [name for name in names if name not in arrays]
+            if missing:
+                raise InputError(
+                    f"{path} must hold arrays {', '.join(names)}, got {', '.join(arrays)}: it lacks"
+                    f" {', '.join(missing)}."
+                )
+            return tuple(arrays[name] for name in names)
+    except InputError:
+        raise
+    except (ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is no npz file of plain arrays ({error}). Arrays of Python objects are"
+            " pickles, which can run code, and are not read: save numbers or strings."
+        ) from error
 
 
 def _gunzip(path: pathlib.Path) -> bytes:
