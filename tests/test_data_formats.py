@@ -184,6 +184,7 @@ def test_records_become_arrays(records):
         to_arrays(records, ("x",))
 
 
+@pytest.mark.filterwarnings("default")
 def test_hugging_face_datasets():
     datasets = pytest.importorskip("datasets", reason="the adapter needs no `datasets` to work")
     whole = datasets.Dataset.from_dict({"image": IMAGES.tolist(), "label": [0, 1, 2]})
