@@ -92,7 +92,8 @@ def test_overhead(benchmark, size, kept, tmp_path):
     print(
         f"\n{size}, {num_steps} steps, {kept} kept: scan {scan_wall:.3f} s, fit {fit_wall:.3f} s,"
         f" ratio {fit_wall / scan_wall:.3f}; processor time {scan_cpu:.3f} s, {fit_cpu:.3f} s,"
-        f" ratio {fit_cpu / scan_cpu:.3f}; {jax.devices()[0].device_kind}; results differ by {error:.1e}"
+        f" ratio {fit_cpu / scan_cpu:.3f}; {jax.devices()[0].device_kind}; results differ by"
+        f" {error:.1e}"
     )
     benchmark.pedantic(fit, rounds=1)
 

@@ -1,8 +1,6 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections, proximal
-from bilevel import diagnostics, linear, projections, training
-from bilevel import diagnostics, linear, projections, sharding, training
+from bilevel import diagnostics, linear, projections, proximal, sharding, training
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._evolution import evolution_hypergrad
@@ -13,10 +11,8 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import PES, DoubleLoop
-from bilevel._version import __version__
 from bilevel._version import __version__ as __version__
-from bilevel.algorithms import DoubleLoop
+from bilevel.algorithms import PES, DoubleLoop
 from bilevel.linear import LinearSolver
 from bilevel.rules import (
     SAMA,

@@ -11,8 +11,7 @@ import textwrap
 import pytest
 
 import bilevel
-from bilevel import diagnostics, linear, projections, proximal, testing
-from bilevel import diagnostics, linear, projections, sharding, testing, training
+from bilevel import diagnostics, linear, projections, proximal, sharding, testing, training
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -91,9 +90,20 @@ def test_files_are_short_and_open_with_a_sentence(path):
     assert path.stem not in {"utils", "helpers", "misc", "base"}
 
 
+PUBLIC_MODULES = (
+    bilevel,
+    diagnostics,
+    linear,
+    projections,
+    proximal,
+    sharding,
+    testing,
+    training,
+)
+
+
 def public_objects():
-    for module in (bilevel, diagnostics, linear, projections, proximal, testing):
-    for module in (bilevel, diagnostics, linear, projections, sharding, testing, training):
+    for module in PUBLIC_MODULES:
         names = getattr(module, "__all__", None) or [
             n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
         ]
