@@ -68,7 +68,11 @@ def test_an_iterator_and_a_function_give_the_same(reference):
 
 
 def test_a_short_iterator_ends_the_run():
-    result = fit(ALGORITHM, START, iter([CASE.batch] * 3), NUM_STEPS)
+    seen = []
+    look = lambda report: seen.append((report.step, "value" in report.metrics))
+    batches = iter([CASE.batch] * 3)
+    result = fit(ALGORITHM, START, batches, NUM_STEPS, chunk=3, callbacks=[look])
+    assert seen == [(3, True)]
     assert (result.num_steps, result.reason, len(result.metrics["value"])) == (3, "data", 3)
 
 

@@ -77,7 +77,8 @@ def fit(
         stop_when: ends the run early: a traceable function of the info such as
             `lambda info: info.hypergrad_norm < 1e-4`, or `Patience(20)`. With `Seeds`, once it
             holds for every seed in the same step.
-        callbacks: called with a `Report` after each chunk; one that returns True ends the run.
+        callbacks: called with a `Report` after each chunk; one that returns True ends the run (with
+            several processes, it must do so in all of them).
         chunk: steps between two looks of the host: fewer make progress, callbacks and Ctrl-C more
             prompt and cost more. None chooses about half a second's worth.
         progress: show the progress line; None shows it where standard error is a terminal.
@@ -111,6 +112,8 @@ def fit(
                 line.update(run.step, row)
                 if run.signal_number:
                     break
+                if not row:
+                    continue  # the iterator had nothing left, so there is nothing to report
                 report = Report(run.step, run.carry.state, row)
                 if any([callback(report) is True for callback in callbacks]):
                     reason = run.ended = "callback"

@@ -35,7 +35,8 @@ class RunFolder:
     """Where `fit` keeps a run, and how: `fit(..., folder=RunFolder("runs/a", resume=True))`.
 
     Attributes:
-        path: a folder on a disk that every process of the run can write to; made if missing.
+        path: a folder on a disk that every process of the run can write to; made if missing. Its
+            lock needs a POSIX system.
         resume: True: go on from the last checkpoint, or begin if there is none, so that one command
             serves for both. False: a folder that holds a run is refused.
         config: settings of the run to store, a dataclass or a dictionary. A resumed run must have
