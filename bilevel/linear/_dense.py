@@ -26,7 +26,8 @@ class Dense:
     Prefer it to `CG` when the inner variable is small or H is badly conditioned: the cost does not
     depend on the condition number. It takes n Hessian-vector products (all at once, by `vmap`),
     n^2 memory and n^3 / 3 operations. Cholesky factors a positive definite H; for any other, LU
-    takes over and `info.status` says INDEFINITE, though the solution of the system stands.
+    takes over and `info.status` says INDEFINITE, though the solution of the system stands; or
+    SINGULAR where a pivot vanishes to rounding.
 
     Attributes:
         ridge: added to the diagonal.
@@ -54,12 +55,14 @@ class Dense:
         matrix = (rows + rows.T) / 2  # rounding made it slightly unsymmetric
         factor = jnp.linalg.cholesky(matrix)
         definite = jnp.all(jnp.isfinite(factor))
-        flat = jax.lax.cond(
+        flat, pivots = jax.lax.cond(
             definite,
-            lambda: jsp.linalg.cho_solve((factor, True), flat_rhs),
-            lambda: jnp.linalg.solve(matrix, flat_rhs),
+            lambda: (jsp.linalg.cho_solve((factor, True), flat_rhs), jnp.diagonal(factor) ** 2),
+            lambda: _lu_solve(matrix, flat_rhs),
         )
-        trouble = jnp.where(definite, LinearStatus.CONVERGED.value, LinearStatus.INDEFINITE.value)
+        pivots = jnp.abs(pivots)
+        singular = jnp.min(pivots) <= 8 * jnp.finfo(pivots.dtype).eps * jnp.max(pivots)
+        flawed = jnp.where(singular, int(LinearStatus.SINGULAR), int(LinearStatus.INDEFINITE))
         return conclude(
             lambda v: unravel(matrix @ ravel_pytree(v)[0]),
             rhs,
@@ -67,5 +70,12 @@ class Dense:
             unravel(flat),
             self.tolerance,
             num_steps=flat_rhs.size,
-            trouble=trouble,
+            trouble=jnp.where(definite, int(LinearStatus.CONVERGED), flawed),
+            zero_pivot=jnp.min(pivots) == 0,
+            unsolved=jnp.where(singular, flawed, int(LinearStatus.NOT_CONVERGED)),
         )
+
+
+def _lu_solve(matrix: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    factors = jsp.linalg.lu_factor(matrix)
+    return jsp.linalg.lu_solve(factors, rhs), jnp.diagonal(factors[0])
