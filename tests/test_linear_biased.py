@@ -157,7 +157,8 @@ def dense_layer(x64):
     examples = (x, jax.random.normal(keys[1], (60, 3)))
     inner = {"dense": {"kernel": jax.random.normal(keys[2], (6, 3)), "bias": jnp.ones(3)}}
     rhs = jax.tree.map(lambda a: jax.random.normal(keys[3], a.shape), inner)
-    factors = linear.kronecker_factors(dense_model, squared, inner, examples)
+    compute = lambda p, x: linear.kronecker_factors(dense_model, squared, p, x)
+    factors = jax.jit(compute)(inner, examples)
     return factors, gauss_newton(dense_model, squared, inner, examples), rhs
 
 
@@ -174,15 +175,17 @@ def conv_net(x64):
     }
     entropy = lambda outputs, example: -jax.nn.log_softmax(outputs)[example[1]]
     rhs = jax.tree.map(lambda a: jax.random.normal(keys[4], a.shape), inner)
-    factors = linear.kronecker_factors(conv_model, entropy, inner, examples)
+    compute = lambda p, x: linear.kronecker_factors(conv_model, entropy, p, x)
+    factors = jax.jit(compute)(inner, examples)
     return factors, gauss_newton(conv_model, entropy, inner, examples), rhs
 
 
 def test_kronecker_is_exact_for_one_linear_layer_under_squared_loss(dense_layer):
     factors, matvec, rhs = dense_layer
-    value, info = linear.KroneckerFactored(factors, ridge=1e-6)(matvec, rhs)
+    solver = linear.KroneckerFactored(factors, ridge=1e-6)
+    value, info = jax.jit(lambda v: tuple(solver(matvec, v)))(rhs)
     assert bool(info.converged) and float(info.residual_norm) < 1e-9
-    exact = linear.Dense(ridge=1e-6)(matvec, rhs).value
+    exact = jax.jit(lambda v: linear.Dense(ridge=1e-6)(matvec, v).value)(rhs)
     np.testing.assert_allclose(ravel_pytree(value)[0], ravel_pytree(exact)[0], rtol=1e-6)
 
 
@@ -201,7 +204,7 @@ def test_ekfac_scales_are_the_diagonal_in_the_kronecker_eigenbasis(conv_net):
         }
 
     indices = jnp.indices(scales.shape).reshape(2, -1)
-    curvatures = jax.vmap(lambda i, o: along(conv_direction(i, o)))(*indices)
+    curvatures = jax.jit(jax.vmap(lambda i, o: along(conv_direction(i, o))))(*indices)
     np.testing.assert_allclose(curvatures, scales.ravel(), rtol=1e-9, atol=1e-14)
     unit = lambda i: {**zero, "norm": {"scale": jnp.eye(3)[i]}}
     curvatures = jnp.stack([along(unit(i)) for i in range(3)])
