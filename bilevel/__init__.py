@@ -1,6 +1,6 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections
+from bilevel import diagnostics, linear, projections, sampling
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._hypergradient import (
@@ -10,7 +10,7 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import DoubleLoop
+from bilevel.algorithms import SOBA, DoubleLoop
 from bilevel.linear import LinearSolver
 from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
 from bilevel.solvers import Minimize, Solver, stacked
@@ -42,8 +42,10 @@ __all__ = [
     "stacked",
     # Algorithms
     "DoubleLoop",
+    "SOBA",
     # Modules
     "diagnostics",
     "linear",
     "projections",
+    "sampling",
 ]

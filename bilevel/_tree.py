@@ -83,6 +83,17 @@ def strengthen(tree: PyTree) -> PyTree:
     return jax.tree.map(strong, tree)
 
 
+def leading_size(name: str, tree: PyTree) -> int:
+    """The common length of the first axes of a tree's leaves, at least 1; a ValueError otherwise."""
+    sizes = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)})
+    if len(sizes) != 1 or not sizes[0] or sizes[0][0] == 0:
+        raise ValueError(
+            f"`{name}` must be a pytree of arrays with a common first axis, got first axes"
+            f" {[size[0] if size else 'none' for size in sizes]}."
+        )
+    return sizes[0][0]
+
+
 def split_differentiable(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
     """The differentiable leaves of `tree`, and the function that puts others in their place."""
     leaves, structure = jax.tree.flatten(tree)

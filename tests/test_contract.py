@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from bilevel import (
+    SOBA,
     DoubleLoop,
     Implicit,
     Minimize,
@@ -69,6 +70,7 @@ ALGORITHMS = {
         projection=projections.Box(-5.0, 5.0),
         warm_start=False,
     ),
+    "SOBA": lambda problem: SOBA(problem, optax.sgd(0.5), optax.sgd(0.5), optax.sgd(0.1)),
 }
 
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._hypergradient import hypergradient
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_variable
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem, check_variable
 from bilevel.linear import LinearInfo
 from bilevel.rules import Implicit
 from bilevel.solvers import Solver
@@ -89,22 +89,13 @@ class DoubleLoop:
     warm_start: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, BilevelProblem):
-            raise TypeError(f"`problem` must be a `BilevelProblem`, got {self.problem!r}.")
+        check_is_problem(self.problem)
         if not callable(self.solver):
             raise TypeError(
                 f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
             )
-        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
-            raise TypeError(
-                "`optimizer` must be an Optax transformation such as `optax.adam(1e-2)`,"
-                f" got {self.optimizer!r}."
-            )
-        if self.projection is not None and not callable(self.projection):
-            raise TypeError(
-                "`projection` must be a function of the outer variable such as"
-                f" `projections.Simplex()`, or None, got {self.projection!r}."
-            )
+        _check.optimizer("optimizer", self.optimizer)
+        _check.projection(self.projection)
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
         """The state before the first step; `outer` is projected first.

@@ -1,0 +1,88 @@
+"""SOBA: inner variable, adjoint and outer variable move at once, each along a sampled direction.
+
+Dagréou, Ablin, Vaiter and Moreau, "A framework for bilevel optimization that enables stochastic and
+global variance reduction algorithms", NeurIPS 2022, Algorithm 1.
+
+    y' = y - rho  grad_y G(x, y)
+    u' = u - rho  (H u - grad_y F(x, y))
+    x' = x - gamma (grad_x F(x, y) - C' u)
+
+all at (x, y, u), one sample of each loss. A step costs one outer gradient and one joint pass over
+the inner loss (about two inner gradients); memory is that of one inner gradient and two vectors.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from bilevel._directions import Point, StepInfo, directions, step_info
+from bilevel._problem import Batch, PyTree, check_problem
+from bilevel._single_loop import SingleLoop
+
+
+class SOBAState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: the outer variable.
+        inner: tracks the inner solution.
+        adjoint: tracks the solution u of `H u = grad_y F`.
+        opt_states: states of the three optimizers, in the same order.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    adjoint: PyTree
+    opt_states: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class SOBA(SingleLoop):
+    """One cheap step at a time, on minibatches of any kind: the single-loop default.
+
+    Prefer it over `DoubleLoop` when data is large and a minibatch tells enough. Exact on full
+    batches. On minibatches the squared hypergradient falls as `1 / sqrt(t)` with rates that do so
+    (`optax.polynomial_schedule`); with constant rates it stalls at a noise floor proportional to
+    them (`SABA`, `SRBA` and `SPABA` do not, on finite sums).
+
+    Differs from the paper in that any Optax optimizer may take the place of SGD (the theory covers
+    SGD only), and in the projection.
+
+    Attributes:
+        problem: the two losses.
+        inner_optimizer: moves y along `grad_y G`. Beyond a rate of 2 / L it diverges:
+            `info.inner_grad_norm` grows, `info.finite` turns False.
+        linear_optimizer: moves u along `H u - grad_y F`; the same limit.
+        outer_optimizer: moves x along the hypergradient; so slowly that y and u can follow, a rate
+            below that of the inner one times the squared inner curvature at the worst.
+        projection: maps the outer variable back to its feasible set after each step, e.g.
+            `projections.Simplex()`; None for none.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+    """
+
+    def init(self, outer: PyTree, inner: PyTree) -> SOBAState:
+        """The state before the first step; `outer` is projected first, the adjoint is zero.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        point, opt_states = self._start(outer, inner)
+        return SOBAState(*point, opt_states)
+
+    def step(self, state: SOBAState, batch: Batch) -> tuple[SOBAState, StepInfo]:
+        """One step of all three variables.
+
+        Args:
+            state: from `init` or the step before.
+            batch: `batch.linear`, if given, serves `H u` and `C' u`: a sample independent of that
+                of `grad_y G`, which the theory does not ask for and which costs one more gradient.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        check_problem(self.problem, state.outer, state.inner, batch)
+        point = Point(state.outer, state.inner, state.adjoint)
+        found = directions(self.problem, point, batch)
+        point, opt_states = self._descend(point, state.opt_states, found)
+        return SOBAState(*point, opt_states), step_info(*found)
