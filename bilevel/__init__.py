@@ -3,6 +3,7 @@
 from bilevel import diagnostics, linear, projections, sampling
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
+from bilevel._directions import StepInfo
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
@@ -10,7 +11,22 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import SOBA, DoubleLoop
+from bilevel.algorithms import (
+    BSA,
+    FSLA,
+    MASOBA,
+    MRBO,
+    SABA,
+    SOBA,
+    SPABA,
+    SRBA,
+    SUSTAIN,
+    TTSA,
+    VRBO,
+    AmIGO,
+    DoubleLoop,
+    StocBiO,
+)
 from bilevel.linear import LinearSolver
 from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
 from bilevel.solvers import Minimize, Solver, stacked
@@ -41,8 +57,21 @@ __all__ = [
     "implicit_gradient",
     "stacked",
     # Algorithms
+    "AmIGO",
+    "BSA",
     "DoubleLoop",
+    "FSLA",
+    "MASOBA",
+    "MRBO",
+    "SABA",
     "SOBA",
+    "SPABA",
+    "SRBA",
+    "SUSTAIN",
+    "StepInfo",
+    "StocBiO",
+    "TTSA",
+    "VRBO",
     # Modules
     "diagnostics",
     "linear",

@@ -48,16 +48,19 @@ def optimizer(name: str, value: Any) -> None:
         )
 
 
-def optional_function(name: str, value: Any, example: str) -> None:
-    """Raise a TypeError unless `value` is None or can be called."""
-    if value is not None and not callable(value):
-        raise TypeError(f"`{name}` must be a function {example}, or None, got {value!r}.")
-
-
 def projection(value: Any) -> None:
     """Raise a TypeError unless `value` can project the outer variable, or is None."""
-    example = "of the outer variable such as `projections.Simplex()`"
-    optional_function("projection", value, example)
+    _function_or_none("projection", value, "of the outer variable such as `projections.Simplex()`")
+
+
+def minibatch(value: Any) -> None:
+    """Raise a TypeError unless `value` can take one minibatch of a batch, or is None."""
+    _function_or_none("minibatch", value, "of a batch and an index such as `bilevel.stacked`")
+
+
+def _function_or_none(name: str, value: Any, what: str) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a function {what}, or None, got {value!r}.")
 
 
 def _is_number(value: Any) -> bool:

@@ -9,11 +9,9 @@ All vanish together exactly where y is the inner minimiser, u the adjoint and th
 that a sample of the data gives an unbiased one, and every stochastic estimator for sums applies.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
@@ -90,18 +88,13 @@ def step_info(value: jax.Array, hypergrad: PyTree, inner: PyTree, residual: PyTr
 def inner_products(loss: Loss, point: Point, data: PyTree) -> Products:
     """`grad_y G`, `H u` and `C' u` by one forward derivative, along u, of one reverse pass.
 
-    A loss whose gradient has no forward derivative (it calls a `custom_vjp` in its own backward
-    pass, as some fused kernels do) is differentiated by two reverse passes instead.
+    A loss whose backward pass calls a `custom_vjp` of its own, as some fused kernels do, has no
+    such derivative: JAX raises a TypeError that says so.
     """
     slopes = jax.grad(loss, argnums=(1, 0))
     along = lambda inner: slopes(point.outer, inner, data)
-    try:
-        (gradient, _), products = jax.jvp(along, (point.inner,), (point.adjoint,))
-        return Products(gradient, *products)
-    except TypeError:
-        gradient, pull = jax.vjp(lambda x, y: slopes(x, y, data)[0], point.outer, point.inner)
-        cross, hessian = pull(point.adjoint)
-        return Products(gradient, hessian, cross)
+    (gradient, _), products = jax.jvp(along, (point.inner,), (point.adjoint,))
+    return Products(gradient, *products)
 
 
 def outer_slopes(loss: Loss, point: Point, data: PyTree) -> Slopes:
@@ -114,9 +107,9 @@ def combine(products: Products, slopes: Slopes) -> Directions:
     """The directions out of what each loss contributes."""
     return Directions(
         value=slopes.value,
-        outer=subtract(slopes.outer, products.cross),
+        outer=_tree.subtract(slopes.outer, products.cross),
         inner=products.gradient,
-        adjoint=subtract(products.hessian, slopes.inner),
+        adjoint=_tree.subtract(products.hessian, slopes.inner),
     )
 
 
@@ -128,25 +121,3 @@ def directions(problem: BilevelProblem, point: Point, batch: Batch) -> Direction
         gradient = jax.grad(problem.inner_loss, argnums=1)(point.outer, point.inner, batch.inner)
         products = products._replace(gradient=gradient)
     return combine(products, outer_slopes(problem.outer_loss, point, batch.outer))
-
-
-def full_directions(problem: BilevelProblem, point: Point, batch: Batch) -> Directions:
-    """Their mean over stacks of minibatches, one minibatch at a time."""
-    return combine(
-        _mean(lambda data: inner_products(problem.inner_loss, point, data), batch.inner),
-        _mean(lambda data: outer_slopes(problem.outer_loss, point, data), batch.outer),
-    )
-
-
-def _mean(function: Callable[[PyTree], PyTree], stack: PyTree) -> PyTree:
-    first = jax.eval_shape(function, jax.tree.map(lambda a: a[0], stack))
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
-    accumulate = lambda total, data: (jax.tree.map(jnp.add, total, function(data)), None)
-    total, _ = jax.lax.scan(accumulate, zero, stack)
-    size = jax.tree.leaves(stack)[0].shape[0]
-    return jax.tree.map(lambda a: a / size, total)
-
-
-def subtract(tree: PyTree, other: PyTree) -> PyTree:
-    """`tree - other`."""
-    return jax.tree.map(jnp.subtract, tree, other)

@@ -45,6 +45,16 @@ def add_scaled(tree: PyTree, scale: jax.Array | float, other: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + jnp.asarray(scale, a.dtype) * b, tree, other)
 
 
+def add(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree + other`."""
+    return jax.tree.map(jnp.add, tree, other)
+
+
+def subtract(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree - other`."""
+    return jax.tree.map(jnp.subtract, tree, other)
+
+
 def scale(factor: jax.Array | float, tree: PyTree) -> PyTree:
     """`factor * tree`, each leaf kept in its own dtype."""
     return jax.tree.map(lambda a: jnp.asarray(factor, a.dtype) * a, tree)
@@ -84,7 +94,7 @@ def strengthen(tree: PyTree) -> PyTree:
 
 
 def leading_size(name: str, tree: PyTree) -> int:
-    """The common length of the first axes of a tree's leaves, at least 1; a ValueError otherwise."""
+    """The common length of the leaves' first axes, at least 1; a ValueError otherwise."""
     sizes = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)})
     if len(sizes) != 1 or not sizes[0] or sizes[0][0] == 0:
         raise ValueError(
