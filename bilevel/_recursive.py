@@ -52,11 +52,7 @@ class Recursive(SingleLoop):
         _check.seed("seed", self.seed)
 
     def init(self, outer: PyTree, inner: PyTree) -> RecursiveState:
-        """The state before the first step; `outer` is projected first, the adjoint is zero.
-
-        Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
-        """
+        """The state before the first step; raises as `SOBA.init` does."""
         point, opt_states = self._start(outer, inner)
         # Copies of their own: a caller who donates the state must not donate a buffer twice.
         previous = jax.tree.map(jnp.copy, point)

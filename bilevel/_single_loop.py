@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,22 @@ import optax
 from bilevel import _check, _tree
 from bilevel._directions import Directions, Point
 from bilevel._problem import BilevelProblem, PyTree, check_is_problem, check_variable
+
+
+class SingleLoopState(NamedTuple):
+    """What the next step of a method needs that remembers nothing else.
+
+    Attributes:
+        outer: the outer variable.
+        inner: tracks the inner solution.
+        adjoint: tracks the solution u of `H u = grad_y F`.
+        opt_states: states of the three optimizers, in the same order.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    adjoint: PyTree
+    opt_states: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +52,15 @@ class SingleLoop:
         for name in ("inner_optimizer", "linear_optimizer", "outer_optimizer"):
             _check.optimizer(name, getattr(self, name))
         _check.projection(self.projection)
+
+    def init(self, outer: PyTree, inner: PyTree) -> Any:
+        """The state before the first step; `outer` is projected first, the adjoint is zero.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        point, opt_states = self._start(outer, inner)
+        return SingleLoopState(*point, opt_states)
 
     def _start(self, outer: PyTree, inner: PyTree) -> tuple[Point, Point]:
         """The first point, with a zero adjoint, and the optimizers' states in its shape."""

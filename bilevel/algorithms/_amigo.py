@@ -12,7 +12,6 @@ gradient; memory is that of one inner gradient and the adjoint.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +20,7 @@ from bilevel import _check, _tree
 from bilevel._directions import Point, StepInfo, inner_products, outer_slopes, step_info
 from bilevel._problem import Batch, PyTree
 from bilevel._series import Minibatch, check_minibatches, inner_descent, products, seen
-from bilevel._single_loop import SingleLoop, descend, project
-
-
-class AmIGOState(NamedTuple):
-    """What the next step needs.
-
-    Attributes:
-        outer: the outer variable.
-        inner: where the next inner steps start.
-        adjoint: where the next steps on the linear system start.
-        opt_states: states of the three optimizers, in the same order.
-    """
-
-    outer: PyTree
-    inner: PyTree
-    adjoint: PyTree
-    opt_states: PyTree
+from bilevel._single_loop import SingleLoop, SingleLoopState, descend, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +60,7 @@ class AmIGO(SingleLoop):
         _check.positive_integer("num_linear_steps", self.num_linear_steps)
         _check.minibatch(self.minibatch)
 
-    def init(self, outer: PyTree, inner: PyTree) -> AmIGOState:
-        """The state before the first step; `outer` is projected first, the adjoint is zero.
-
-        Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
-        """
-        point, opt_states = self._start(outer, inner)
-        return AmIGOState(*point, opt_states)
-
-    def step(self, state: AmIGOState, batch: Batch) -> tuple[AmIGOState, StepInfo]:
+    def step(self, state: SingleLoopState, batch: Batch) -> tuple[SingleLoopState, StepInfo]:
         """Inner steps, steps on the linear system, one outer step.
 
         Args:
@@ -127,5 +101,5 @@ class AmIGO(SingleLoop):
         hypergrad = _tree.subtract(slopes.outer, cross)
         outer, outer_opt = descend(self.outer_optimizer, hypergrad, outer_opt, state.outer)
         point = Point(project(self.projection, outer), inner, adjoint)
-        state = AmIGOState(*point, Point(outer_opt, inner_opt, linear_opt))
+        state = SingleLoopState(*point, Point(outer_opt, inner_opt, linear_opt))
         return state, step_info(slopes.value, hypergrad, gradient, residual)

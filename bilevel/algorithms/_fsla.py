@@ -78,11 +78,7 @@ class FSLA(SingleLoop):
         _check.rate("momentum_rate", self.momentum_rate)
 
     def init(self, outer: PyTree, inner: PyTree) -> FSLAState:
-        """The state before the first step; `outer` is projected first, the adjoint is zero.
-
-        Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
-        """
+        """The state before the first step; raises as `SOBA.init` does."""
         point, opt_states = self._start(outer, inner)
         previous = jax.tree.map(jnp.copy, point.outer)
         estimate = jax.tree.map(jnp.zeros_like, previous)

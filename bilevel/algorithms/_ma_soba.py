@@ -72,11 +72,7 @@ class MASOBA(SingleLoop):
         _check.fraction("momentum_rate", self.momentum_rate)
 
     def init(self, outer: PyTree, inner: PyTree) -> MASOBAState:
-        """The state before the first step; `outer` is projected first, adjoint and h are zero.
-
-        Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
-        """
+        """The state before the first step; raises as `SOBA.init` does."""
         point, opt_states = self._start(outer, inner)
         return MASOBAState(*point, opt_states, jax.tree.map(jnp.zeros_like, point.outer))
 

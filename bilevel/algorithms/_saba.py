@@ -101,11 +101,7 @@ class SABA(SingleLoop):
         _check.seed("seed", self.seed)
 
     def init(self, outer: PyTree, inner: PyTree) -> SABAState:
-        """The state before the first step; `outer` is projected first, the adjoint is zero.
-
-        Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
-        """
+        """The state before the first step; raises as `SOBA.init` does."""
         point, opt_states = self._start(outer, inner)
         outer, inner, adjoint = point
         value = jnp.zeros((), jnp.result_type(*jax.tree.leaves(inner)))

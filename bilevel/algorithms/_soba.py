@@ -12,27 +12,10 @@ the inner loss (about two inner gradients); memory is that of one inner gradient
 """
 
 import dataclasses
-from typing import NamedTuple
 
 from bilevel._directions import Point, StepInfo, directions, step_info
-from bilevel._problem import Batch, PyTree, check_problem
-from bilevel._single_loop import SingleLoop
-
-
-class SOBAState(NamedTuple):
-    """What the next step needs.
-
-    Attributes:
-        outer: the outer variable.
-        inner: tracks the inner solution.
-        adjoint: tracks the solution u of `H u = grad_y F`.
-        opt_states: states of the three optimizers, in the same order.
-    """
-
-    outer: PyTree
-    inner: PyTree
-    adjoint: PyTree
-    opt_states: PyTree
+from bilevel._problem import Batch, check_problem
+from bilevel._single_loop import SingleLoop, SingleLoopState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +44,7 @@ class SOBA(SingleLoop):
         TypeError: a setting is of the wrong kind.
     """
 
-    def init(self, outer: PyTree, inner: PyTree) -> SOBAState:
-        """The state before the first step; `outer` is projected first, the adjoint is zero.
-
-        Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
-        """
-        point, opt_states = self._start(outer, inner)
-        return SOBAState(*point, opt_states)
-
-    def step(self, state: SOBAState, batch: Batch) -> tuple[SOBAState, StepInfo]:
+    def step(self, state: SingleLoopState, batch: Batch) -> tuple[SingleLoopState, StepInfo]:
         """One step of all three variables.
 
         Args:
@@ -85,4 +59,4 @@ class SOBA(SingleLoop):
         point = Point(state.outer, state.inner, state.adjoint)
         found = directions(self.problem, point, batch)
         point, opt_states = self._descend(point, state.opt_states, found)
-        return SOBAState(*point, opt_states), step_info(*found)
+        return SingleLoopState(*point, opt_states), step_info(*found)
