@@ -273,6 +273,37 @@ def test_a_random_power_has_the_expectation_of_the_series():
     assert np.all(np.abs(jnp.mean(draws, axis=0) - expected) < 4 * deviation)
 
 
+def test_unread_info_costs_nothing():
+    """A run of which only the state is read compiles to what the plain updates do."""
+    case = finite_sum()
+    inner_loss, outer_loss = case.problem.inner_loss, case.problem.outer_loss
+    start = jnp.ones(3), jnp.zeros(6), jnp.zeros(6)
+
+    def plain(data, point):
+        def step(point, _):
+            x, y, u = point
+            slopes = lambda y: jax.grad(inner_loss, argnums=(1, 0))(x, y, data.inner)
+            (gradient, _), (hessian, cross) = jax.jvp(slopes, (y,), (u,))
+            direct, slope = jax.grad(outer_loss, argnums=(0, 1))(x, y, data.outer)
+            return (x - 0.1 * (direct - cross), y - gradient, u - (hessian - slope)), None
+
+        return jax.lax.scan(step, point, length=9)[0]
+
+    algorithm = SOBA(case.problem, *RATES)
+    state = algorithm.init(*start[:2])
+    library = lambda data, state: run(algorithm, state, data, 9)[0]
+    expected = jax.jit(plain)(case.data, start)
+    np.testing.assert_allclose(jax.jit(library)(case.data, state).outer, expected[0], rtol=1e-4)
+
+    def operations(function, *args):
+        text = jax.jit(function).lower(*args).compile().as_text()
+        return {name: text.count(f" {name}(") for name in ("dot", "fusion", "reduce", "sqrt")}
+
+    counts = operations(plain, case.data, start)
+    assert counts["fusion"] > 0
+    assert operations(library, case.data, state) == counts
+
+
 def smooth_inner(outer, inner, batch):
     return jnp.sum(jnp.cosh(inner * batch)) + jnp.sum(jnp.sin(outer)[:, None] * inner**2)
 
