@@ -218,6 +218,45 @@ def test_soba_stalls_at_constant_rates_and_not_at_falling_ones():
     assert decayed[3] < fast[3] / 15 and decayed[3] < decayed[0] / 2.5
 
 
+# name -> (with momentum, the same without it), at rates that let the outer variable hardly move.
+STILL = [optax.sgd(0.2), optax.sgd(0.01)]
+TRIPLE = [optax.sgd(0.2), optax.sgd(0.2), optax.sgd(0.01)]
+SHORT = {"num_terms": 10, "linear_step": 0.5}
+MOMENTUM = {
+    "MASOBA": (lambda p: MASOBA(p, *TRIPLE, momentum_rate=0.1), lambda p: SOBA(p, *TRIPLE)),
+    "FSLA": (
+        lambda p: FSLA(p, *TRIPLE, momentum_rate=0.1),
+        lambda p: FSLA(p, *TRIPLE, momentum_rate=1.0),
+    ),
+    "MRBO": (
+        lambda p: MRBO(p, *STILL, outer_rate=0.1, inner_rate=0.1, **SHORT),
+        lambda p: MRBO(p, *STILL, outer_rate=1.0, inner_rate=1.0, **SHORT),
+    ),
+    "SUSTAIN": (
+        lambda p: SUSTAIN(p, *STILL, outer_rate=0.1, inner_rate=0.1, **SHORT),
+        lambda p: SUSTAIN(p, *STILL, outer_rate=1.0, inner_rate=1.0, **SHORT),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTUM)
+def test_momentum_averages_the_noise_of_the_hypergradient(name):
+    """Once it has settled, the estimate is nearer to zero than samples are, by half at least."""
+    case = finite_sum()
+
+    def second_moment(make):
+        def norms(data):
+            algorithm = make(case.problem)
+            state = algorithm.init(jnp.zeros(3), jnp.zeros(6))
+            sampler = sampling.minibatches(data, 2, jax.random.key(3), replace=True)
+            return run(algorithm, state, sampler, 3000)[1].hypergrad_norm[1500:]
+
+        return float(jnp.mean(jax.jit(norms)(case.data) ** 2))
+
+    momentum, plain = (second_moment(make) for make in MOMENTUM[name])
+    assert momentum < 0.5 * plain
+
+
 # One sample for each of the inner steps and products, or the same data for all of them.
 NESTED = {
     "BSA": lambda p, **o: BSA(p, *PAIR, num_steps=3, num_terms=4, linear_step=1.0, **o),

@@ -36,7 +36,8 @@ class BSA(RandomPowerMethod, Nested):
         outer_optimizer: moves x along the hypergradient's estimate.
         num_steps: inner steps per outer step; more lowers the inner error.
         num_terms: K, terms of the series that one is drawn from: see above.
-        linear_step: s, below 2 / L or the powers grow; 1 / L at best.
+        linear_step: s, below 2 / L or the powers grow; 1 / L at best. `info.linear_residual` is
+            that of one random power, of the order of `num_terms`, and tells only of growth.
         minibatch: `(data, index) -> what that step sees`, e.g. `bilevel.stacked`: an independent
             sample for each inner step and product, as the theory asks for. None: all see the same.
         projection: maps the outer variable back to its feasible set after each step, or None.

@@ -35,7 +35,8 @@ class SUSTAIN(RandomPowerMethod, DoubleMomentum):
             `t ** (-2 / 3)`); small averages more noise away; 1 has no momentum.
         inner_rate: eta_y, likewise; the paper also allows 1.
         num_terms: K, terms of the series that one is drawn from: see above.
-        linear_step: s, below 2 / L or the powers grow; 1 / L at best.
+        linear_step: s, below 2 / L or the powers grow; 1 / L at best. `info.linear_residual` is
+            that of one random power, of the order of `num_terms`, and tells only of growth.
         minibatch: see `BSA`; independent samples for the products. None: all see the same.
         projection: maps the outer variable back to its feasible set after each step, or None.
         seed: of the powers that are drawn. For other draws set `state.key`.

@@ -34,7 +34,8 @@ class TTSA(RandomPowerMethod, Nested):
         inner_optimizer: moves y along `grad_y G`: the fast time scale.
         outer_optimizer: moves x along the hypergradient's estimate: the slow one.
         num_terms: K, terms of the series that one is drawn from: see above.
-        linear_step: s, below 2 / L or the powers grow; 1 / L at best.
+        linear_step: s, below 2 / L or the powers grow; 1 / L at best. `info.linear_residual` is
+            that of one random power, of the order of `num_terms`, and tells only of growth.
         minibatch: see `BSA`; independent samples for the products. None: all see the same.
         projection: maps the outer variable back to its feasible set after each step, or None.
         seed: of the powers that are drawn. For other draws set `state.key`.
