@@ -5,7 +5,7 @@ At a point (x, y, u), with `H = d^2 G / dy^2` and `C = d/dx (grad_y G)`,
     d_y = grad_y G,    d_u = H u - grad_y F,    d_x = grad_x F - C' u.
 
 All vanish together exactly where y is the inner minimiser, u the adjoint and the hypergradient zero
-(Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, equations 5 to 7). Each is linear in F and G, so
+(Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022). Each is linear in F and G, so
 that a sample of the data gives an unbiased one, and every stochastic estimator for sums applies.
 """
 

@@ -129,7 +129,7 @@ def _stream(
         else:
             first = jnp.asarray(index, jnp.uint32) * jnp.uint32(math.prod(shape))
             positions = first + jnp.arange(math.prod(shape), dtype=jnp.uint32)
-            rows = _shuffled(positions, size, jax.random.bits(key)).reshape(shape)
+            rows = _shuffled(positions, size, jax.random.bits(key, dtype=jnp.uint32)).reshape(shape)
         # Every row is in bounds by construction, so that the gather need not clamp.
         return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
 

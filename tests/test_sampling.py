@@ -25,6 +25,12 @@ def test_every_example_appears_once_in_every_epoch(size, batch_size):
     assert size < 16 or not np.array_equal(epochs[0], epochs[1])
 
 
+def test_the_order_does_not_depend_on_the_precision():
+    single = walk(16, 4, 8)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(walk(16, 4, 8), single)
+
+
 @pytest.mark.parametrize("size", [5, 10])
 def test_orders_are_uniform(size):
     """Pearson's statistic of all pairs of places stays within four deviations of its mean."""

@@ -1,7 +1,7 @@
 """BSA: inner SGD steps, then a hypergradient with one random power of the Neumann series.
 
-Ghadimi and Wang, "Approximation methods for bilevel programming", arXiv:1802.02246, 2018,
-Algorithm 2, with the Hessian inverse approximation of its equation 3.5.
+Ghadimi and Wang, "Approximation methods for bilevel programming", arXiv:1802.02246, 2018:
+its bilevel stochastic approximation (BSA), with its randomised inverse of the Hessian.
 
     y_{t+1} = y_t - beta grad_y G(x, y_t)                         t < num_steps
     u  = K s (I - s H_p) ... (I - s H_1) grad_y F(x, y),          p uniform below K = num_terms

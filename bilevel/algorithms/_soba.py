@@ -1,7 +1,7 @@
 """SOBA: inner variable, adjoint and outer variable move at once, each along a sampled direction.
 
 Dagréou, Ablin, Vaiter and Moreau, "A framework for bilevel optimization that enables stochastic and
-global variance reduction algorithms", NeurIPS 2022, Algorithm 1.
+global variance reduction algorithms", NeurIPS 2022, Algorithm 1 with SOBA's directions.
 
     y' = y - rho  grad_y G(x, y)
     u' = u - rho  (H u - grad_y F(x, y))

@@ -1,7 +1,7 @@
 """TTSA: one inner and one outer step in turn, on two time scales.
 
 Hong, Wai, Wang and Yang, "A two-timescale stochastic algorithm framework for bilevel optimization",
-SIAM Journal on Optimization 33(1), 2023, Algorithm 1 and the estimate of its equation 25.
+SIAM Journal on Optimization 33(1), 2023, Algorithm 1, with its estimate of the hypergradient.
 
     y' = y - beta grad_y G(x, y)
     u  = K s (I - s H_p) ... (I - s H_1) grad_y F(x, y'),         p uniform below K = num_terms
