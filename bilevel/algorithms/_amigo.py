@@ -28,7 +28,7 @@ class AmIGO(SingleLoop):
     """Two warm-started inner loops: the stochastic double loop of best rates without momentum.
 
     Prefer it over `SOBA` when an outer step is dear (a validation pass, say) next to inner ones;
-    over `StocBiO` always: the adjoint carries over, so that it needs fewer products. Both loops
+    over `StocBiO` too: the adjoint carries over, so that it needs fewer products. Both loops
     converge at a constant number of steps once the outer variable moves slowly.
 
     Differs from the paper in that any Optax optimizer may take the place of SGD, and in the

@@ -15,7 +15,8 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._hypergradient import hypergradient
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem, check_variable
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem
+from bilevel._single_loop import descend, project, start
 from bilevel.linear import LinearInfo
 from bilevel.rules import Implicit
 from bilevel.solvers import Solver
@@ -103,9 +104,7 @@ class DoubleLoop:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        check_variable("outer", outer)
-        check_variable("inner", inner)
-        outer, inner = self._project(_tree.strengthen(outer)), _tree.strengthen(inner)
+        outer, inner = start(outer, inner, self.projection)
         warm_adjoint = self.warm_start and isinstance(self.solver, Implicit)
         return DoubleLoopState(
             outer=outer,
@@ -122,10 +121,10 @@ class DoubleLoop:
         Raises:
             TypeError: see `value_and_hypergrad`.
         """
-        start = state.inner if state.start is None else state.start
-        result = hypergradient(self.problem, self.solver, state.outer, start, batch, state.adjoint)
-        updates, opt_state = self.optimizer.update(result.hypergrad, state.opt_state, state.outer)
-        outer = self._project(optax.apply_updates(state.outer, updates))
+        init = state.inner if state.start is None else state.start
+        result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
+        outer, opt_state = descend(self.optimizer, result.hypergrad, state.opt_state, state.outer)
+        outer = project(self.projection, outer)
         adjoint = None if state.adjoint is None else result.adjoint
         info = DoubleLoopInfo(
             value=result.value,
@@ -135,6 +134,3 @@ class DoubleLoop:
             linear=result.info.linear,
         )
         return DoubleLoopState(outer, result.inner, state.start, adjoint, opt_state), info
-
-    def _project(self, outer: PyTree) -> PyTree:
-        return outer if self.projection is None else self.projection(outer)

@@ -1,8 +1,8 @@
 """SABA: SOBA whose directions remember every minibatch's last contribution.
 
 Dagréou, Ablin, Vaiter and Moreau, "A framework for bilevel optimization that enables stochastic and
-global variance reduction algorithms", NeurIPS 2022, Algorithm 1 with SABA's directions; SAGA (Defazio, Bach and
-Lacoste-Julien, NeurIPS 2014) for each sum in the three directions. With a table t of what each
+global variance reduction algorithms", NeurIPS 2022, Algorithm 1 with SABA's directions: SAGA
+(Defazio, Bach and Lacoste-Julien, NeurIPS 2014) for each sum in them. With a table t of what each
 minibatch i gave when it was last drawn, a sum's estimate is
 
     s(z; i) - t_i + mean(t),    then  t_i = s(z; i)

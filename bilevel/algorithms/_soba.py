@@ -23,9 +23,9 @@ class SOBA(SingleLoop):
     """One cheap step at a time, on minibatches of any kind: the single-loop default.
 
     Prefer it over `DoubleLoop` when data is large and a minibatch tells enough. Exact on full
-    batches. On minibatches the squared hypergradient falls as `1 / sqrt(t)` with rates that do so
-    (`optax.polynomial_schedule`); with constant rates it stalls at a noise floor proportional to
-    them (`SABA`, `SRBA` and `SPABA` do not, on finite sums).
+    batches. On minibatches the squared hypergradient falls as `1 / sqrt(t)`, up to a logarithm,
+    with rates that do so (give Optax a schedule); with constant rates it stalls at a noise floor
+    that is proportional to them (`SABA`, `SRBA` and `SPABA` do not, on finite sums).
 
     Differs from the paper in that any Optax optimizer may take the place of SGD (the theory covers
     SGD only), and in the projection.
@@ -35,8 +35,8 @@ class SOBA(SingleLoop):
         inner_optimizer: moves y along `grad_y G`. Beyond a rate of 2 / L it diverges:
             `info.inner_grad_norm` grows, `info.finite` turns False.
         linear_optimizer: moves u along `H u - grad_y F`; the same limit.
-        outer_optimizer: moves x along the hypergradient; so slowly that y and u can follow, a rate
-            below that of the inner one times the squared inner curvature at the worst.
+        outer_optimizer: moves x along the hypergradient; slowly enough for y and u to follow:
+            where `info.inner_grad_norm` or `info.linear_residual` does not fall, lower it.
         projection: maps the outer variable back to its feasible set after each step, e.g.
             `projections.Simplex()`; None for none.
 
