@@ -12,6 +12,7 @@ that a sample of the data gives an unbiased one, and every stochastic estimator 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
@@ -100,7 +101,13 @@ def inner_products(loss: Loss, point: Point, data: PyTree) -> Products:
 def outer_slopes(loss: Loss, point: Point, data: PyTree) -> Slopes:
     """F, `grad_x F` and `grad_y F`."""
     value, slopes = jax.value_and_grad(loss, argnums=(0, 1))(point.outer, point.inner, data)
-    return Slopes(value, *slopes)
+    # In one dtype whatever the loss returns, so that a state that holds it keeps its dtypes.
+    return Slopes(value.astype(zero_value(point.inner).dtype), *slopes)
+
+
+def zero_value(inner: PyTree) -> jax.Array:
+    """A zero in the dtype of `Slopes.value`: that of the inner variable, float32 at least."""
+    return jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(inner)))
 
 
 def combine(products: Products, slopes: Slopes) -> Directions:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Directions, Point, StepInfo, directions, step_info
+from bilevel._directions import Directions, Point, StepInfo, directions, step_info, zero_value
 from bilevel._finite_sum import check_stacks, full_directions, sample
 from bilevel._problem import Batch, PyTree
 from bilevel._single_loop import SingleLoop
@@ -56,8 +56,7 @@ class Recursive(SingleLoop):
         point, opt_states = self._start(outer, inner)
         # Copies of their own: a caller who donates the state must not donate a buffer twice.
         previous = jax.tree.map(jnp.copy, point)
-        value = jnp.zeros((), jnp.result_type(*jax.tree.leaves(point.inner)))
-        estimate = Directions(value, *jax.tree.map(jnp.zeros_like, point))
+        estimate = Directions(zero_value(point.inner), *jax.tree.map(jnp.zeros_like, point))
         key = jax.random.key(self.seed)
         return RecursiveState(*point, opt_states, previous, estimate, jnp.int32(0), key)
 

@@ -30,6 +30,7 @@ from bilevel import (
     stacked,
 )
 from bilevel._directions import Point, directions
+from bilevel._problem import check_alike
 from bilevel._series import random_power, series
 from bilevel.testing import quadratic
 
@@ -397,6 +398,19 @@ def test_no_buffer_stands_in_a_state_twice(name):
     leaves = jax.tree.leaves(make(case.problem).init(jnp.ones(3), jnp.zeros(6)))
     arrays = [a for a in leaves if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)]
     assert len({a.unsafe_buffer_pointer() for a in arrays}) == len(arrays)
+
+
+@pytest.mark.parametrize("name", [*EXACT, *NOISY])
+@pytest.mark.parametrize("loss_dtype", [jnp.float32, jnp.bfloat16])
+def test_a_state_keeps_its_dtypes_whatever_the_loss_returns(name, loss_dtype):
+    make, _, is_stack = EXACT.get(name) or (NOISY[name], 0, False)
+    loss = lambda x, y, b: (jnp.sum(y["w"] ** 2) * jnp.sum(x) + jnp.sum(y["b"])).astype(loss_dtype)
+    algorithm = make(BilevelProblem(loss, loss))
+    inner = {"w": jnp.ones(4, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
+    state = algorithm.init(jnp.ones(3, jnp.bfloat16), inner)
+    data = jnp.ones((1, 1)) if is_stack else jnp.ones(1)
+    after = jax.eval_shape(algorithm.step, state, Batch(data, data))[0]
+    check_alike("after", after, "before", state)
 
 
 @pytest.mark.parametrize("name", ["SOBA", "FSLA", "AmIGO", "TTSA", "MRBO", "VRBO"])

@@ -28,6 +28,7 @@ from bilevel._directions import (
     inner_products,
     outer_slopes,
     step_info,
+    zero_value,
 )
 from bilevel._finite_sum import check_stacks, draw, pick, sizes
 from bilevel._problem import Batch, PyTree
@@ -104,9 +105,8 @@ class SABA(SingleLoop):
         """The state before the first step; raises as `SOBA.init` does."""
         point, opt_states = self._start(outer, inner)
         outer, inner, adjoint = point
-        value = jnp.zeros((), jnp.result_type(*jax.tree.leaves(inner)))
         products = _empty(Products(gradient=inner, hessian=adjoint, cross=outer), self.num_inner)
-        slopes = _empty(Slopes(value, outer, inner), self.num_outer)
+        slopes = _empty(Slopes(zero_value(inner), outer, inner), self.num_outer)
         return SABAState(*point, opt_states, products, slopes, jax.random.key(self.seed))
 
     def step(self, state: SABAState, batch: Batch) -> tuple[SABAState, StepInfo]:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Directions, StepInfo, step_info
+from bilevel._directions import Directions, StepInfo, step_info, zero_value
 from bilevel._finite_sum import check_stacks, pick, sizes
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._series import SeriesMethod
@@ -96,8 +96,8 @@ class VRBO(SeriesMethod):
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
         outer, inner, opt_states = self._start(outer, inner)
-        value = jnp.zeros((), jnp.result_type(*jax.tree.leaves(inner)))
-        estimate = Directions(value, *jax.tree.map(jnp.zeros_like, (outer, inner, inner)))
+        zeros = jax.tree.map(jnp.zeros_like, (outer, inner, inner))
+        estimate = Directions(zero_value(inner), *zeros)
         key = jax.random.key(self.seed)
         return VRBOState(outer, inner, opt_states, estimate, jnp.int32(0), key)
 
