@@ -1,18 +1,56 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections, proximal
-from bilevel._algorithm import Algorithm, run
-from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
-from bilevel._evolution import evolution_hypergrad
+from bilevel import (
+    diagnostics,
+    linear,
+    projections,
+    proximal,
+    sampling,
+)
+from bilevel._algorithm import (
+    Algorithm,
+    run,
+)
+from bilevel._corrected import (
+    CorrectedHypergradient,
+    corrected_hypergradient,
+)
+from bilevel._directions import (
+    StepInfo,
+)
+from bilevel._evolution import (
+    evolution_hypergrad,
+)
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
     hypergradient,
     value_and_hypergrad,
 )
-from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import PES, DoubleLoop
-from bilevel.linear import LinearSolver
+from bilevel._problem import (
+    Batch,
+    BilevelProblem,
+)
+from bilevel.algorithms import (
+    BSA,
+    FSLA,
+    MASOBA,
+    MRBO,
+    PES,
+    SABA,
+    SOBA,
+    SPABA,
+    SRBA,
+    SUSTAIN,
+    TTSA,
+    VRBO,
+    AmIGO,
+    DoubleLoop,
+    StocBiO,
+)
+from bilevel.linear import (
+    LinearSolver,
+)
 from bilevel.rules import (
     SAMA,
     FiniteDifference,
@@ -37,43 +75,53 @@ from bilevel.solvers import (
 __version__ = "0.1.0"
 
 __all__ = [
-    # The keystone
     "Algorithm",
+    "AmIGO",
+    "BSA",
     "Batch",
     "BilevelProblem",
-    "LinearSolver",
-    "Solver",
-    "run",
-    # Hypergradients
     "CorrectedHypergradient",
-    "HypergradInfo",
-    "Hypergradient",
-    "corrected_hypergradient",
-    "evolution_hypergrad",
-    "hypergradient",
-    "value_and_hypergrad",
-    # Inner solvers and the rules that wrap them
+    "DoubleLoop",
+    "FSLA",
     "FiniteDifference",
     "FixedPoint",
     "Forward",
+    "HypergradInfo",
+    "Hypergradient",
     "Implicit",
+    "LinearSolver",
+    "MASOBA",
+    "MRBO",
     "Minimize",
     "OneStep",
+    "PES",
     "ProjectedGradient",
     "ProximalGradient",
     "RandomWindow",
     "ReversibleSGD",
+    "SABA",
     "SAMA",
+    "SOBA",
+    "SPABA",
+    "SRBA",
+    "SUSTAIN",
     "SignUnrolled",
+    "Solver",
+    "StepInfo",
+    "StocBiO",
+    "TTSA",
     "Truncated",
-    "implicit_gradient",
-    "stacked",
-    # Algorithms
-    "DoubleLoop",
-    "PES",
-    # Modules
+    "VRBO",
+    "corrected_hypergradient",
     "diagnostics",
+    "evolution_hypergrad",
+    "hypergradient",
+    "implicit_gradient",
     "linear",
     "projections",
     "proximal",
+    "run",
+    "sampling",
+    "stacked",
+    "value_and_hypergrad",
 ]

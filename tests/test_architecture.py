@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 import bilevel
-from bilevel import diagnostics, linear, projections, proximal, testing
+from bilevel import diagnostics, linear, projections, proximal, sampling, testing
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -19,12 +19,21 @@ LAYERS = {
     "bilevel._algorithm": 0,
     "bilevel.projections": 0,
     "bilevel.proximal": 0,
+    "bilevel.sampling": 0,
     "bilevel.linear": 1,
     "bilevel.solvers": 1,
     "bilevel.rules": 2,
     "bilevel._hypergradient": 3,
     "bilevel._corrected": 3,
     "bilevel._evolution": 3,
+    "bilevel._directions": 3,
+    "bilevel._double_momentum": 3,
+    "bilevel._finite_sum": 3,
+    "bilevel._momentum": 3,
+    "bilevel._nested": 3,
+    "bilevel._recursive": 3,
+    "bilevel._series": 3,
+    "bilevel._single_loop": 3,
     "bilevel.algorithms": 4,
     "bilevel.diagnostics": 5,
     "bilevel.testing": 5,
@@ -84,7 +93,7 @@ def test_files_are_short_and_open_with_a_sentence(path):
 
 
 def public_objects():
-    for module in (bilevel, diagnostics, linear, projections, proximal, testing):
+    for module in (bilevel, diagnostics, linear, projections, proximal, sampling, testing):
         names = getattr(module, "__all__", None) or [
             n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
         ]

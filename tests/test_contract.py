@@ -9,7 +9,19 @@ import optax
 import pytest
 
 from bilevel import (
+    BSA,
+    FSLA,
+    MASOBA,
+    MRBO,
+    SABA,
     SAMA,
+    SOBA,
+    SPABA,
+    SRBA,
+    SUSTAIN,
+    TTSA,
+    VRBO,
+    AmIGO,
     DoubleLoop,
     FiniteDifference,
     Forward,
@@ -20,6 +32,7 @@ from bilevel import (
     RandomWindow,
     ReversibleSGD,
     SignUnrolled,
+    StocBiO,
     Truncated,
     linear,
     projections,
@@ -76,6 +89,10 @@ def inner_descent(num_steps):
     return Minimize(optax.sgd(1.0), num_steps)
 
 
+THREE = [optax.sgd(0.5), optax.sgd(0.5), optax.sgd(0.1)]
+TWO = [optax.sgd(0.5), optax.sgd(0.02)]
+SERIES = {"num_terms": 10, "linear_step": 1.0}
+
 ALGORITHMS = {
     "DoubleLoop, AID": lambda problem: DoubleLoop(
         problem, Implicit(inner_descent(10), linear.CG(10)), optax.sgd(0.1)
@@ -94,15 +111,29 @@ ALGORITHMS = {
         projection=projections.Box(-5.0, 5.0),
         warm_start=False,
     ),
+    "SOBA": lambda problem: SOBA(problem, *THREE),
+    "MASOBA": lambda problem: MASOBA(problem, *THREE, momentum_rate=0.5),
+    "FSLA": lambda problem: FSLA(problem, *THREE, momentum_rate=0.5),
+    "AmIGO": lambda problem: AmIGO(problem, *THREE, num_steps=5, num_linear_steps=5),
+    "StocBiO": lambda problem: StocBiO(problem, *TWO, num_steps=5, **SERIES),
+    "BSA": lambda problem: BSA(problem, *TWO, num_steps=5, **SERIES),
+    "TTSA": lambda problem: TTSA(problem, *TWO, **SERIES),
+    "SUSTAIN": lambda problem: SUSTAIN(problem, *TWO, outer_rate=0.5, inner_rate=0.5, **SERIES),
+    "MRBO": lambda problem: MRBO(problem, *TWO, outer_rate=0.5, inner_rate=0.5, **SERIES),
+    "SABA": lambda problem: SABA(problem, *THREE, num_inner=1, num_outer=1),
+    "SRBA": lambda problem: SRBA(problem, *THREE, period=5),
+    "SPABA": lambda problem: SPABA(problem, *THREE, probability=0.2),
+    "VRBO": lambda problem: VRBO(problem, *TWO, num_steps=3, period=5, **SERIES),
 }
+FINITE_SUM = ("SABA", "SRBA", "SPABA", "VRBO")  # their batch is a stack of minibatches
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms(name):
-    check_algorithm(ALGORITHMS[name])
+    check_algorithm(ALGORITHMS[name], stack=name in FINITE_SUM)
 
 
-@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD"])
+@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD", "SOBA", "StocBiO"])
 def test_algorithms_in_double_precision(name, x64):
     check_algorithm(ALGORITHMS[name], dtype="float64")
 
