@@ -1,6 +1,6 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections
+from bilevel import diagnostics, discrete, linear, projections
 from bilevel._algorithm import Algorithm, run
 from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
 from bilevel._hypergradient import (
@@ -10,7 +10,21 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import Batch, BilevelProblem
-from bilevel.algorithms import DoubleLoop
+from bilevel.algorithms import (
+    BOME,
+    F2SA,
+    MEHA,
+    PZOBO,
+    BiP,
+    CentralF2SA,
+    DoubleLoop,
+    Extragradient,
+    FastBAT,
+    GradientDescentAscent,
+    GradientPBGD,
+    PolicyGradient,
+    ValuePBGD,
+)
 from bilevel.linear import LinearSolver
 from bilevel.rules import Implicit, OneStep, SignUnrolled, Truncated, implicit_gradient
 from bilevel.solvers import Minimize, Solver, stacked
@@ -41,9 +55,22 @@ __all__ = [
     "implicit_gradient",
     "stacked",
     # Algorithms
+    "BOME",
+    "BiP",
+    "CentralF2SA",
     "DoubleLoop",
+    "Extragradient",
+    "F2SA",
+    "FastBAT",
+    "GradientDescentAscent",
+    "GradientPBGD",
+    "MEHA",
+    "PZOBO",
+    "PolicyGradient",
+    "ValuePBGD",
     # Modules
     "diagnostics",
+    "discrete",
     "linear",
     "projections",
 ]

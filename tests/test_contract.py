@@ -9,12 +9,20 @@ import optax
 import pytest
 
 from bilevel import (
+    BOME,
+    F2SA,
+    MEHA,
+    PZOBO,
+    CentralF2SA,
     DoubleLoop,
+    FastBAT,
+    GradientPBGD,
     Implicit,
     Minimize,
     OneStep,
     SignUnrolled,
     Truncated,
+    ValuePBGD,
     linear,
     projections,
 )
@@ -68,6 +76,29 @@ ALGORITHMS = {
         optax.adam(0.1),
         projection=projections.Box(-5.0, 5.0),
         warm_start=False,
+    ),
+    "F2SA": lambda problem: F2SA(problem, optax.sgd(0.1), optax.sgd(1.0), 30.0, num_steps=5),
+    "F2SA, growing, projected": lambda problem: F2SA(
+        problem,
+        optax.adam(0.1),
+        optax.sgd(1.0),
+        lambda count: 10.0 + count,
+        projection=projections.Box(-5.0, 5.0),
+    ),
+    "CentralF2SA": lambda problem: CentralF2SA(
+        problem, optax.sgd(0.1), optax.sgd(0.9), 30.0, num_steps=5
+    ),
+    "BOME": lambda problem: BOME(problem, inner_descent(10), optax.sgd(0.1), optax.sgd(0.1)),
+    "ValuePBGD": lambda problem: ValuePBGD(
+        problem, inner_descent(10), optax.sgd(1.0), optax.sgd(0.9), 10.0
+    ),
+    "GradientPBGD": lambda problem: GradientPBGD(problem, optax.sgd(1.0), optax.sgd(0.4), 10.0),
+    "MEHA": lambda problem: MEHA(problem, optax.sgd(1.0), 0.4, 10.0, smoothing=1.0),
+    "PZOBO": lambda problem: PZOBO(
+        problem, inner_descent(20), optax.sgd(0.02), radius=1e-2, num_directions=4
+    ),
+    "FastBAT": lambda problem: FastBAT(
+        problem, optax.sgd(0.1), (-100.0, 100.0), sharpness=1.0, num_warm_steps=2
     ),
 }
 
