@@ -119,7 +119,8 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
         temperature: > 0; 0.1 to 1 is usual. May be traced, and is then not checked.
 
     Returns:
-        Weights in [0, 1] that sum to k, like `logits`.
+        Weights >= 0 that sum to k, like `logits`. One can pass 1 while the temperature is high:
+        rounds then share an item.
 
     Raises:
         ValueError: `k` is not an integer between 1 and the number of entries, or `temperature` is
@@ -138,7 +139,7 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
         return remaining + jnp.log(left), share
 
     shares = jax.lax.scan(choose, _perturbed(key, flat), None, length=k)[1]
-    return unravel(jnp.minimum(jnp.sum(shares, axis=0), 1.0))
+    return unravel(jnp.sum(shares, axis=0))
 
 
 def bernoulli_masks(key: jax.Array, probabilities: PyTree, num_samples: int) -> PyTree:
@@ -157,7 +158,7 @@ def bernoulli_masks(key: jax.Array, probabilities: PyTree, num_samples: int) -> 
     """
     _check.positive_integer("num_samples", num_samples)
     flat, unravel = ravel_pytree(probabilities)
-    draws = jax.random.bernoulli(key, flat, (num_samples, flat.size)).astype(flat.dtype)
+    draws = jax.random.bernoulli(key, flat[None], (num_samples, flat.size)).astype(flat.dtype)
     return jax.vmap(unravel)(draws)
 
 

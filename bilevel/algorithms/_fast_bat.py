@@ -111,8 +111,10 @@ class FastBAT:
         _check.positive("sharpness", self.sharpness)
         if self.cross_weight is not None:
             _check.non_negative("cross_weight", self.cross_weight)
-        if self.num_warm_steps != 0:
-            _check.positive_integer("num_warm_steps", self.num_warm_steps)
+        if not isinstance(self.num_warm_steps, int) or self.num_warm_steps < 0:
+            raise ValueError(
+                f"`num_warm_steps` must be an integer >= 0, got {self.num_warm_steps!r}."
+            )
         if self.start is not None and not callable(self.start):
             raise TypeError(f"`start` must be a function or None, got {self.start!r}.")
 

@@ -105,7 +105,11 @@ def _composed(solver: Solver, case: Case) -> Callable[[PyTree], tuple[jax.Array,
 
 
 def check_algorithm(
-    make: Callable[[BilevelProblem], Algorithm], *, num_steps: int = 60, dtype: Any = jnp.float32
+    make: Callable[[BilevelProblem], Algorithm],
+    *,
+    num_steps: int = 60,
+    dtype: Any = jnp.float32,
+    case: Case | None = None,
 ) -> None:
     """Raise an AssertionError unless what `make` builds obeys the `Algorithm` contract.
 
@@ -118,8 +122,10 @@ def check_algorithm(
         make: from a problem to an algorithm whose settings suit that case.
         num_steps: steps after which the value function must have fallen.
         dtype: of the case; float64 needs `jax_enable_x64`.
+        case: another case, for algorithms of problems with a structure (a min-max problem, say);
+            its value function must be quadratic in the outer variable. None: the one above.
     """
-    case = quadratic(jax.random.key(1), dtype=dtype)
+    case = quadratic(jax.random.key(1), dtype=dtype) if case is None else case
     counter = TraceCounter(case.problem.outer_loss)
     algorithm = make(BilevelProblem(counter, case.problem.inner_loss))
     step = jax.jit(algorithm.step)
