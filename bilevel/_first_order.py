@@ -1,5 +1,6 @@
 """What the first-order algorithms share: checked settings, penalty schedules, plain descent."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,8 +50,19 @@ def penalty_info(
 ) -> PenaltyInfo:
     """The info of one step; `inner_grad` is a gradient in y, whose norm is reported."""
     norm, inner_norm = _tree.norm(direction), _tree.norm(inner_grad)
-    finite = _tree.all_finite((value, norm, inner_norm, gap)) & _tree.all_finite(direction)
-    return PenaltyInfo(value, norm, inner_norm, finite, jnp.asarray(penalty, value.dtype), gap)
+    return PenaltyInfo(
+        value,
+        norm,
+        inner_norm,
+        finite(value, norm, inner_norm, gap),
+        jnp.asarray(penalty, value.dtype),
+        gap,
+    )
+
+
+def finite(*scalars: jax.Array) -> jax.Array:
+    """Scalar bool: all are finite. The norm of a direction stands for all of its entries."""
+    return functools.reduce(jnp.logical_and, map(jnp.isfinite, scalars))
 
 
 def check_settings(problem: Any, optimizers: dict[str, Any], projection: Any) -> None:
