@@ -66,7 +66,7 @@ class CentralF2SA:
         inner_optimizer: of y+ and y-, each with a state of its own.
         penalty: a number > 0 or an Optax schedule; above `L_F / mu_G`, or the problem of y- is not
             bounded below and y- diverges (`info.finite` turns False). In float32 rounding passes
-            the bias at around `1e2`.
+            the bias at 3e2 to 1e3.
         num_steps: inner steps in each outer step.
         projection: maps the outer variable back to its feasible set; None for none.
 

@@ -68,7 +68,7 @@ class F2SA:
             curvature of `G + F / penalty`.
         penalty: lambda, a number > 0 or an Optax schedule. Larger is less biased, and loses digits:
             h is a difference of nearly equal gradients times the penalty, so in float32 rounding
-            passes the bias at around `1e3`. Below `L_F / mu_G` the problem of y need not be convex
+            passes the bias at 1e3 to 3e3. Below `L_F / mu_G` the problem of y need not be convex
             where F is not.
         num_steps: inner steps in each outer step.
         projection: maps the outer variable back to its feasible set; None for none.
