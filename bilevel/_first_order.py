@@ -93,15 +93,27 @@ def check_solver(solver: Any) -> None:
         raise TypeError(f"`solver` must be a solver such as `Minimize(...)`, got {solver!r}.")
 
 
-def check_schedule(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is a number > 0, or a schedule of such numbers.
+def check_number(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is a finite number > 0.
 
     A traced number (a setting under `vmap`) has no value yet and passes.
     """
+    if not isinstance(value, jax.Array):
+        _check.positive(name, value)
+
+
+def check_seed(value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer in [0, 2^31), or a traced one."""
     if isinstance(value, jax.Array):
         return
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError(f"`seed` must be an integer in [0, 2^31), got {value!r}.")
+
+
+def check_schedule(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is a number > 0, or a schedule of such numbers."""
     if not callable(value):
-        _check.positive(name, value)
+        check_number(name, value)
         return
     for count in PROBED_COUNTS:
         with jax.ensure_compile_time_eval():

@@ -85,7 +85,7 @@ def gumbel_top_k(key: jax.Array, logits: PyTree, k: int) -> PyTree:
     """A random mask of k ones: k draws without replacement from `softmax(logits)`.
 
     The k largest of `logits + Gumbel noise` are such a sample, exactly (Kool, van Hoof and Welling,
-    "Stochastic beams and where to find them", ICML 2019, section 2).
+    "Stochastic beams and where to find them", ICML 2019).
 
     Args:
         key: of the noise.
@@ -109,7 +109,7 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
 
     k rounds of softmax on `logits + Gumbel noise`, each of which takes out what the rounds before
     it chose (Xie and Ermon, "Reparameterizable subset sampling via continuous relaxations", IJCAI
-    2019, Algorithm 2). The sum is k at every temperature; as the temperature falls to 0 the sample
+    2019). The sum is k at every temperature; as the temperature falls to 0 the sample
     approaches `gumbel_top_k` with the same key, and the variance of its gradient grows.
 
     Args:
@@ -169,8 +169,7 @@ def score_function_gradient(probabilities: PyTree, masks: PyTree, losses: jax.Ar
 
     The mean is a baseline that takes out most of the variance, and `J - 1` makes it unbiased: each
     sample is measured against the mean of the others. (Zhou, Pi, Zhang, Lin and Zhang,
-    "Probabilistic bilevel coreset selection", ICML 2022, equation of the variance-reduced policy
-    gradient.)
+    "Probabilistic bilevel coreset selection", ICML 2022: their variance-reduced policy gradient.)
 
     Args:
         probabilities: s, strictly inside (0, 1): the variance grows as `1 / (s (1 - s))`, and at 0

@@ -108,7 +108,7 @@ def test_algorithms(name):
     check_algorithm(ALGORITHMS[name])
 
 
-@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD"])
+@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD", "F2SA, growing, projected"])
 def test_algorithms_in_double_precision(name, x64):
     check_algorithm(ALGORITHMS[name], dtype="float64")
 

@@ -243,6 +243,11 @@ WRONG = {
         lambda: policy_gradient(num_samples=1),
         "`num_samples` must be at least 2, got 1",
     ),
+    "seed": (
+        ValueError,
+        lambda: policy_gradient(seed=1.5),
+        r"`seed` must be an integer in \[0, 2\^31\), got 1.5",
+    ),
     "margin": (
         ValueError,
         lambda: policy_gradient(margin=0.5),

@@ -349,6 +349,11 @@ WRONG = {
         lambda: PZOBO(GOOD, inner(2), SGD, radius=0.0),
         "`radius` must be a finite number > 0, got 0.0",
     ),
+    "seed": (
+        ValueError,
+        lambda: PZOBO(GOOD, inner(2), SGD, seed=-1),
+        r"`seed` must be an integer in \[0, 2\^31\), got -1",
+    ),
     "directions": (
         ValueError,
         lambda: PZOBO(GOOD, inner(2), SGD, num_directions=0),

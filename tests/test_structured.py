@@ -133,6 +133,30 @@ def test_min_max_projects_both_players():
     assert float(info.value[-1]) == pytest.approx(0.2, abs=1e-3)
 
 
+def test_stochastic_descent_ascent_ends_nearer_at_falling_rates():
+    """Two time scales under gradient noise: a constant rate leaves a floor, a falling one sinks."""
+    case = saddle(jax.random.key(0))
+    loss = lambda x, y, batch: (
+        case.problem.outer_loss(x, y, case.batch.outer) + batch @ jnp.append(flat(x), flat(y))
+    )
+
+    def miss(decay, seed):
+        key = jax.random.key(seed)
+        noise = lambda i: Batch(outer=jax.random.normal(jax.random.fold_in(key, i), (10,)))
+        algorithm = GradientDescentAscent(
+            loss,
+            optax.sgd(lambda count: 0.1 / (1 + decay * count)),
+            optax.sgd(lambda count: 0.5 / (1 + decay * count) ** 0.6),
+        )
+        state, _ = run(algorithm, algorithm.init(case.outer, case.init), noise, 4000)
+        return jnp.linalg.norm(flat(case.hypergrad(state.outer)))
+
+    sweep = jax.vmap(jax.vmap(miss, (None, 0)), (0, None))
+    misses = jax.jit(sweep)(jnp.array([0.0, 0.01]), jnp.arange(8))
+    constant, falling = jnp.sqrt(jnp.mean(misses**2, axis=1))
+    assert float(falling) < 0.5 * float(constant)
+
+
 # Fast-BAT.
 
 
@@ -371,6 +395,7 @@ WRONG = {
         lambda: fast_bat(num_warm_steps=-1),
         "`num_warm_steps` must be an integer >= 0, got -1",
     ),
+    "seed": (ValueError, lambda: fast_bat(seed="a"), "`seed` must be an integer in"),
     "start": (TypeError, lambda: fast_bat(start=0.1), "`start` must be a function or None"),
 }
 

@@ -1,7 +1,7 @@
 """BiP: pruning with a closed-form implicit gradient, from the bilinear structure of masks.
 
 Source: Zhang, Yao, Ram, Zhao, Chen, Hong, Wang and Liu, "Advancing model pruning via bi-level
-optimization", NeurIPS 2022, equations 7 to 9.
+optimization", NeurIPS 2022.
 """
 
 import dataclasses
@@ -64,9 +64,10 @@ class BiP:
     the ridge. A step costs `num_steps + 1` gradients of l, no Hessian-vector product, and the
     memory of one gradient and two copies of the weights.
 
-    Differs from the paper in: nothing of the formula. The released code uses `1 / ridge = 1e-4` in
-    h next to a weight decay of 1e-4 in theta; `implicit_weight` decouples the two likewise, and
-    0 switches the implicit term off (plain alternation).
+    Differs from the paper in: any Optax optimizers. The released code ranks magnitudes of scores
+    that start at the trained weights, and has `1 / ridge = 1e-4` in h beside a weight decay of 1e-4
+    in theta; `implicit_weight` decouples the two likewise, and 0 switches the implicit term off
+    (plain alternation).
 
     Attributes:
         loss: l, called as `loss(weights, batch) -> scalar` on masked weights.

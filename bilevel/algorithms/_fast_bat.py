@@ -1,7 +1,7 @@
 """Fast-BAT: a linearised lower level on a box, whose solution and derivative are closed forms.
 
 Source: Zhang, Zhang, Khanduri, Hong, Chang and Liu, "Revisiting and advancing fast adversarial
-training through the lens of bi-level optimization", ICML 2022, equations 8 to 14.
+training through the lens of bi-level optimization", ICML 2022.
 """
 
 import dataclasses
@@ -115,6 +115,7 @@ class FastBAT:
             raise ValueError(
                 f"`num_warm_steps` must be an integer >= 0, got {self.num_warm_steps!r}."
             )
+        _first_order.check_seed(self.seed)
         if self.start is not None and not callable(self.start):
             raise TypeError(f"`start` must be a function or None, got {self.start!r}.")
 
@@ -144,8 +145,8 @@ class FastBAT:
         z = state.inner
         if self.start is not None:
             z = self.start(jax.random.fold_in(jax.random.key(self.seed), state.step_count), z)
-        for _ in range(self.num_warm_steps):
-            z = clip(move(z, slope_at(x, z)))
+        warm = lambda _, z: clip(move(z, slope_at(x, z)))
+        z = jax.lax.fori_loop(0, self.num_warm_steps, warm, z)
 
         # The pullback of the gradient at z serves the cross term: no second gradient there.
         slope, pullback = jax.vjp(lambda x: slope_at(x, z), x)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _first_order, _tree
+from bilevel import _first_order, _tree
 from bilevel._first_order import Number, PenaltyInfo, Projection
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 
@@ -93,7 +93,7 @@ class MEHA:
         _first_order.check_settings(self.problem, {"optimizer": self.optimizer}, self.projection)
         _first_order.check_schedule("inner_rate", self.inner_rate)
         _first_order.check_schedule("penalty", self.penalty)
-        _check.positive("smoothing", self.smoothing)
+        _first_order.check_number("smoothing", self.smoothing)
         for name in ("prox", "nonsmooth_loss"):
             value = getattr(self, name)
             if value is not None and not callable(value):

@@ -102,6 +102,7 @@ class PolicyGradient:
                 f"`num_samples` must be at least 2, got {self.num_samples}: each mask is measured"
                 " against the others."
             )
+        _first_order.check_seed(self.seed)
         _check.positive("margin", self.margin)
         if self.margin >= 0.5:
             raise ValueError(f"`margin` must lie in (0, 0.5), got {self.margin!r}.")

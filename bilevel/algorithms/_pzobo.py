@@ -96,7 +96,8 @@ class PZOBO:
     def __post_init__(self) -> None:
         _first_order.check_settings(self.problem, {"optimizer": self.optimizer}, self.projection)
         _first_order.check_solver(self.solver)
-        _first_order.check_schedule("radius", self.radius)
+        _first_order.check_number("radius", self.radius)
+        _first_order.check_seed(self.seed)
         _check.positive_integer("num_directions", self.num_directions)
 
     def init(self, outer: PyTree, inner: PyTree) -> PZOBOState:
