@@ -90,7 +90,7 @@ ALGORITHMS = {
     ),
     "BOME": lambda problem: BOME(problem, inner_descent(10), optax.sgd(0.1), optax.sgd(0.1)),
     "ValuePBGD": lambda problem: ValuePBGD(
-        problem, inner_descent(10), optax.sgd(1.0), optax.sgd(0.9), 10.0
+        problem, inner_descent(2), optax.sgd(1.0), optax.sgd(0.9), 10.0
     ),
     "GradientPBGD": lambda problem: GradientPBGD(problem, optax.sgd(1.0), optax.sgd(0.4), 10.0),
     "MEHA": lambda problem: MEHA(problem, optax.sgd(1.0), 0.4, 10.0, smoothing=1.0),

@@ -81,7 +81,7 @@ def converge(algorithm, case, num_steps):
 
 JOINT = {
     "ValuePBGD": lambda problem, optimizer, penalty: ValuePBGD(
-        problem, inner(20), optimizer, optax.sgd(0.9), penalty
+        problem, inner(2), optimizer, optax.sgd(0.9), penalty
     ),
     "GradientPBGD": lambda problem, optimizer, penalty: GradientPBGD(
         problem, optimizer, optax.sgd(0.4), penalty

@@ -23,6 +23,7 @@ class PBGDState(NamedTuple):
     Attributes:
         outer: x.
         inner: y, which minimises the penalised outer loss together with x.
+        lower: w, which follows the inner minimiser y*(x); None for `GradientPBGD`.
         outer_opt: state of the outer optimizer.
         inner_opt: state of the inner optimizer.
         step_count: int32, steps taken, at which schedules are read.
@@ -30,13 +31,14 @@ class PBGDState(NamedTuple):
 
     outer: PyTree
     inner: PyTree
+    lower: PyTree | None
     outer_opt: PyTree
     inner_opt: PyTree
     step_count: jax.Array
 
 
 class _PBGD:
-    """What both penalties share: the state, and the joint step."""
+    """What both penalties share: the first state, and the joint step."""
 
     problem: BilevelProblem
     optimizer: optax.GradientTransformation
@@ -51,53 +53,63 @@ class _PBGD:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
         outer, inner = _first_order.prepare(outer, inner, self.projection)
-        outer_opt = _first_order.start(self.optimizer, outer)
-        inner_opt = _first_order.start(self.inner_optimizer, inner)
-        return PBGDState(outer, inner, outer_opt, inner_opt, jnp.int32(0))
+        return PBGDState(
+            outer=outer,
+            inner=inner,
+            lower=_first_order.copy(inner) if hasattr(self, "solver") else None,
+            outer_opt=_first_order.start(self.optimizer, outer),
+            inner_opt=_first_order.start(self.inner_optimizer, inner),
+            step_count=jnp.int32(0),
+        )
 
     def _move(
-        self, state: PBGDState, hypergrad: PyTree, inner_grad: PyTree, penalty: jax.Array | float
+        self,
+        state: PBGDState,
+        lower: PyTree | None,
+        direction: PyTree,
+        inner_direction: PyTree,
+        penalty: jax.Array | float,
     ) -> PBGDState:
-        """Both variables at once, from gradients at the same point, `hypergrad` over `penalty`."""
-        outer_grad = _tree.scale(1 / penalty, hypergrad)
+        """Both variables at once, along gradients at one point divided by `max(penalty, 1)`."""
+        scale = 1 / jnp.maximum(penalty, 1.0)
         outer, outer_opt = _first_order.update(
-            self.optimizer, outer_grad, state.outer_opt, state.outer
+            self.optimizer, _tree.scale(scale, direction), state.outer_opt, state.outer
         )
         inner, inner_opt = _first_order.update(
-            self.inner_optimizer, inner_grad, state.inner_opt, state.inner
+            self.inner_optimizer, _tree.scale(scale, inner_direction), state.inner_opt, state.inner
         )
         outer = _first_order.project(self.projection, outer)
-        return PBGDState(outer, inner, outer_opt, inner_opt, state.step_count + 1)
+        return PBGDState(outer, inner, lower, outer_opt, inner_opt, state.step_count + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ValuePBGD(_PBGD):
-    """Biased: one descent step on `F / penalty + G - min_y G` in x and y together (V-PBGD).
+    """Biased: one descent step on `F + penalty (G - min_y G)` in x and y together (V-PBGD).
 
-        w = solver(x), started at y                    follows the inner minimiser y*(x)
-        x <- P(x - a (grad_x F(x, y) / penalty + grad_x G(x, y) - grad_x G(x, w)))
-        y <- y - b (grad_y F(x, y) / penalty + grad_y G(x, y))
+        w <- solver(x), started at w
+        x <- P(x - a (grad_x F(x, y) + penalty (grad_x G(x, y) - grad_x G(x, w))) / max(penalty, 1))
+        y <- y - b (grad_y F(x, y) + penalty grad_y G(x, y)) / max(penalty, 1)
 
     No second derivative, and no strong convexity: a lower level that satisfies a
     Polyak-Lojasiewicz inequality, with many minimisers, is allowed, and F chooses among them. The
     stationary points are within `O(1 / penalty)` of those of the bi-level problem; a growing
     penalty removes the bias, and slows x by its inverse. Against `F2SA`, x and y share one pass
-    over both losses, but x has to move slowly against y, since their lags do not cancel, and the
-    lower level is solved anew from y in each step. A step costs one gradient of F, two of G, the
-    solver, no Hessian-vector product, and the memory of one gradient and two inner variables.
+    over both losses, but x has to move slowly against y, since the lags of y and w do not cancel. A
+    step costs one gradient of F, two of G, the solver, no Hessian-vector product, and the memory of
+    one gradient and two inner variables.
 
-    Differs from the paper in: the objective is divided by the penalty, so that one rate suits
-    every penalty (the paper's `alpha` is `rate / penalty`, as its bound on alpha asks); an
-    optimizer of its own for y; no projection of y.
+    Differs from the paper in: one rate suits every penalty, as in its released code (the paper's
+    alpha falls with the penalty); w continues where it was, as in that code; a rate or an optimizer
+    of its own for y; no projection of y.
 
-    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the norm of the direction of x
-    times the penalty, and the gap `G(x, y) - G(x, w)`.
+    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the norm of the gradient in x
+    before the division, and the gap `G(x, y) - G(x, w)`, negative while w lags.
 
     Attributes:
         problem: the two losses.
-        solver: finds w from y, e.g. `Minimize(optax.sgd(0.1), 5)`; never differentiated. The
-            paper's theory asks for a number of steps of order `log(penalty)`; too few leave a bias
-            that no penalty removes.
+        solver: improves w, e.g. `Minimize(optax.sgd(0.1), 1)`; never differentiated. Few steps
+            suffice, since x slows down with the penalty; the paper's theory, which starts anew,
+            asks for a number of order `log(penalty)`.
         optimizer: of the outer variable. A rate of order `mu / L^2` of G in both variables is safe.
         inner_optimizer: of y.
         penalty: gamma, a number > 0 or an Optax schedule. Larger is less biased; rounding grows
@@ -131,7 +143,7 @@ class ValuePBGD(_PBGD):
         x, y = state.outer, state.inner
         check_problem(self.problem, x, y, batch)
         penalty = _first_order.at(self.penalty, state.step_count)
-        w = self.solver(self.problem.inner_loss, y, x, batch.inner)
+        w = self.solver(self.problem.inner_loss, state.lower, x, batch.inner)
         check_alike("the solver's result", w, "inner", y)
 
         value, upper_x, upper_y, level, lower_x, lower_y = _first_order.both_grads(
@@ -140,18 +152,18 @@ class ValuePBGD(_PBGD):
         best, best_x = jax.value_and_grad(self.problem.inner_loss)(x, w, batch.inner)
         gap_x = jax.tree.map(jnp.subtract, lower_x, best_x)
         direction = _tree.add_scaled(upper_x, penalty, gap_x)
-        inner_direction = _tree.add_scaled(lower_y, 1 / penalty, upper_y)
+        inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
 
         info = _first_order.penalty_info(value, direction, lower_y, penalty, level - best)
-        return self._move(state, direction, inner_direction, penalty), info
+        return self._move(state, w, direction, inner_direction, penalty), info
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientPBGD(_PBGD):
-    """Biased: one descent step on `F / penalty + ||grad_y G||^2` in x and y together (G-PBGD).
+    """Biased: one descent step on `F + penalty ||grad_y G||^2` in x and y together (G-PBGD).
 
-        x <- P(x - a (grad_x F / penalty + 2 (grad_xy G) grad_y G))
-        y <- y - b (grad_y F / penalty + 2 (grad_yy G) grad_y G)
+        x <- P(x - a (grad_x F + 2 penalty (grad_xy G) grad_y G) / max(penalty, 1))
+        y <- y - b (grad_y F + 2 penalty (grad_yy G) grad_y G) / max(penalty, 1)
 
     No inner solve at all, for one joint Hessian-vector and cross product in each step. The penalty
     vanishes at every stationary point of G, minimiser or not: prefer `ValuePBGD` where G is not
@@ -159,10 +171,10 @@ class GradientPBGD(_PBGD):
     where H is badly conditioned. Stationary points are within `O(1 / penalty)` of the bi-level
     ones. A step costs one gradient of F, and one of G with its forward derivative.
 
-    Differs from the paper in: as `ValuePBGD`; no lower-level constraint.
+    Differs from the paper in: as `ValuePBGD`. The released code halves the penalty term.
 
-    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the norm of the direction of x
-    times the penalty, and the gap `||grad_y G||^2`.
+    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the norm of the gradient in x
+    before the division, and the gap `||grad_y G||^2`.
 
     Attributes:
         problem: the two losses.
@@ -204,6 +216,6 @@ class GradientPBGD(_PBGD):
         cross, curved = product(slope)  # (grad_xy G) slope and (grad_yy G) slope in one pass
 
         direction = _tree.add_scaled(upper_x, 2 * penalty, cross)
-        inner_direction = _tree.add_scaled(_tree.scale(1 / penalty, upper_y), 2.0, curved)
+        inner_direction = _tree.add_scaled(upper_y, 2 * penalty, curved)
         info = _first_order.penalty_info(value, direction, slope, penalty, _tree.vdot(slope, slope))
-        return self._move(state, direction, inner_direction, penalty), info
+        return self._move(state, None, direction, inner_direction, penalty), info
