@@ -135,6 +135,26 @@ def test_bome_ends_nearer_at_smaller_rates(x64):
     assert float(decayed) < 1e-4 < float(squares[1])
 
 
+def test_bome_penalty_is_the_least_that_lowers_the_gap(x64):
+    """The formula by hand, with and without damping, from one step's own gradients."""
+    case = quadratic(jax.random.key(0), dtype="float64")
+    solved, x = inner(200), case.outer
+    best, unravel = ravel_pytree(case.solution(x))
+    y = unravel(best + 0.3 * (case.batch.outer - best))  # on the way to what F wants
+    w = solved(case.problem.inner_loss, y, x, case.batch.inner)
+    gap = lambda x, y: (
+        case.problem.inner_loss(x, y, case.batch.inner)
+        - case.problem.inner_loss(x, w, case.batch.inner)
+    )
+    q = flat(jax.grad(gap, (0, 1))(x, y))
+    f = flat(jax.grad(case.problem.outer_loss, (0, 1))(x, y, case.batch.outer))
+    for damping in (0.0, 1.0):
+        algorithm = BOME(case.problem, solved, SGD, SGD, control=0.9, damping=damping)
+        _, info = jax.jit(algorithm.step)(algorithm.init(x, y), case.batch)
+        expected = max(0.9 - float(f @ q / (q @ q + damping)), 0.0)
+        assert expected > 0 and float(info.penalty) == pytest.approx(expected, rel=1e-9)
+
+
 def test_bome_adds_no_penalty_where_the_constraint_holds():
     """At `grad q = 0` the direction is that of F, not a division of zero by zero."""
     level = lambda outer, inner, batch: 0.5 * jnp.sum(inner**2)
@@ -318,6 +338,11 @@ WRONG = {
         ValueError,
         lambda: BOME(GOOD, inner(2), SGD, SGD, control=1.0),
         r"`control` must lie in \(0, 1\), got 1.0",
+    ),
+    "damping": (
+        ValueError,
+        lambda: BOME(GOOD, inner(2), SGD, SGD, damping=-1.0),
+        "`damping` must be a finite number >= 0, got -1.0",
     ),
     "control zero": (
         ValueError,

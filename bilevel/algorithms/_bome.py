@@ -38,7 +38,7 @@ class BOME:
     """Biased: descent on F along which `q(x, y) = G(x, y) - G(x, w)` falls; no penalty to set.
 
         w = solver(x), started at y and held constant
-        penalty = max(control - <grad F, grad q> / ||grad q||^2, 0)
+        penalty = max(control - <grad F, grad q> / (||grad q||^2 + damping), 0)
         (x, y) <- (x, y) - rate (grad F + penalty grad q)         gradients in x and y together
 
     The least penalty for which q falls at the rate `control ||grad q||^2` (the paper's choice of
@@ -60,11 +60,13 @@ class BOME:
         optimizer: of the outer variable.
         inner_optimizer: of y.
         control: eta in (0, 1): larger keeps y closer to the inner minimiser and moves F less.
+        damping: >= 0, bounds the penalty where q is small. 0 is the paper; its released code has
+            1e-4 or 1e-8. A positive one calms the final cycle and leaves a bias of its own.
         projection: maps the outer variable back to its feasible set; None for none.
 
     Raises:
         TypeError: a setting is of the wrong kind.
-        ValueError: `control` is not a number in (0, 1).
+        ValueError: `control` is not a number in (0, 1), or `damping` not one >= 0.
     """
 
     problem: BilevelProblem
@@ -72,6 +74,7 @@ class BOME:
     optimizer: optax.GradientTransformation
     inner_optimizer: optax.GradientTransformation
     control: float = 0.5
+    damping: float = 0.0
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class BOME:
         _check.positive("control", self.control)
         if self.control >= 1:
             raise ValueError(f"`control` must lie in (0, 1), got {self.control!r}.")
+        _check.non_negative("damping", self.damping)
 
     def init(self, outer: PyTree, inner: PyTree) -> BOMEState:
         """The state before the first step; `outer` is projected first.
@@ -116,7 +120,7 @@ class BOME:
         size = _tree.vdot(gap_x, gap_x) + _tree.vdot(lower_y, lower_y)
         agreement = _tree.vdot(upper_x, gap_x) + _tree.vdot(upper_y, lower_y)
         # At `grad q = 0` the constraint holds and nothing is added; NaN is not 0 and stays NaN.
-        needed = self.control - agreement / jnp.where(size == 0, 1.0, size)
+        needed = self.control - agreement / jnp.where(size == 0, 1.0, size + self.damping)
         penalty = jnp.where(size == 0, 0.0, jnp.maximum(needed, 0.0))
 
         direction = _tree.add_scaled(upper_x, penalty, gap_x)
