@@ -98,8 +98,12 @@ def check_number(name: str, value: Any) -> None:
 
     A traced number (a setting under `vmap`) has no value yet and passes.
     """
-    if not isinstance(value, jax.Array):
-        _check.positive(name, value)
+    if isinstance(value, jax.Array):
+        try:
+            value = float(value)
+        except jax.errors.ConcretizationTypeError:
+            return
+    _check.positive(name, value)
 
 
 def check_seed(value: Any) -> None:

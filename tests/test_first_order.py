@@ -314,6 +314,11 @@ WRONG = {
         lambda: F2SA(GOOD, SGD, SGD, -1.0),
         "`penalty` must be a finite number > 0, got -1.0",
     ),
+    "penalty array": (
+        ValueError,
+        lambda: F2SA(GOOD, SGD, SGD, jnp.float32(0.0)),
+        "`penalty` must be a finite number > 0, got 0.0",
+    ),
     "penalty schedule": (
         ValueError,
         lambda: CentralF2SA(GOOD, SGD, SGD, optax.linear_schedule(1.0, 0.0, 500)),
