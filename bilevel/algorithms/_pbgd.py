@@ -111,6 +111,7 @@ class ValuePBGD(_PBGD):
             suffice, since x slows down with the penalty; the paper's theory, which starts anew,
             asks for a number of order `log(penalty)`.
         optimizer: of the outer variable. A rate of order `mu / L^2` of G in both variables is safe.
+            A scale-free one (Adam) undoes the division by the penalty, and x outruns y.
         inner_optimizer: of y.
         penalty: gamma, a number > 0 or an Optax schedule. Larger is less biased; rounding grows
             with it as in `F2SA`.
@@ -178,7 +179,7 @@ class GradientPBGD(_PBGD):
 
     Attributes:
         problem: the two losses.
-        optimizer: of the outer variable.
+        optimizer: of the outer variable; not a scale-free one, as for `ValuePBGD`.
         inner_optimizer: of y; the curvature that it meets is `2 H^2`.
         penalty: gamma, a number > 0 or an Optax schedule; larger is less biased.
         projection: maps the outer variable back to its feasible set; None for none.
