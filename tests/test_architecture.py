@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 import bilevel
-from bilevel import diagnostics, linear, projections, proximal, sampling, testing
+from bilevel import diagnostics, discrete, linear, projections, proximal, sampling, testing
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -17,6 +17,8 @@ LAYERS = {
     "bilevel._tree": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
+    "bilevel._first_order": 0,
+    "bilevel.discrete": 0,
     "bilevel.projections": 0,
     "bilevel.proximal": 0,
     "bilevel.sampling": 0,
@@ -92,8 +94,11 @@ def test_files_are_short_and_open_with_a_sentence(path):
     assert path.stem not in {"utils", "helpers", "misc", "base"}
 
 
+SUBMODULES = diagnostics, discrete, linear, projections, proximal, sampling, testing
+
+
 def public_objects():
-    for module in (bilevel, diagnostics, linear, projections, proximal, sampling, testing):
+    for module in (bilevel, *SUBMODULES):
         names = getattr(module, "__all__", None) or [
             n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
         ]

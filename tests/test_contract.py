@@ -9,10 +9,14 @@ import optax
 import pytest
 
 from bilevel import (
+    BOME,
     BSA,
+    F2SA,
     FSLA,
     MASOBA,
+    MEHA,
     MRBO,
+    PZOBO,
     SABA,
     SAMA,
     SOBA,
@@ -22,9 +26,12 @@ from bilevel import (
     TTSA,
     VRBO,
     AmIGO,
+    CentralF2SA,
     DoubleLoop,
+    FastBAT,
     FiniteDifference,
     Forward,
+    GradientPBGD,
     Implicit,
     Minimize,
     OneStep,
@@ -34,6 +41,7 @@ from bilevel import (
     SignUnrolled,
     StocBiO,
     Truncated,
+    ValuePBGD,
     linear,
     projections,
     proximal,
@@ -124,6 +132,29 @@ ALGORITHMS = {
     "SRBA": lambda problem: SRBA(problem, *THREE, period=5),
     "SPABA": lambda problem: SPABA(problem, *THREE, probability=0.2),
     "VRBO": lambda problem: VRBO(problem, *TWO, num_steps=3, period=5, **SERIES),
+    "F2SA": lambda problem: F2SA(problem, optax.sgd(0.1), optax.sgd(1.0), 30.0, num_steps=5),
+    "F2SA, growing, projected": lambda problem: F2SA(
+        problem,
+        optax.adam(0.1),
+        optax.sgd(1.0),
+        lambda count: 10.0 + count,
+        projection=projections.Box(-5.0, 5.0),
+    ),
+    "CentralF2SA": lambda problem: CentralF2SA(
+        problem, optax.sgd(0.1), optax.sgd(0.9), 30.0, num_steps=5
+    ),
+    "BOME": lambda problem: BOME(problem, inner_descent(10), optax.sgd(0.1), optax.sgd(0.1)),
+    "ValuePBGD": lambda problem: ValuePBGD(
+        problem, inner_descent(2), optax.sgd(1.0), optax.sgd(0.9), 10.0
+    ),
+    "GradientPBGD": lambda problem: GradientPBGD(problem, optax.sgd(1.0), optax.sgd(0.4), 10.0),
+    "MEHA": lambda problem: MEHA(problem, optax.sgd(1.0), 0.4, 10.0, smoothing=1.0),
+    "PZOBO": lambda problem: PZOBO(
+        problem, inner_descent(20), optax.sgd(0.02), radius=1e-2, num_directions=4
+    ),
+    "FastBAT": lambda problem: FastBAT(
+        problem, optax.sgd(0.1), (-100.0, 100.0), sharpness=1.0, num_warm_steps=2
+    ),
 }
 FINITE_SUM = ("SABA", "SRBA", "SPABA", "VRBO")  # their batch is a stack of minibatches
 
@@ -133,7 +164,9 @@ def test_algorithms(name):
     check_algorithm(ALGORITHMS[name], stack=name in FINITE_SUM)
 
 
-@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD", "SOBA", "StocBiO"])
+@pytest.mark.parametrize(
+    "name", ["DoubleLoop, AID", "DoubleLoop, ITD", "SOBA", "StocBiO", "F2SA, growing, projected"]
+)
 def test_algorithms_in_double_precision(name, x64):
     check_algorithm(ALGORITHMS[name], dtype="float64")
 

@@ -116,6 +116,7 @@ def check_algorithm(
     *,
     num_steps: int = 60,
     dtype: Any = jnp.float32,
+    case: Case | None = None,
     stack: bool = False,
 ) -> None:
     """Raise an AssertionError unless what `make` builds obeys the `Algorithm` contract.
@@ -129,9 +130,11 @@ def check_algorithm(
         make: from a problem to an algorithm whose settings suit that case.
         num_steps: steps after which the value function must have fallen.
         dtype: of the case; float64 needs `jax_enable_x64`.
+        case: another case, for algorithms of problems with a structure (a min-max problem, say);
+            its value function must be quadratic in the outer variable. None: the one above.
         stack: True gives the batch as a stack of one minibatch, for finite-sum methods.
     """
-    case = quadratic(jax.random.key(1), dtype=dtype)
+    case = quadratic(jax.random.key(1), dtype=dtype) if case is None else case
     batch = jax.tree.map(lambda a: a[None], case.batch) if stack else case.batch
     counter = TraceCounter(case.problem.outer_loss)
     algorithm = make(BilevelProblem(counter, case.problem.inner_loss))
