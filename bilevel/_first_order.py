@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._problem import Batch, PyTree, check_is_problem, check_variable
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem, check_variable
 
 Number = float | Callable[[Any], Any]  # the second: an Optax schedule, from the step count
 Projection = Callable[[PyTree], PyTree]
