@@ -78,10 +78,7 @@ def quadratic(num_examples: int = 1024, num_inner: int = 100, num_outer: int = 1
         cross = coupling * rng.normal(size=shape) / num_inner**0.5
         return {
             "A": level(num_inner),
-            "B": (0.1 * rng.normal(size=(num_examples, num_inner, num_outer))).astype(np.float32)
-            + (coupling * rng.normal(size=(num_inner, num_outer)) / num_inner**0.5).astype(
-                np.float32
-            ),
+            "B": (cross + 0.1 * rng.normal(size=(num_examples, *shape))).astype(np.float32),
             "D": level(num_outer),
             "c": rng.normal(size=(num_examples, num_inner)).astype(np.float32),
         }
