@@ -6,7 +6,8 @@ float32, rates of 0.1. Everything is timed in alternation on the same data, whic
 arguments; the least of all rounds counts. Run `python benchmarks/test_overhead.py` for a table,
 or `make bench`.
 
-How the loss is written decides more than anything else. Three equal losses, SOBA, per iteration:
+How the loss is written decides more than anything else. Three equal losses, SOBA, per iteration,
+beside a straightforward loop of `jax.grad`, `jvp` and `vjp` calls on the first:
 
     per example     `mean(vmap(loss)(examples))`: each of the gradient, `H u` and `C' u` reads the
                     minibatch's matrices again, after a gather that wrote them out
@@ -105,6 +106,30 @@ def hand_soba(loss):
             x, y, u = carry
             inner, outer, _ = draw(index)
             gradient, hessian, cross = joint(loss, x, y, u, inner)
+            value, (direct, slope) = jax.value_and_grad(loss, argnums=(0, 1))(x, y, outer)
+            y, u = y - RATE * gradient, u - RATE * (hessian - slope)
+            return (x - RATE * (direct - cross), y, u), value
+
+        x, y = start()
+        (x, y, _), values = jax.lax.scan(step, (x, y, jnp.zeros_like(y)), jnp.arange(num_steps))
+        return x, y, values
+
+    return go
+
+
+def straightforward(loss):
+    """What one writes first: each of the four derivatives by a call of its own."""
+
+    def go(data, num_steps):
+        draw = sampler(data)
+
+        def step(carry, index):
+            x, y, u = carry
+            inner, outer, _ = draw(index)
+            slope_fn = lambda x, y: jax.grad(loss, argnums=1)(x, y, inner)
+            gradient = slope_fn(x, y)
+            hessian = jax.jvp(lambda y: slope_fn(x, y), (y,), (u,))[1]
+            (cross,) = jax.vjp(lambda x: slope_fn(x, y), x)[1](u)
             value, (direct, slope) = jax.value_and_grad(loss, argnums=(0, 1))(x, y, outer)
             y, u = y - RATE * gradient, u - RATE * (hessian - slope)
             return (x - RATE * (direct - cross), y, u), value
@@ -288,10 +313,12 @@ def main():
     for name in PAIRS:
         for key, value in overhead(data, name).items():
             print(f"{name}, {key}: {value if isinstance(value, str) else round(value, 3)}")
-    losses = [value_only(soba(loss)) for loss in LOSSES.values()]
-    seconds, _, values, _ = alternate(losses, data, 100, rounds=7)
-    for name, second, value in zip(LOSSES, seconds, values, strict=True):
-        print(f"SOBA, {name}: {1e3 * second:.3f} ms an iteration, last value {value:.6f}")
+    loops = {"per example, straightforward loop": straightforward(per_example)}
+    loops |= {name: value_only(soba(loss)) for name, loss in LOSSES.items()}
+    seconds, _, values, _ = alternate(list(loops.values()), data, 100, rounds=7)
+    for name, second, value in zip(loops, seconds, values, strict=True):
+        share = second / seconds[0]
+        print(f"SOBA, {name}: {1e3 * second:.3f} ms, {share:.2f} of the first; value {value:.6f}")
 
 
 if __name__ == "__main__":
