@@ -1,19 +1,72 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
-from bilevel import diagnostics, linear, projections, proximal, sharding, training
-from bilevel._algorithm import Algorithm, run
-from bilevel._corrected import CorrectedHypergradient, corrected_hypergradient
-from bilevel._evolution import evolution_hypergrad
+from bilevel import (
+    diagnostics,
+    discrete,
+    linear,
+    projections,
+    proximal,
+    sampling,
+    sharding,
+    training,
+)
+from bilevel._algorithm import (
+    Algorithm,
+    run,
+)
+from bilevel._corrected import (
+    CorrectedHypergradient,
+    corrected_hypergradient,
+)
+from bilevel._directions import (
+    StepInfo,
+)
+from bilevel._evolution import (
+    evolution_hypergrad,
+)
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
     hypergradient,
     value_and_hypergrad,
 )
-from bilevel._problem import Batch, BilevelProblem
+from bilevel._problem import (
+    Batch,
+    BilevelProblem,
+)
 from bilevel._version import __version__ as __version__
-from bilevel.algorithms import PES, DoubleLoop
-from bilevel.linear import LinearSolver
+from bilevel.algorithms import (
+    BOME,
+    BSA,
+    F2SA,
+    FSLA,
+    MASOBA,
+    MEHA,
+    MRBO,
+    PES,
+    PZOBO,
+    SABA,
+    SOBA,
+    SPABA,
+    SRBA,
+    SUSTAIN,
+    TTSA,
+    VRBO,
+    AmIGO,
+    BiP,
+    CentralF2SA,
+    DoubleLoop,
+    Extragradient,
+    FastBAT,
+    GradientDescentAscent,
+    GradientPBGD,
+    PolicyGradient,
+    StocBiO,
+    ValuePBGD,
+)
+from bilevel.linear import (
+    LinearSolver,
+)
 from bilevel.rules import (
     SAMA,
     FiniteDifference,
@@ -51,30 +104,62 @@ __all__ = [
     "evolution_hypergrad",
     "hypergradient",
     "value_and_hypergrad",
-    # Inner solvers and the rules that wrap them
-    "FiniteDifference",
+    # Inner solvers
     "FixedPoint",
-    "Forward",
-    "Implicit",
     "Minimize",
-    "OneStep",
     "ProjectedGradient",
     "ProximalGradient",
-    "RandomWindow",
     "ReversibleSGD",
+    "stacked",
+    # Gradient rules that wrap them
+    "FiniteDifference",
+    "Forward",
+    "Implicit",
+    "OneStep",
+    "RandomWindow",
     "SAMA",
     "SignUnrolled",
     "Truncated",
     "implicit_gradient",
-    "stacked",
-    # Algorithms
+    # Algorithms with an inner solver
     "DoubleLoop",
     "PES",
+    "PZOBO",
+    # Algorithms on stochastic implicit gradients
+    "AmIGO",
+    "BSA",
+    "FSLA",
+    "MASOBA",
+    "MRBO",
+    "SABA",
+    "SOBA",
+    "SPABA",
+    "SRBA",
+    "SUSTAIN",
+    "StepInfo",
+    "StocBiO",
+    "TTSA",
+    "VRBO",
+    # Algorithms on first derivatives only
+    "BOME",
+    "CentralF2SA",
+    "F2SA",
+    "GradientPBGD",
+    "MEHA",
+    "ValuePBGD",
+    # Algorithms for problems with a structure
+    "BiP",
+    "Extragradient",
+    "FastBAT",
+    "GradientDescentAscent",
+    "PolicyGradient",
     # Modules
     "diagnostics",
+    "discrete",
     "linear",
     "projections",
     "proximal",
+    "sampling",
     "sharding",
     "training",
 ]

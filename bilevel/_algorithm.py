@@ -1,6 +1,6 @@
 """An algorithm is `init` and `step`, both pure; `run` scans one over many steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -44,7 +44,7 @@ def run(
         algorithm: anything with `init` and `step`.
         state: from `algorithm.init`, or the state where an earlier run ended.
         batch: what every step sees, or a traceable function from the step's index (int32 scalar,
-            0 to `num_steps - 1`) to what that step sees, e.g. a sampler over arrays on the device.
+            0 to `num_steps - 1`) to what that step sees, e.g. `sampling.minibatches`.
         num_steps: outer steps to take; 0 returns the state unchanged.
 
     Returns:
@@ -52,9 +52,18 @@ def run(
 
     Raises:
         ValueError: `num_steps` is negative or not an integer.
+        TypeError: `batch` is a Python iterator: a compiled run would consume it once, while it is
+            traced, and see the same batch at every step.
     """
     if not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}.")
+    if isinstance(batch, Iterator):
+        raise TypeError(
+            f"`batch` must be a `Batch` or a function of the step's index, got a Python iterator"
+            f" ({type(batch).__name__}), which compiled code cannot consume. Loop over it instead:"
+            " `step = jax.jit(algorithm.step)`, then `for batch in batches: state, info ="
+            " step(state, batch)`; or draw from arrays on the device with `sampling.minibatches`."
+        )
     batch_at = batch if callable(batch) else lambda _: batch
     return jax.lax.scan(
         lambda state, index: algorithm.step(state, batch_at(index)), state, jnp.arange(num_steps)

@@ -55,6 +55,12 @@ class BilevelProblem:
                 )
 
 
+def check_is_problem(value: Any) -> None:
+    """Raise a TypeError unless `value` is a `BilevelProblem`."""
+    if not isinstance(value, BilevelProblem):
+        raise TypeError(f"`problem` must be a `BilevelProblem`, got {value!r}.")
+
+
 def check_variable(name: str, tree: PyTree) -> None:
     """Raise a TypeError that names the first leaf of `tree` with no derivative."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

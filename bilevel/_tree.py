@@ -45,6 +45,16 @@ def add_scaled(tree: PyTree, scale: jax.Array | float, other: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + jnp.asarray(scale, a.dtype) * b, tree, other)
 
 
+def add(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree + other`."""
+    return jax.tree.map(jnp.add, tree, other)
+
+
+def subtract(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree - other`."""
+    return jax.tree.map(jnp.subtract, tree, other)
+
+
 def scale(factor: jax.Array | float, tree: PyTree) -> PyTree:
     """`factor * tree`, each leaf kept in its own dtype."""
     return jax.tree.map(lambda a: jnp.asarray(factor, a.dtype) * a, tree)
@@ -81,6 +91,17 @@ def strengthen(tree: PyTree) -> PyTree:
         return jax.lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
     return jax.tree.map(strong, tree)
+
+
+def leading_size(name: str, tree: PyTree) -> int:
+    """The common length of the leaves' first axes, at least 1; a ValueError otherwise."""
+    sizes = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)})
+    if len(sizes) != 1 or not sizes[0] or sizes[0][0] == 0:
+        raise ValueError(
+            f"`{name}` must be a pytree of arrays with a common first axis, got first axes"
+            f" {[size[0] if size else 'none' for size in sizes]}."
+        )
+    return sizes[0][0]
 
 
 def split_differentiable(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:

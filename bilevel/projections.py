@@ -123,6 +123,29 @@ class CappedSimplex:
         return unravel(capped_simplex(flat, self.total))
 
 
+@dataclasses.dataclass(frozen=True)
+class CappedBox:
+    """`{0 <= w <= 1, sum w <= total}`: the relaxed choice of at most `total` items.
+
+    Raises:
+        ValueError: `total` is negative.
+    """
+
+    total: float
+
+    def __post_init__(self) -> None:
+        _check.non_negative("total", self.total)
+
+    def __call__(self, tree: PyTree) -> PyTree:
+        """Project a pytree: clip it, and where the sum is too large, onto the capped simplex."""
+        flat, unravel = ravel_pytree(tree)
+        clipped = jnp.clip(flat, 0.0, 1.0)
+        if self.total >= flat.size:
+            return unravel(clipped)
+        slack = jnp.sum(clipped) <= self.total
+        return unravel(jnp.where(slack, clipped, capped_simplex(flat, self.total)))
+
+
 def capped_simplex(values: jax.Array, total: float | jax.Array) -> jax.Array:
     """Project a vector onto `{0 <= w <= 1, sum w = total}`.
 

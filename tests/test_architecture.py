@@ -11,7 +11,17 @@ import textwrap
 import pytest
 
 import bilevel
-from bilevel import diagnostics, linear, projections, proximal, sharding, testing, training
+from bilevel import (
+    diagnostics,
+    discrete,
+    linear,
+    projections,
+    proximal,
+    sampling,
+    sharding,
+    testing,
+    training,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -22,14 +32,25 @@ LAYERS = {
     "bilevel._tree": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
+    "bilevel._first_order": 0,
+    "bilevel.discrete": 0,
     "bilevel.projections": 0,
     "bilevel.proximal": 0,
+    "bilevel.sampling": 0,
     "bilevel.linear": 1,
     "bilevel.solvers": 1,
     "bilevel.rules": 2,
     "bilevel._hypergradient": 3,
     "bilevel._corrected": 3,
     "bilevel._evolution": 3,
+    "bilevel._directions": 3,
+    "bilevel._double_momentum": 3,
+    "bilevel._finite_sum": 3,
+    "bilevel._momentum": 3,
+    "bilevel._nested": 3,
+    "bilevel._recursive": 3,
+    "bilevel._series": 3,
+    "bilevel._single_loop": 3,
     "bilevel.algorithms": 4,
     "bilevel.diagnostics": 5,
     "bilevel.testing": 5,
@@ -93,9 +114,11 @@ def test_files_are_short_and_open_with_a_sentence(path):
 PUBLIC_MODULES = (
     bilevel,
     diagnostics,
+    discrete,
     linear,
     projections,
     proximal,
+    sampling,
     sharding,
     testing,
     training,

@@ -9,10 +9,29 @@ import optax
 import pytest
 
 from bilevel import (
+    BOME,
+    BSA,
+    F2SA,
+    FSLA,
+    MASOBA,
+    MEHA,
+    MRBO,
+    PZOBO,
+    SABA,
     SAMA,
+    SOBA,
+    SPABA,
+    SRBA,
+    SUSTAIN,
+    TTSA,
+    VRBO,
+    AmIGO,
+    CentralF2SA,
     DoubleLoop,
+    FastBAT,
     FiniteDifference,
     Forward,
+    GradientPBGD,
     Implicit,
     Minimize,
     OneStep,
@@ -20,7 +39,9 @@ from bilevel import (
     RandomWindow,
     ReversibleSGD,
     SignUnrolled,
+    StocBiO,
     Truncated,
+    ValuePBGD,
     linear,
     projections,
     proximal,
@@ -76,6 +97,10 @@ def inner_descent(num_steps):
     return Minimize(optax.sgd(1.0), num_steps)
 
 
+THREE = [optax.sgd(0.5), optax.sgd(0.5), optax.sgd(0.1)]
+TWO = [optax.sgd(0.5), optax.sgd(0.02)]
+SERIES = {"num_terms": 10, "linear_step": 1.0}
+
 ALGORITHMS = {
     "DoubleLoop, AID": lambda problem: DoubleLoop(
         problem, Implicit(inner_descent(10), linear.CG(10)), optax.sgd(0.1)
@@ -94,15 +119,54 @@ ALGORITHMS = {
         projection=projections.Box(-5.0, 5.0),
         warm_start=False,
     ),
+    "SOBA": lambda problem: SOBA(problem, *THREE),
+    "MASOBA": lambda problem: MASOBA(problem, *THREE, momentum_rate=0.5),
+    "FSLA": lambda problem: FSLA(problem, *THREE, momentum_rate=0.5),
+    "AmIGO": lambda problem: AmIGO(problem, *THREE, num_steps=5, num_linear_steps=5),
+    "StocBiO": lambda problem: StocBiO(problem, *TWO, num_steps=5, **SERIES),
+    "BSA": lambda problem: BSA(problem, *TWO, num_steps=5, **SERIES),
+    "TTSA": lambda problem: TTSA(problem, *TWO, **SERIES),
+    "SUSTAIN": lambda problem: SUSTAIN(problem, *TWO, outer_rate=0.5, inner_rate=0.5, **SERIES),
+    "MRBO": lambda problem: MRBO(problem, *TWO, outer_rate=0.5, inner_rate=0.5, **SERIES),
+    "SABA": lambda problem: SABA(problem, *THREE, num_inner=1, num_outer=1),
+    "SRBA": lambda problem: SRBA(problem, *THREE, period=5),
+    "SPABA": lambda problem: SPABA(problem, *THREE, probability=0.2),
+    "VRBO": lambda problem: VRBO(problem, *TWO, num_steps=3, period=5, **SERIES),
+    "F2SA": lambda problem: F2SA(problem, optax.sgd(0.1), optax.sgd(1.0), 30.0, num_steps=5),
+    "F2SA, growing, projected": lambda problem: F2SA(
+        problem,
+        optax.adam(0.1),
+        optax.sgd(1.0),
+        lambda count: 10.0 + count,
+        projection=projections.Box(-5.0, 5.0),
+    ),
+    "CentralF2SA": lambda problem: CentralF2SA(
+        problem, optax.sgd(0.1), optax.sgd(0.9), 30.0, num_steps=5
+    ),
+    "BOME": lambda problem: BOME(problem, inner_descent(10), optax.sgd(0.1), optax.sgd(0.1)),
+    "ValuePBGD": lambda problem: ValuePBGD(
+        problem, inner_descent(2), optax.sgd(1.0), optax.sgd(0.9), 10.0
+    ),
+    "GradientPBGD": lambda problem: GradientPBGD(problem, optax.sgd(1.0), optax.sgd(0.4), 10.0),
+    "MEHA": lambda problem: MEHA(problem, optax.sgd(1.0), 0.4, 10.0, smoothing=1.0),
+    "PZOBO": lambda problem: PZOBO(
+        problem, inner_descent(20), optax.sgd(0.02), radius=1e-2, num_directions=4
+    ),
+    "FastBAT": lambda problem: FastBAT(
+        problem, optax.sgd(0.1), (-100.0, 100.0), sharpness=1.0, num_warm_steps=2
+    ),
 }
+FINITE_SUM = ("SABA", "SRBA", "SPABA", "VRBO")  # their batch is a stack of minibatches
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms(name):
-    check_algorithm(ALGORITHMS[name])
+    check_algorithm(ALGORITHMS[name], stack=name in FINITE_SUM)
 
 
-@pytest.mark.parametrize("name", ["DoubleLoop, AID", "DoubleLoop, ITD"])
+@pytest.mark.parametrize(
+    "name", ["DoubleLoop, AID", "DoubleLoop, ITD", "SOBA", "StocBiO", "F2SA, growing, projected"]
+)
 def test_algorithms_in_double_precision(name, x64):
     check_algorithm(ALGORITHMS[name], dtype="float64")
 

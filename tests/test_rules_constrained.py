@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
 import optax
 import pytest
@@ -28,7 +29,13 @@ from bilevel import (
 )
 
 GENERAL = linear.Dense(symmetric=False)
-LINEAR_SOLVERS = GENERAL, linear.Neumann(1500, step_size=0.25)
+LINEAR_SOLVERS = (
+    GENERAL,
+    linear.Neumann(1500, step_size=0.25),
+    linear.GMRES(tolerance=1e-11),
+    linear.BiCGSTAB(tolerance=1e-11),
+    linear.NormalCG(tolerance=1e-11),
+)
 
 
 def quadratic_data(size=6):
@@ -265,8 +272,18 @@ LOWER = {
 # Solver of the linear system, and its relative error: None where it is refused without symmetry.
 TABLE = {
     "CG": (linear.CG(tolerance=1e-5), None),
+    "MINRES": (linear.MINRES(tolerance=1e-5), None),
     "Dense": (linear.Dense(), None),
+    "Auto": (linear.Auto(), None),
+    "Strict": (linear.Strict(linear.CG(tolerance=1e-4)), None),
+    "Lineax": (linear.Lineax(lineax.Cholesky()), None),
+    "Nystrom": (linear.Nystrom(6, ridge=1e-6), None),
     "general Dense": (GENERAL, 0.0),
+    "general Auto": (linear.Auto(GENERAL, linear.GMRES()), 0.0),
+    "general Lineax": (linear.Lineax(lineax.LU(), symmetric=False), 0.0),
+    "GMRES": (linear.GMRES(tolerance=1e-5), 0.0),
+    "BiCGSTAB": (linear.BiCGSTAB(tolerance=1e-5), 0.0),
+    "NormalCG": (linear.NormalCG(tolerance=1e-5), 0.0),
     "Neumann": (linear.Neumann(200, 0.25), 0.0),
     "Identity": (linear.Identity(0.25), 1.0),
 }

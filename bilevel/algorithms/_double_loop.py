@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._hypergradient import hypergradient
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_variable
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem
+from bilevel._single_loop import descend, project, start
 from bilevel.linear import LinearInfo
 from bilevel.rules import Implicit
 from bilevel.solvers import Solver
@@ -89,22 +90,13 @@ class DoubleLoop:
     warm_start: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, BilevelProblem):
-            raise TypeError(f"`problem` must be a `BilevelProblem`, got {self.problem!r}.")
+        check_is_problem(self.problem)
         if not callable(self.solver):
             raise TypeError(
                 f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
             )
-        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
-            raise TypeError(
-                "`optimizer` must be an Optax transformation such as `optax.adam(1e-2)`,"
-                f" got {self.optimizer!r}."
-            )
-        if self.projection is not None and not callable(self.projection):
-            raise TypeError(
-                "`projection` must be a function of the outer variable such as"
-                f" `projections.Simplex()`, or None, got {self.projection!r}."
-            )
+        _check.optimizer("optimizer", self.optimizer)
+        _check.projection(self.projection)
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
         """The state before the first step; `outer` is projected first.
@@ -112,9 +104,7 @@ class DoubleLoop:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        check_variable("outer", outer)
-        check_variable("inner", inner)
-        outer, inner = self._project(_tree.strengthen(outer)), _tree.strengthen(inner)
+        outer, inner = start(outer, inner, self.projection)
         warm_adjoint = self.warm_start and isinstance(self.solver, Implicit)
         return DoubleLoopState(
             outer=outer,
@@ -131,10 +121,10 @@ class DoubleLoop:
         Raises:
             TypeError: see `value_and_hypergrad`.
         """
-        start = state.inner if state.start is None else state.start
-        result = hypergradient(self.problem, self.solver, state.outer, start, batch, state.adjoint)
-        updates, opt_state = self.optimizer.update(result.hypergrad, state.opt_state, state.outer)
-        outer = self._project(optax.apply_updates(state.outer, updates))
+        init = state.inner if state.start is None else state.start
+        result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
+        outer, opt_state = descend(self.optimizer, result.hypergrad, state.opt_state, state.outer)
+        outer = project(self.projection, outer)
         adjoint = None if state.adjoint is None else result.adjoint
         info = DoubleLoopInfo(
             value=result.value,
@@ -144,6 +134,3 @@ class DoubleLoop:
             linear=result.info.linear,
         )
         return DoubleLoopState(outer, result.inner, state.start, adjoint, opt_state), info
-
-    def _project(self, outer: PyTree) -> PyTree:
-        return outer if self.projection is None else self.projection(outer)

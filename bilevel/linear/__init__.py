@@ -1,19 +1,50 @@
 """Solvers of `H u = v`, matrix-free on pytrees: `(matvec, rhs, init=None) -> LinearSolution`."""
 
+from bilevel.linear._auto import Auto
+from bilevel.linear._bicgstab import BiCGSTAB
 from bilevel.linear._cg import CG
 from bilevel.linear._dense import Dense
+from bilevel.linear._diagonal import DiagonalFisher, HutchinsonDiagonal, fisher_diagonal
+from bilevel.linear._gmres import GMRES
 from bilevel.linear._identity import Identity
-from bilevel.linear._info import LinearInfo, LinearSolution, LinearSolver, LinearStatus, solve
+from bilevel.linear._info import LinearInfo, LinearSolution, LinearSolver, LinearStatus
+from bilevel.linear._kronecker import KroneckerFactored, KroneckerFactors, KroneckerLayer
+from bilevel.linear._kronecker_factors import Tap, conv_patches, kronecker_factors
+from bilevel.linear._lineax import Lineax
+from bilevel.linear._minres import MINRES
 from bilevel.linear._neumann import Neumann
+from bilevel.linear._normal_cg import NormalCG
+from bilevel.linear._nystrom import Nystrom
+from bilevel.linear._preconditioner import Preconditioner
+from bilevel.linear._solve import solve
+from bilevel.linear._strict import Strict
 
 __all__ = [
+    "Auto",
+    "BiCGSTAB",
     "CG",
     "Dense",
+    "DiagonalFisher",
+    "GMRES",
+    "HutchinsonDiagonal",
     "Identity",
+    "KroneckerFactored",
+    "KroneckerFactors",
+    "KroneckerLayer",
     "LinearInfo",
     "LinearSolution",
     "LinearSolver",
     "LinearStatus",
+    "Lineax",
+    "MINRES",
     "Neumann",
+    "NormalCG",
+    "Nystrom",
+    "Preconditioner",
+    "Strict",
+    "Tap",
+    "conv_patches",
+    "fisher_diagonal",
+    "kronecker_factors",
     "solve",
 ]

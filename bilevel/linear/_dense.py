@@ -26,7 +26,8 @@ class Dense:
     Prefer it to `CG` when the inner variable is small or H is badly conditioned: the cost does not
     depend on the condition number. It takes n Hessian-vector products (all at once, by `vmap`),
     n^2 memory and n^3 / 3 operations. Cholesky factors a positive definite H; for any other, LU
-    takes over and `info.status` says INDEFINITE, though the solution of the system stands.
+    takes over and `info.status` says INDEFINITE, though the solution of the system stands; or
+    SINGULAR where a pivot vanishes to rounding.
 
     Attributes:
         ridge: added to the diagonal.
@@ -59,13 +60,16 @@ class Dense:
         rhs, scale = normalized(rhs)
         flat_rhs, unravel = ravel_pytree(rhs)
         identity = jnp.eye(flat_rhs.size, dtype=flat_rhs.dtype)
-        columns = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0], out_axes=1)(identity)
+        matrix = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0], out_axes=1)(identity)
         if self.symmetric:
-            matrix = (columns + columns.T) / 2  # rounding made it slightly unsymmetric
-            flat, trouble = _solve_symmetric(matrix, flat_rhs)
+            matrix = (matrix + matrix.T) / 2  # rounding made it slightly unsymmetric
+            flat, pivots, sound = _solve_symmetric(matrix, flat_rhs)
         else:
-            matrix, trouble = columns, jnp.int32(LinearStatus.CONVERGED)
-            flat = jnp.linalg.solve(matrix, flat_rhs)
+            flat, pivots = _lu_solve(matrix, flat_rhs)
+            sound = jnp.bool_(True)
+        pivots = jnp.abs(pivots)
+        singular = jnp.min(pivots) <= 8 * jnp.finfo(pivots.dtype).eps * jnp.max(pivots)
+        flawed = jnp.where(singular, int(LinearStatus.SINGULAR), int(LinearStatus.INDEFINITE))
         return conclude(
             lambda v: unravel(matrix @ ravel_pytree(v)[0]),
             rhs,
@@ -73,17 +77,24 @@ class Dense:
             unravel(flat),
             self.tolerance,
             num_steps=flat_rhs.size,
-            trouble=trouble,
+            trouble=jnp.where(sound, int(LinearStatus.CONVERGED), flawed),
+            zero_pivot=jnp.min(pivots) == 0,
+            unsolved=jnp.where(singular, flawed, int(LinearStatus.NOT_CONVERGED)),
         )
 
 
-def _solve_symmetric(matrix: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The solution, and INDEFINITE where Cholesky failed and LU took over."""
+def _solve_symmetric(matrix: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The solution, the pivots, and whether Cholesky found the matrix positive definite."""
     factor = jnp.linalg.cholesky(matrix)
     definite = jnp.all(jnp.isfinite(factor))
-    flat = jax.lax.cond(
+    flat, pivots = jax.lax.cond(
         definite,
-        lambda: jsp.linalg.cho_solve((factor, True), rhs),
-        lambda: jnp.linalg.solve(matrix, rhs),
+        lambda: (jsp.linalg.cho_solve((factor, True), rhs), jnp.diagonal(factor) ** 2),
+        lambda: _lu_solve(matrix, rhs),
     )
-    return flat, jnp.where(definite, LinearStatus.CONVERGED.value, LinearStatus.INDEFINITE.value)
+    return flat, pivots, definite
+
+
+def _lu_solve(matrix: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    factors = jsp.linalg.lu_factor(matrix)
+    return jsp.linalg.lu_solve(factors, rhs), jnp.diagonal(factors[0])

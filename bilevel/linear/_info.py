@@ -14,12 +14,18 @@ MatVec = Callable[[PyTree], PyTree]
 
 
 class LinearStatus(enum.IntEnum):
-    """How a linear solve ended. Only `CONVERGED` may be trusted to the asked tolerance."""
+    """How a linear solve ended. `CONVERGED` alone may be trusted with no further question.
+
+    INDEFINITE from a solver that needs no positive definite matrix (`Dense`, `MINRES`, `GMRES`,
+    `BiCGSTAB`) says that the system was solved to the tolerance, but that the inner solution is no
+    minimum: the number is right, the question may be wrong. From `CG` it says that a damped system
+    was solved instead (`info.damping`).
+    """
 
     CONVERGED = 0
     NOT_CONVERGED = 1  # the true residual is above the tolerance
     INDEFINITE = 2  # a direction of negative curvature was met
-    SINGULAR = 3  # a direction of no curvature was met
+    SINGULAR = 3  # a direction of no curvature kept the residual above the tolerance
     NON_FINITE = 4  # NaN or infinity in the matrix, the right-hand side or the solution
 
 
@@ -35,8 +41,9 @@ class LinearInfo(NamedTuple):
             eigenvalue; NaN where the solver measures none.
         max_curvature: largest one met, a lower bound on the largest eigenvalue; likewise.
         damping: what the solver added to the diagonal on its own, beyond the ridge it was given.
-        lanczos: `(diagonal, off_diagonal)`, each `[max_steps]`, of the tridiagonal matrix that a
-            Krylov solver builds on its way, or None. `ritz_values` are its eigenvalues.
+        lanczos: `(diagonal, off_diagonal)`, each `[max_steps]`, of the tridiagonal matrix of `CG`
+            and `MINRES`, NaN where unused; None for other solvers, and with a preconditioner,
+            where it would be that of the preconditioned matrix.
     """
 
     status: jax.Array
@@ -56,8 +63,8 @@ class LinearInfo(NamedTuple):
     def ritz_values(self) -> jax.Array | None:
         """Estimates of extreme eigenvalues, ascending, `[max_steps]`, NaN beyond `num_steps`.
 
-        None unless the solver is a Krylov method. Computed on access: a solve that nobody asks
-        for its spectrum pays nothing.
+        Eigenvalues of the `lanczos` matrix, None without one. Computed on access: a solve that
+        nobody asks for its spectrum pays nothing.
         """
         if self.lanczos is None:
             return None
@@ -108,6 +115,35 @@ def normalized(rhs: PyTree) -> tuple[PyTree, jax.Array]:
     return jax.tree.map(lambda a: a / scale.astype(a.dtype), rhs), scale
 
 
+def warm_start(
+    matvec: MatVec, rhs: PyTree, scale: jax.Array, init: PyTree | None
+) -> tuple[PyTree, PyTree, int]:
+    """Where an iteration begins: a value, its residual, and the products that judging it took.
+
+    `init` serves if its residual is below that of zero; a stale guess can be worse than none.
+    """
+    zero = jax.tree.map(jnp.zeros_like, rhs)
+    if init is None:
+        return zero, rhs, 0
+    guess = jax.tree.map(lambda a: a / scale.astype(a.dtype), init)
+    residual = _tree.add_scaled(rhs, -1.0, matvec(guess))
+    better = _tree.norm(residual) < 1.0  # NaN compares false
+    return _tree.where(better, guess, zero), _tree.where(better, residual, rhs), 1
+
+
+def along_null_space(matvec: MatVec, value: PyTree, scale: jax.Array) -> jax.Array:
+    """Whether `H value` vanishes to rounding: on a singular system some iterates grow like that.
+
+    Args:
+        matvec: product with the matrix that was solved.
+        value: the last iterate.
+        scale: an estimate of the norm of the matrix.
+    """
+    image, length = _tree.norm(matvec(value)), _tree.norm(value)
+    small = image <= 16 * jnp.finfo(image.dtype).eps * scale * length
+    return small & ((length > 0) | (scale == 0))
+
+
 def conclude(
     matvec: MatVec,
     rhs: PyTree,
@@ -117,10 +153,14 @@ def conclude(
     *,
     num_steps: int | jax.Array,
     trouble: LinearStatus | jax.Array = LinearStatus.CONVERGED,
+    solved: LinearStatus | jax.Array = LinearStatus.CONVERGED,
+    unsolved: LinearStatus | jax.Array = LinearStatus.NOT_CONVERGED,
+    zero_pivot: bool | jax.Array = False,
     min_curvature: float | jax.Array = jnp.nan,
     max_curvature: float | jax.Array = jnp.nan,
     damping: float | jax.Array = 0.0,
     lanczos: tuple[jax.Array, jax.Array] | None = None,
+    residual_norm: jax.Array | None = None,
 ) -> LinearSolution:
     """Judge `value` by its true residual on the system that was solved, and scale it back.
 
@@ -131,17 +171,26 @@ def conclude(
         value: the solution for the normalized right-hand side.
         tolerance: largest relative residual that counts as converged.
         num_steps: matrix products spent.
-        trouble: what the solver met on its way; stands unless something is not finite.
+        trouble: what the solver met on its way, whatever the residual.
+        solved: the status where the residual meets the tolerance.
+        unsolved: the status where it does not.
+        zero_pivot: whether a division by an exact zero explains a value that is not finite.
         min_curvature: see `LinearInfo`.
         max_curvature: see `LinearInfo`.
         damping: see `LinearInfo`.
         lanczos: see `LinearInfo`.
+        residual_norm: the true one, where the solver has just computed it; None: computed here.
     """
-    residual_norm = _tree.norm(_tree.add_scaled(rhs, -1.0, matvec(value)))
-    status = jnp.where(residual_norm <= tolerance, 0, int(LinearStatus.NOT_CONVERGED))
-    status = jnp.where(jnp.asarray(trouble) != 0, trouble, status)
+    if residual_norm is None:
+        residual_norm = _tree.norm(_tree.add_scaled(rhs, -1.0, matvec(value)))
+    status = jnp.where(residual_norm <= tolerance, jnp.asarray(solved), jnp.asarray(unsolved))
+    status = jnp.where(jnp.asarray(trouble) != 0, jnp.asarray(trouble), status)
     finite = jnp.isfinite(residual_norm) & _tree.all_finite(value) & _tree.all_finite(rhs)
-    status = jnp.where(finite, status, int(LinearStatus.NON_FINITE)).astype(jnp.int32)
+    broken = jnp.where(
+        jnp.asarray(zero_pivot), int(LinearStatus.SINGULAR), int(LinearStatus.NON_FINITE)
+    )
+    broken = jnp.where(_tree.all_finite(rhs), broken, int(LinearStatus.NON_FINITE))
+    status = jnp.where(finite, status, broken).astype(jnp.int32)
     # A plausible number out of a broken system is the worst result of all.
     value = jax.tree.map(lambda a: jnp.where(finite, a * scale.astype(a.dtype), jnp.nan), value)
     real = residual_norm.dtype
@@ -163,62 +212,3 @@ def _measured(curvature: float | jax.Array, dtype: Any) -> jax.Array:
     """NaN in place of the infinity with which a minimum or a maximum over nothing begins."""
     curvature = jnp.asarray(curvature, dtype)
     return jnp.where(jnp.isfinite(curvature), curvature, jnp.nan)
-
-
-def require_general(linear_solver: LinearSolver) -> None:
-    """Raise a ValueError where a solver is right only for a symmetric matrix.
-
-    Args:
-        linear_solver: says so by an attribute `symmetric_only`; without one it is taken to be
-            general.
-    """
-    if getattr(linear_solver, "symmetric_only", False):
-        raise ValueError(
-            f"`linear_solver` must suit a system that is not symmetric, got {linear_solver!r},"
-            " which would return a wrong solution. The system of a fixed point, a constrained or a"
-            " non-smooth lower level is not symmetric: write `linear.Dense(symmetric=False)`, or a"
-            " matrix-free solver of general systems such as `linear.Neumann`."
-        )
-
-
-def solve(
-    linear_solver: LinearSolver,
-    matvec: MatVec,
-    rhs: PyTree,
-    init: PyTree | None = None,
-    *,
-    symmetric: bool = True,
-) -> LinearSolution:
-    """Solve `H u = v`, differentiable in v and in what `matvec` closes over.
-
-    The derivative solves with the same solver again: `du = H^-1 (dv - dH u)`. No derivative flows
-    through `init`, which has none at the solution.
-
-    Args:
-        linear_solver: e.g. `CG()`.
-        matvec: the product with H, from pytrees like `rhs` to pytrees like `rhs`.
-        rhs: v, a pytree of floating arrays.
-        init: a first guess of u, like `rhs`, or None.
-        symmetric: False where H is not its own transpose; reverse mode then solves with that.
-
-    Raises:
-        ValueError: H is not symmetric, and `linear_solver` is right only where it is.
-    """
-    if not symmetric:
-        require_general(linear_solver)
-    init = jax.lax.stop_gradient(init)
-
-    def run(product: MatVec, b: PyTree, init: PyTree | None) -> tuple[PyTree, LinearInfo]:
-        return tuple(linear_solver(product, b, init))
-
-    return LinearSolution(
-        *jax.lax.custom_linear_solve(
-            matvec,
-            rhs,
-            solve=lambda product, b: run(product, b, init),
-            # The first guess is for this system, not for its transpose.
-            transpose_solve=None if symmetric else lambda product, b: run(product, b, None),
-            symmetric=symmetric,
-            has_aux=True,
-        )
-    )

@@ -5,7 +5,7 @@ import dataclasses
 from bilevel import linear
 from bilevel._problem import Loss, PyTree
 from bilevel.linear import LinearSolver
-from bilevel.linear._info import require_general
+from bilevel.linear._solve import require_general
 from bilevel.rules._attach import Defining, attached
 from bilevel.rules._detach import detached
 from bilevel.rules._pullback import Optimality, pullback_of

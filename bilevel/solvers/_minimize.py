@@ -87,11 +87,7 @@ class Minimize:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
-            raise TypeError(
-                "`optimizer` must be an Optax transformation such as `optax.sgd(0.1)`,"
-                f" got {self.optimizer!r}."
-            )
+        _check.optimizer("optimizer", self.optimizer)
         _check.positive_integer("num_steps", self.num_steps)
         _remat.check(self.remat, self.offload, self.num_steps)
         _gradient.check_mode(self.mode)
@@ -143,18 +139,7 @@ class Minimize:
         """What this solver minimises over the whole batch: the mean over its steps' minibatches."""
         if self.minibatch is None:
             return loss
-        minibatch, num_steps = self.minibatch, self.num_steps
-
-        def mean_loss(outer: PyTree, inner: PyTree, batch: PyTree) -> jax.Array:
-            # One minibatch at a time, stored by none: memory stays that of a single step.
-            def step(total: jax.Array, index: jax.Array) -> jax.Array:
-                return total + loss(outer, inner, minibatch(batch, index))
-
-            first = jax.eval_shape(step, 0.0, jnp.int32(0))
-            total = jnp.zeros((), first.dtype)
-            return _remat.scan_steps(step, total, jnp.arange(num_steps), "step") / num_steps
-
-        return mean_loss
+        return averaged(loss, self.minibatch, self.num_steps)
 
     def last_loss(self, loss: Loss) -> Loss:
         """The loss as the last step saw it: cheap to look at, noisy with minibatches."""
@@ -162,6 +147,23 @@ class Minimize:
             return loss
         minibatch, last = self.minibatch, jnp.int32(self.num_steps - 1)
         return lambda outer, inner, batch: loss(outer, inner, minibatch(batch, last))
+
+
+def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count: int) -> Loss:
+    """The mean of `loss` over the minibatches 0 to `count - 1` of its batch.
+
+    One minibatch at a time, stored by none: memory stays that of a single one.
+    """
+
+    def mean_loss(outer: PyTree, inner: PyTree, batch: PyTree) -> jax.Array:
+        def step(total: jax.Array, index: jax.Array) -> jax.Array:
+            return total + loss(outer, inner, minibatch(batch, index))
+
+        first = jax.eval_shape(step, 0.0, jnp.int32(0))
+        total = jnp.zeros((), first.dtype)
+        return _remat.scan_steps(step, total, jnp.arange(count), "step") / count
+
+    return mean_loss
 
 
 def objective(solver: Any, loss: Loss) -> Loss:

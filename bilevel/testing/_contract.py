@@ -112,7 +112,12 @@ def _composed(solver: Solver, case: Case) -> Callable[[PyTree], tuple[jax.Array,
 
 
 def check_algorithm(
-    make: Callable[[BilevelProblem], Algorithm], *, num_steps: int = 60, dtype: Any = jnp.float32
+    make: Callable[[BilevelProblem], Algorithm],
+    *,
+    num_steps: int = 60,
+    dtype: Any = jnp.float32,
+    case: Case | None = None,
+    stack: bool = False,
 ) -> None:
     """Raise an AssertionError unless what `make` builds obeys the `Algorithm` contract.
 
@@ -125,18 +130,22 @@ def check_algorithm(
         make: from a problem to an algorithm whose settings suit that case.
         num_steps: steps after which the value function must have fallen.
         dtype: of the case; float64 needs `jax_enable_x64`.
+        case: another case, for algorithms of problems with a structure (a min-max problem, say);
+            its value function must be quadratic in the outer variable. None: the one above.
+        stack: True gives the batch as a stack of one minibatch, for finite-sum methods.
     """
-    case = quadratic(jax.random.key(1), dtype=dtype)
+    case = quadratic(jax.random.key(1), dtype=dtype) if case is None else case
+    batch = jax.tree.map(lambda a: a[None], case.batch) if stack else case.batch
     counter = TraceCounter(case.problem.outer_loss)
     algorithm = make(BilevelProblem(counter, case.problem.inner_loss))
     step = jax.jit(algorithm.step)
 
     start = algorithm.init(case.outer, case.init)
-    state, info = step(start, case.batch)
+    state, info = step(start, batch)
     traces = counter.count
     check_alike("the state after a step", state, "the state before it", start)
     for _ in range(num_steps - 1):
-        state, info = step(state, case.batch)
+        state, info = step(state, batch)
     _require(
         counter.count == traces,
         f"a step must compile once, but step 2 traced the loss {counter.count - traces} more times"
@@ -150,7 +159,7 @@ def check_algorithm(
         after < before - 0.1 * (before - _best_value(case)),
         f"{num_steps} steps must lower the value function, got {before} -> {after}",
     )
-    _check_transforms(algorithm, start, case.batch)
+    _check_transforms(algorithm, start, batch)
 
 
 def _check_transforms(algorithm: Algorithm, start: Any, batch: Batch) -> None:

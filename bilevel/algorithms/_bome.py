@@ -1,0 +1,134 @@
+"""BOME: descend on the outer loss under a control that the lower-level gap keeps falling.
+
+Source: Liu, Ye, Wright, Stone and Liu, "BOME! Bilevel optimization made easy: a simple first-order
+approach", NeurIPS 2022, Algorithm 1.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel import _check, _first_order, _tree
+from bilevel._first_order import PenaltyInfo, Projection
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel.solvers import Solver
+
+
+class BOMEState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: x.
+        inner: y, which moves with x.
+        outer_opt: state of the outer optimizer.
+        inner_opt: state of the inner optimizer.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    outer_opt: PyTree
+    inner_opt: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class BOME:
+    """Biased: descent on F along which `q(x, y) = G(x, y) - G(x, w)` falls; no penalty to set.
+
+        w = solver(x), started at y and held constant
+        penalty = max(control - <grad F, grad q> / (||grad q||^2 + damping), 0)
+        (x, y) <- (x, y) - rate (grad F + penalty grad q)         gradients in x and y together
+
+    The least penalty for which q falls at the rate `control ||grad q||^2` (the paper's choice of
+    its barrier, `phi = eta ||grad q||^2`): no second derivative, no strong convexity. As q
+    approaches zero the penalty grows without bound, and a constant rate ends in a cycle whose size
+    falls with the rate; let the rate decay to converge. A step costs one gradient of F, two of G,
+    the solver, no Hessian-vector product, and the memory of one gradient and two inner variables.
+
+    Differs from the paper in: any solver for w; any optimizers (the control argues with one plain
+    gradient step of one rate for both variables: `sgd(rate)` twice is the paper).
+
+    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the penalty that was chosen, and
+    the gap q.
+
+    Attributes:
+        problem: the two losses.
+        solver: finds w from y, e.g. `Minimize(optax.sgd(0.1), 10)`; never differentiated. Too few
+            steps leave a bias that falls geometrically in their number.
+        optimizer: of the outer variable.
+        inner_optimizer: of y.
+        control: eta in (0, 1): larger keeps y closer to the inner minimiser and moves F less.
+        damping: >= 0, bounds the penalty where q is small. 0 is the paper; its released code has
+            1e-4 or 1e-8. A positive one calms the final cycle and leaves a bias of its own.
+        projection: maps the outer variable back to its feasible set; None for none.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+        ValueError: `control` is not a number in (0, 1), or `damping` not one >= 0.
+    """
+
+    problem: BilevelProblem
+    solver: Solver
+    optimizer: optax.GradientTransformation
+    inner_optimizer: optax.GradientTransformation
+    control: float = 0.5
+    damping: float = 0.0
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
+        _first_order.check_settings(self.problem, optimizers, self.projection)
+        _first_order.check_solver(self.solver)
+        _check.positive("control", self.control)
+        if self.control >= 1:
+            raise ValueError(f"`control` must lie in (0, 1), got {self.control!r}.")
+        _check.non_negative("damping", self.damping)
+
+    def init(self, outer: PyTree, inner: PyTree) -> BOMEState:
+        """The state before the first step; `outer` is projected first.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        outer, inner = _first_order.prepare(outer, inner, self.projection)
+        return BOMEState(
+            outer=outer,
+            inner=inner,
+            outer_opt=_first_order.start(self.optimizer, outer),
+            inner_opt=_first_order.start(self.inner_optimizer, inner),
+        )
+
+    def step(self, state: BOMEState, batch: Batch) -> tuple[BOMEState, PenaltyInfo]:
+        """One inner solve and one joint step.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        x, y = state.outer, state.inner
+        check_problem(self.problem, x, y, batch)
+        w = self.solver(self.problem.inner_loss, y, x, batch.inner)
+        check_alike("the solver's result", w, "inner", y)
+
+        value, upper_x, upper_y, level, lower_x, lower_y = _first_order.both_grads(
+            self.problem, x, y, batch
+        )
+        best, best_x = jax.value_and_grad(self.problem.inner_loss)(x, w, batch.inner)
+        gap_x = jax.tree.map(jnp.subtract, lower_x, best_x)
+
+        size = _tree.vdot(gap_x, gap_x) + _tree.vdot(lower_y, lower_y)
+        agreement = _tree.vdot(upper_x, gap_x) + _tree.vdot(upper_y, lower_y)
+        # At `grad q = 0` the constraint holds and nothing is added; NaN is not 0 and stays NaN.
+        needed = self.control - agreement / jnp.where(size == 0, 1.0, size + self.damping)
+        penalty = jnp.where(size == 0, 0.0, jnp.maximum(needed, 0.0))
+
+        direction = _tree.add_scaled(upper_x, penalty, gap_x)
+        inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
+        outer, outer_opt = _first_order.update(self.optimizer, direction, state.outer_opt, x)
+        inner, inner_opt = _first_order.update(
+            self.inner_optimizer, inner_direction, state.inner_opt, y
+        )
+        outer = _first_order.project(self.projection, outer)
+        info = _first_order.penalty_info(value, direction, lower_y, penalty, level - best)
+        return BOMEState(outer, inner, outer_opt, inner_opt), info

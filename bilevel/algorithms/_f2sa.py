@@ -1,0 +1,151 @@
+"""F2SA: two inner variables, one of them pulled by the outer loss, and first derivatives only.
+
+Source: Kwon, Kwon, Wright and Nowak, "A fully first-order method for stochastic bilevel
+optimization", ICML 2023, Algorithm 1.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel import _check, _first_order, _tree
+from bilevel._first_order import Number, PenaltyInfo, Projection
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+
+
+class F2SAState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: x.
+        inner: z, which follows the inner minimiser y*(x).
+        penalized: y, which follows the minimiser of `G + F / penalty`.
+        outer_opt: state of the outer optimizer.
+        inner_opt: state of the optimizer of `inner`.
+        penalized_opt: state of the optimizer of `penalized`.
+        step_count: int32, steps taken, at which schedules are read.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    penalized: PyTree
+    outer_opt: PyTree
+    inner_opt: PyTree
+    penalized_opt: PyTree
+    step_count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class F2SA:
+    """Biased: a forward difference in place of the implicit gradient; no Hessian at all.
+
+        z <- z - b grad_y G(x, z)                                    `num_steps` times
+        y <- y - b (grad_y G(x, y) + grad_y F(x, y) / penalty)       `num_steps` times
+        x <- P(x - a h),  h = grad_x F(x, y) + penalty (grad_x G(x, y) - grad_x G(x, z))
+
+    With both inner variables converged, h misses the hypergradient by O(1 / penalty), and needs no
+    second derivative: prefer it where Hessian-vector products cost too much memory (large networks)
+    or do not exist. A growing penalty removes the bias. `CentralF2SA` has a bias of the second
+    order for one more gradient of F in each step. A step costs `2 num_steps + 2` gradients of G and
+    `num_steps + 1` of F, no Hessian-vector product, and the memory of one gradient and two inner
+    variables.
+
+    Differs from the paper in: the gradient in y is divided by the penalty, so that one inner step
+    size suits every penalty (the paper's is `alpha_k = b / penalty`); any Optax optimizer; one
+    inner batch serves y and z, so that its noise cancels in the difference, where the paper draws
+    two.
+
+    `info` is a `PenaltyInfo`: value at y, `inner_grad_norm` at z before its last step, and the gap
+    `G(x, y) - G(x, z)`, which is of order `1 / penalty^2`.
+
+    Attributes:
+        problem: the two losses.
+        optimizer: of the outer variable.
+        inner_optimizer: of z and of y, each with a state of its own. Its rate must suit the
+            curvature of `G + F / penalty`.
+        penalty: lambda, a number > 0 or an Optax schedule. Larger is less biased, and loses digits:
+            h is a difference of nearly equal gradients times the penalty, so in float32 rounding
+            passes the bias at 1e3 to 3e3. Below `L_F / mu_G` the problem of y need not be convex
+            where F is not.
+        num_steps: inner steps in each outer step.
+        projection: maps the outer variable back to its feasible set; None for none.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+        ValueError: `penalty` is not > 0, or `num_steps` not an integer >= 1.
+    """
+
+    problem: BilevelProblem
+    optimizer: optax.GradientTransformation
+    inner_optimizer: optax.GradientTransformation
+    penalty: Number
+    num_steps: int = 1
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
+        _first_order.check_settings(self.problem, optimizers, self.projection)
+        _first_order.check_schedule("penalty", self.penalty)
+        _check.positive_integer("num_steps", self.num_steps)
+
+    def init(self, outer: PyTree, inner: PyTree) -> F2SAState:
+        """The state before the first step; y and z start at `inner`, `outer` is projected.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        outer, inner = _first_order.prepare(outer, inner, self.projection)
+        return F2SAState(
+            outer=outer,
+            inner=inner,
+            penalized=_first_order.copy(inner),
+            outer_opt=_first_order.start(self.optimizer, outer),
+            inner_opt=_first_order.start(self.inner_optimizer, inner),
+            penalized_opt=_first_order.start(self.inner_optimizer, inner),
+            step_count=jnp.int32(0),
+        )
+
+    def step(self, state: F2SAState, batch: Batch) -> tuple[F2SAState, PenaltyInfo]:
+        """`num_steps` steps of z and y, then one of x.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        x = state.outer
+        check_problem(self.problem, x, state.inner, batch)
+        outer_loss, inner_loss = self.problem.outer_loss, self.problem.inner_loss
+        penalty = _first_order.at(self.penalty, state.step_count)
+
+        def lower_grad(z: PyTree) -> PyTree:
+            return jax.grad(inner_loss, 1)(x, z, batch.inner)
+
+        def penalized_grad(y: PyTree) -> PyTree:
+            pull = jax.grad(outer_loss, 1)(x, y, batch.outer)
+            return _tree.add_scaled(lower_grad(y), 1 / penalty, pull)
+
+        z, inner_opt, lower_slope = _first_order.descend(
+            lower_grad, self.inner_optimizer, state.inner, state.inner_opt, self.num_steps
+        )
+        y, penalized_opt, _ = _first_order.descend(
+            penalized_grad,
+            self.inner_optimizer,
+            state.penalized,
+            state.penalized_opt,
+            self.num_steps,
+        )
+
+        value, direct = jax.value_and_grad(outer_loss)(x, y, batch.outer)
+        level_y, at_y = jax.value_and_grad(inner_loss)(x, y, batch.inner)
+        level_z, at_z = jax.value_and_grad(inner_loss)(x, z, batch.inner)
+        difference = jax.tree.map(jnp.subtract, at_y, at_z)
+        direction = _tree.add_scaled(direct, penalty, difference)
+
+        outer, outer_opt = _first_order.update(self.optimizer, direction, state.outer_opt, x)
+        outer = _first_order.project(self.projection, outer)
+        info = _first_order.penalty_info(value, direction, lower_slope, penalty, level_y - level_z)
+        return F2SAState(
+            outer, z, y, outer_opt, inner_opt, penalized_opt, state.step_count + 1
+        ), info

@@ -1,0 +1,124 @@
+"""FSLA: one step each of inner variable, adjoint and outer variable, with recursive momentum on x.
+
+Li, Gu and Huang, "A fully single loop algorithm for bilevel optimization without Hessian inverse",
+AAAI 2022, Algorithm 1. Each line uses what the one above has just computed:
+
+    y' = y - beta grad_y G(x, y)
+    u' = u - gamma (H u - grad_y F)(x, y')
+    d' = p(x, y', u') + (1 - eta) (d - p(x_prev, y, u)),    p = grad_x F - C' u
+    x' = x - alpha d'
+
+with one sample in both p. A step costs one inner gradient, one product with H, two with C' and two
+outer gradients, about twice a step of SOBA; memory is two outer variables more.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _check, _tree
+from bilevel._directions import Point, StepInfo, inner_products, outer_slopes, step_info
+from bilevel._momentum import Rate, recursive_momentum
+from bilevel._problem import Batch, PyTree, check_problem
+from bilevel._single_loop import SingleLoop, descend, project
+
+
+class FSLAState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: the outer variable.
+        inner: tracks the inner solution.
+        adjoint: tracks the solution u of `H u = grad_y F`.
+        opt_states: states of the three optimizers, in the same order.
+        previous: the outer variable of the step before.
+        estimate: d, of the hypergradient.
+        step_count: int32, steps taken.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    adjoint: PyTree
+    opt_states: PyTree
+    previous: PyTree
+    estimate: PyTree
+    step_count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FSLA(SingleLoop):
+    """Alternating single steps with recursive momentum: `SOBA` that uses its news at once.
+
+    Prefer it over `SOBA` where the outer gradient is noisy and twice the cost of a step is worth
+    it. Its theory takes rates and eta of the order `1 / sqrt(t)`.
+
+    Differs from the paper in that any Optax optimizer may take the place of SGD, in the projection,
+    and in that the first step has no momentum.
+
+    Attributes:
+        problem: the two losses.
+        inner_optimizer: moves y along `grad_y G`; see `SOBA`.
+        linear_optimizer: moves u along `H u - grad_y F`.
+        outer_optimizer: moves x along the estimate d.
+        momentum_rate: eta, in (0, 1], or a schedule of the step's index to it. Small keeps more of
+            the past; 1 keeps nothing, and is SOBA in alternation.
+        projection: maps the outer variable back to its feasible set after each step, or None.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+        ValueError: `momentum_rate` is neither in (0, 1] nor a function.
+    """
+
+    momentum_rate: Rate = dataclasses.field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.rate("momentum_rate", self.momentum_rate)
+
+    def init(self, outer: PyTree, inner: PyTree) -> FSLAState:
+        """The state before the first step; raises as `SOBA.init` does."""
+        point, opt_states = self._start(outer, inner)
+        previous = jax.tree.map(jnp.copy, point.outer)
+        estimate = jax.tree.map(jnp.zeros_like, previous)
+        return FSLAState(*point, opt_states, previous, estimate, jnp.int32(0))
+
+    def step(self, state: FSLAState, batch: Batch) -> tuple[FSLAState, StepInfo]:
+        """One step of each variable in turn.
+
+        Args:
+            state: from `init` or the step before.
+            batch: `batch.linear`, if given, serves the products with H and C'.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        check_problem(self.problem, state.outer, state.inner, batch)
+        inner_loss, outer_loss = self.problem.inner_loss, self.problem.outer_loss
+        data = batch.inner if batch.linear is None else batch.linear
+        opt_states = Point(*state.opt_states)
+
+        gradient = jax.grad(inner_loss, argnums=1)(state.outer, state.inner, batch.inner)
+        inner, inner_opt = descend(self.inner_optimizer, gradient, opt_states.inner, state.inner)
+
+        point = Point(state.outer, inner, state.adjoint)
+        slopes = outer_slopes(outer_loss, point, batch.outer)
+        residual = _tree.subtract(inner_products(inner_loss, point, data).hessian, slopes.inner)
+        adjoint, linear_opt = descend(
+            self.linear_optimizer, residual, opt_states.adjoint, state.adjoint
+        )
+
+        now, before = point._replace(adjoint=adjoint), Point(state.previous, *state[1:3])
+        fresh = _tree.subtract(slopes.outer, inner_products(inner_loss, now, data).cross)
+        stale = _tree.subtract(
+            outer_slopes(outer_loss, before, batch.outer).outer,
+            inner_products(inner_loss, before, data).cross,
+        )
+        rate, step_count = self.momentum_rate, state.step_count
+        estimate = recursive_momentum(fresh, stale, state.estimate, rate, step_count)
+        outer, outer_opt = descend(self.outer_optimizer, estimate, opt_states.outer, state.outer)
+        moved = Point(project(self.projection, outer), inner, adjoint)
+        opt_states = Point(outer_opt, inner_opt, linear_opt)
+        state = FSLAState(*moved, opt_states, state.outer, estimate, step_count + 1)
+        return state, step_info(slopes.value, estimate, gradient, residual)

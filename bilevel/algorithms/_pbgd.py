@@ -1,0 +1,222 @@
+"""PBGD: joint gradient descent on the outer loss plus a penalty on the lower level.
+
+Source: Shen and Chen, "On penalty-based bilevel gradient descent method", ICML 2023: V-PBGD
+(Algorithm 1, value-gap penalty) and G-PBGD (gradient-norm penalty).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel import _first_order, _tree
+from bilevel._first_order import Number, PenaltyInfo, Projection
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel.solvers import Solver
+
+
+class PBGDState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: x.
+        inner: y, which minimises the penalised outer loss together with x.
+        lower: w, which follows the inner minimiser y*(x); None for `GradientPBGD`.
+        outer_opt: state of the outer optimizer.
+        inner_opt: state of the inner optimizer.
+        step_count: int32, steps taken, at which schedules are read.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    lower: PyTree | None
+    outer_opt: PyTree
+    inner_opt: PyTree
+    step_count: jax.Array
+
+
+class _PBGD:
+    """What both penalties share: the first state, and the joint step."""
+
+    problem: BilevelProblem
+    optimizer: optax.GradientTransformation
+    inner_optimizer: optax.GradientTransformation
+    penalty: Number
+    projection: Projection | None
+
+    def init(self, outer: PyTree, inner: PyTree) -> PBGDState:
+        """The state before the first step; `outer` is projected first.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        outer, inner = _first_order.prepare(outer, inner, self.projection)
+        return PBGDState(
+            outer=outer,
+            inner=inner,
+            lower=_first_order.copy(inner) if hasattr(self, "solver") else None,
+            outer_opt=_first_order.start(self.optimizer, outer),
+            inner_opt=_first_order.start(self.inner_optimizer, inner),
+            step_count=jnp.int32(0),
+        )
+
+    def _move(
+        self,
+        state: PBGDState,
+        lower: PyTree | None,
+        direction: PyTree,
+        inner_direction: PyTree,
+        penalty: jax.Array | float,
+    ) -> PBGDState:
+        """Both variables at once, along gradients at one point divided by `max(penalty, 1)`."""
+        scale = 1 / jnp.maximum(penalty, 1.0)
+        outer, outer_opt = _first_order.update(
+            self.optimizer, _tree.scale(scale, direction), state.outer_opt, state.outer
+        )
+        inner, inner_opt = _first_order.update(
+            self.inner_optimizer, _tree.scale(scale, inner_direction), state.inner_opt, state.inner
+        )
+        outer = _first_order.project(self.projection, outer)
+        return PBGDState(outer, inner, lower, outer_opt, inner_opt, state.step_count + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValuePBGD(_PBGD):
+    """Biased: one descent step on `F + penalty (G - min_y G)` in x and y together (V-PBGD).
+
+        w <- solver(x), started at w
+        x <- P(x - a (grad_x F(x, y) + penalty (grad_x G(x, y) - grad_x G(x, w))) / max(penalty, 1))
+        y <- y - b (grad_y F(x, y) + penalty grad_y G(x, y)) / max(penalty, 1)
+
+    No second derivative, and no strong convexity: a lower level that satisfies a
+    Polyak-Lojasiewicz inequality, with many minimisers, is allowed, and F chooses among them. The
+    stationary points are within `O(1 / penalty)` of those of the bi-level problem; a growing
+    penalty removes the bias, and slows x by its inverse. Against `F2SA`, x and y share one pass
+    over both losses, but x has to move slowly against y, since the lags of y and w do not cancel. A
+    step costs one gradient of F, two of G, the solver, no Hessian-vector product, and the memory of
+    one gradient and two inner variables.
+
+    Differs from the paper in: one rate suits every penalty, as in its released code (the paper's
+    alpha falls with the penalty); w continues where it was, as in that code; a rate or an optimizer
+    of its own for y; no projection of y.
+
+    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the norm of the gradient in x
+    before the division, and the gap `G(x, y) - G(x, w)`, negative while w lags.
+
+    Attributes:
+        problem: the two losses.
+        solver: improves w, e.g. `Minimize(optax.sgd(0.1), 1)`; never differentiated. Few steps
+            suffice, since x slows down with the penalty; the paper's theory, which starts anew,
+            asks for a number of order `log(penalty)`.
+        optimizer: of the outer variable. A rate of order `mu / L^2` of G in both variables is safe.
+            A scale-free one (Adam) undoes the division by the penalty, and x outruns y.
+        inner_optimizer: of y.
+        penalty: gamma, a number > 0 or an Optax schedule. Larger is less biased; rounding grows
+            with it as in `F2SA`.
+        projection: maps the outer variable back to its feasible set; None for none.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+        ValueError: `penalty` is not > 0.
+    """
+
+    problem: BilevelProblem
+    solver: Solver
+    optimizer: optax.GradientTransformation
+    inner_optimizer: optax.GradientTransformation
+    penalty: Number
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
+        _first_order.check_settings(self.problem, optimizers, self.projection)
+        _first_order.check_solver(self.solver)
+        _first_order.check_schedule("penalty", self.penalty)
+
+    def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
+        """One inner solve and one joint step.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        x, y = state.outer, state.inner
+        check_problem(self.problem, x, y, batch)
+        penalty = _first_order.at(self.penalty, state.step_count)
+        w = self.solver(self.problem.inner_loss, state.lower, x, batch.inner)
+        check_alike("the solver's result", w, "inner", y)
+
+        value, upper_x, upper_y, level, lower_x, lower_y = _first_order.both_grads(
+            self.problem, x, y, batch
+        )
+        best, best_x = jax.value_and_grad(self.problem.inner_loss)(x, w, batch.inner)
+        gap_x = jax.tree.map(jnp.subtract, lower_x, best_x)
+        direction = _tree.add_scaled(upper_x, penalty, gap_x)
+        inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
+
+        info = _first_order.penalty_info(value, direction, lower_y, penalty, level - best)
+        return self._move(state, w, direction, inner_direction, penalty), info
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientPBGD(_PBGD):
+    """Biased: one descent step on `F + penalty ||grad_y G||^2` in x and y together (G-PBGD).
+
+        x <- P(x - a (grad_x F + 2 penalty (grad_xy G) grad_y G) / max(penalty, 1))
+        y <- y - b (grad_y F + 2 penalty (grad_yy G) grad_y G) / max(penalty, 1)
+
+    No inner solve at all, for one joint Hessian-vector and cross product in each step. The penalty
+    vanishes at every stationary point of G, minimiser or not: prefer `ValuePBGD` where G is not
+    convex. The inner problem is that of the normal equations, of squared condition number: slow
+    where H is badly conditioned. Stationary points are within `O(1 / penalty)` of the bi-level
+    ones. A step costs one gradient of F, and one of G with its forward derivative.
+
+    Differs from the paper in: as `ValuePBGD`. The released code halves the penalty term.
+
+    `info` is a `PenaltyInfo`: value and `inner_grad_norm` at y, the norm of the gradient in x
+    before the division, and the gap `||grad_y G||^2`.
+
+    Attributes:
+        problem: the two losses.
+        optimizer: of the outer variable; not a scale-free one, as for `ValuePBGD`.
+        inner_optimizer: of y; the curvature that it meets is `2 H^2`.
+        penalty: gamma, a number > 0 or an Optax schedule; larger is less biased.
+        projection: maps the outer variable back to its feasible set; None for none.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+        ValueError: `penalty` is not > 0.
+    """
+
+    problem: BilevelProblem
+    optimizer: optax.GradientTransformation
+    inner_optimizer: optax.GradientTransformation
+    penalty: Number
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
+        _first_order.check_settings(self.problem, optimizers, self.projection)
+        _first_order.check_schedule("penalty", self.penalty)
+
+    def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
+        """One joint step.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+        """
+        x, y = state.outer, state.inner
+        check_problem(self.problem, x, y, batch)
+        penalty = _first_order.at(self.penalty, state.step_count)
+        value, (upper_x, upper_y) = jax.value_and_grad(self.problem.outer_loss, (0, 1))(
+            x, y, batch.outer
+        )
+        grads = lambda y: jax.grad(self.problem.inner_loss, (0, 1))(x, y, batch.inner)
+        (_, slope), product = jax.linearize(grads, y)
+        cross, curved = product(slope)  # (grad_xy G) slope and (grad_yy G) slope in one pass
+
+        direction = _tree.add_scaled(upper_x, 2 * penalty, cross)
+        inner_direction = _tree.add_scaled(upper_y, 2 * penalty, curved)
+        info = _first_order.penalty_info(value, direction, slope, penalty, _tree.vdot(slope, slope))
+        return self._move(state, None, direction, inner_direction, penalty), info

@@ -1,0 +1,167 @@
+"""VRBO: recursive differences in inner steps, refreshed by a full pass every period.
+
+Yang, Ji and Liang, "Provably faster algorithms for bilevel optimization", NeurIPS 2021,
+Algorithm 2; SPIDER (Fang, Li, Lin and Zhang, NeurIPS 2018) for g, the inner gradient, and h, the
+hypergradient with stocBiO's series:
+
+    (d_x, d_y) = full (h, g)(x, y)                                        every `period` steps
+    x' = x - alpha d_x
+    d += (h, g)(x', y; i) - (h, g)(x, y; i)
+    y' = y - beta d_y,    d += (h, g)(x', y'; i) - (h, g)(x', y; i)       num_steps times
+
+A step costs 2 (num_steps + 1) hypergradient estimates on minibatches, of num_terms - 1 products
+with H each, and a refresh one on all data; memory is an inner and an outer variable more than
+stocBiO's.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _check, _tree
+from bilevel._directions import Directions, StepInfo, step_info, zero_value
+from bilevel._finite_sum import check_stacks, pick, sizes
+from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._series import SeriesMethod
+from bilevel._single_loop import descend, project
+from bilevel.solvers._minimize import averaged
+
+
+class VRBOState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        outer: the outer variable.
+        inner: tracks the inner solution.
+        opt_states: states of the outer and of the inner optimizer.
+        estimate: of the outer loss and the directions at (outer, inner).
+        step_count: int32, steps taken.
+        key: says what is drawn next.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    opt_states: PyTree
+    estimate: PyTree
+    step_count: jax.Array
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class VRBO(SeriesMethod):
+    """Biased: a variance-reduced double loop with constant rates and O(1 / epsilon^1.5) samples.
+
+    The bias of the adjoint falls as `(1 - linear_step * mu) ** num_terms`. Prefer `SRBA` or
+    `SPABA`, which reach the same with one product per direction and no bias, unless you compare
+    with the paper.
+
+    Differs from the paper in that a refresh goes through all data, where the paper draws a large
+    minibatch, in that each correction draws its minibatches from stacks, in the projection, and in
+    any Optax optimizer.
+
+    Attributes:
+        problem: the two losses.
+        inner_optimizer: moves y along d_y.
+        outer_optimizer: moves x along d_x.
+        num_steps: inner steps per outer step.
+        num_terms: terms of the series: see above. `info.linear_residual` estimates the residual
+            after all of them but the last.
+        linear_step: s, below 2 / L or the series diverges.
+        period: outer steps between two full passes; a longer one saves passes and lets noise build
+            up.
+        projection: maps the outer variable back to its feasible set after each step, or None.
+        seed: of the minibatches that are drawn. For other draws set `state.key`.
+
+    Raises:
+        TypeError: a setting is of the wrong kind.
+        ValueError: a setting is out of its range.
+    """
+
+    num_steps: int = dataclasses.field(kw_only=True)
+    period: int = dataclasses.field(kw_only=True)
+    seed: int = dataclasses.field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.positive_integer("num_steps", self.num_steps)
+        _check.positive_integer("period", self.period)
+        _check.seed("seed", self.seed)
+
+    def init(self, outer: PyTree, inner: PyTree) -> VRBOState:
+        """The state before the first step; `outer` is projected first.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        outer, inner, opt_states = self._start(outer, inner)
+        zeros = jax.tree.map(jnp.zeros_like, (outer, inner, inner))
+        estimate = Directions(zero_value(inner), *zeros)
+        key = jax.random.key(self.seed)
+        return VRBOState(outer, inner, opt_states, estimate, jnp.int32(0), key)
+
+    def step(self, state: VRBOState, batch: Batch) -> tuple[VRBOState, StepInfo]:
+        """One outer step and `num_steps` inner steps; the info tells of the estimates before them.
+
+        Args:
+            state: from `init` or the step before.
+            batch: stacks of minibatches, the same at every step: see `sampling.partition`.
+
+        Raises:
+            TypeError: see `value_and_hypergrad`.
+            ValueError: `batch.linear` is given, or a stack has no common first axis.
+        """
+        check_stacks(self.problem, state.outer, state.inner, batch)
+        key, first_key, loop_key = jax.random.split(state.key, 3)
+        full = lambda: self._full(state.outer, state.inner, batch)
+        estimate = jax.lax.cond(state.step_count % self.period == 0, full, lambda: state.estimate)
+        info = step_info(*estimate)
+
+        outer_opt, inner_opt = state.opt_states
+        outer, outer_opt = descend(self.outer_optimizer, estimate.outer, outer_opt, state.outer)
+        outer = project(self.projection, outer)
+        corrections = (outer, state.inner), (state.outer, state.inner)
+        estimate = self._correct(estimate, *corrections, batch, first_key)
+
+        def inner_step(
+            carry: tuple[PyTree, PyTree, Directions], key: jax.Array
+        ) -> tuple[tuple[PyTree, PyTree, Directions], None]:
+            inner, inner_opt, estimate = carry
+            moved, inner_opt = descend(self.inner_optimizer, estimate.inner, inner_opt, inner)
+            estimate = self._correct(estimate, (outer, moved), (outer, inner), batch, key)
+            return (moved, inner_opt, estimate), None
+
+        carry, keys = (state.inner, inner_opt, estimate), jax.random.split(loop_key, self.num_steps)
+        (inner, inner_opt, estimate), _ = jax.lax.scan(inner_step, carry, keys)
+        opt_states = (outer_opt, inner_opt)
+        return VRBOState(outer, inner, opt_states, estimate, state.step_count + 1, key), info
+
+    def _full(self, outer: PyTree, inner: PyTree, batch: Batch) -> Directions:
+        """On all data, the series included."""
+        inner_size, outer_size = sizes(batch)
+        problem = BilevelProblem(
+            outer_loss=averaged(self.problem.outer_loss, pick, outer_size),
+            inner_loss=averaged(self.problem.inner_loss, pick, inner_size),
+        )
+        return self._directions(problem, outer, inner, batch, None)
+
+    def _correct(
+        self,
+        estimate: Directions,
+        now: tuple[PyTree, PyTree],
+        before: tuple[PyTree, PyTree],
+        batch: Batch,
+        key: jax.Array,
+    ) -> Directions:
+        """`estimate`, moved from one point to the other by a sampled difference."""
+        inner_key, outer_key = jax.random.split(key)
+        inner_size, outer_size = sizes(batch)
+        rows = jax.random.randint(inner_key, (self.num_terms,), 0, inner_size)
+        row = jax.random.randint(outer_key, (), 0, outer_size)
+        seen = Batch(inner=batch.inner, outer=pick(batch.outer, row))
+        minibatch = lambda stack, index: pick(stack, rows[index])
+        fresh, stale = (
+            self._directions(self.problem, *point, seen, minibatch) for point in (now, before)
+        )
+        return _tree.add(_tree.subtract(fresh, stale), estimate)
