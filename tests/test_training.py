@@ -189,6 +189,8 @@ def test_minibatches_depend_on_the_step_and_the_seed_alone():
     stacked = jax.jit(lambda step: draw((0, 3), step))(5)
     assert equal(jax.tree.map(lambda a: a[1], stacked), batch)
     assert Minibatches()(jnp.int32(0), data).outer is x
+    epoch = [jax.jit(lambda k: Minibatches(inner=25)(k, data).inner["x"])(k) for k in range(4)]
+    assert sorted(np.concatenate(epoch)) == x.tolist()  # each example once
 
 
 def regression(seed=0):
@@ -341,6 +343,11 @@ WRONG = {
     "patience": (lambda: Patience(0), ValueError, "`num_steps` must be an integer >= 1, got 0"),
     "decrease": (lambda: Patience(1, min_decrease=-1), ValueError, "`min_decrease` must be"),
     "minibatch": (lambda: Minibatches(inner=0), ValueError, "`inner` must be an integer >= 1"),
+    "too many": (
+        lambda: Minibatches(inner=9)(0, Batch(inner=jnp.zeros(8))),
+        ValueError,
+        "must be at most the number of examples, got batch_size=9 and 8 examples",
+    ),
     "seeds": (lambda: Seeds(ALGORITHM, 0), ValueError, "`num_seeds` must be an integer >= 1"),
     "unstacked": (
         lambda: Seeds(ALGORITHM, 3).init(CASE.outer, CASE.init),

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import _check
+from bilevel import _check, sampling
 from bilevel._problem import Batch, PyTree
 
 Data = Batch | Callable[[jax.Array, PyTree], Batch] | Iterator[Batch]
@@ -97,8 +96,8 @@ class Minibatches:
     """Random examples in each step: `fit(..., data=Minibatches(inner=32), arrays=train)`.
 
     `arrays` is a `Batch` whose fields hold whole data sets: pytrees of arrays with one leading axis
-    of examples. Step k draws examples of each level independently and with replacement, by a key
-    made of `seed` and k alone: a resumed run sees what an uninterrupted one would have seen.
+    of examples. Step k draws from each by `sampling.minibatches`, independently, and by `seed` and
+    k alone: a resumed run sees what an uninterrupted one would have seen.
 
     Attributes:
         inner: examples of `arrays.inner` in each step; fewer are cheaper and noisier. None passes
@@ -106,16 +105,20 @@ class Minibatches:
         outer: likewise of `arrays.outer`.
         linear: examples of `arrays.inner` drawn a second time, independently, for Hessian-vector
             products, where the theory of a method asks for them; None draws none.
+        replace: True draws every example independently; False walks through a new order in every
+            epoch, which has less noise.
         seed: of all draws; a tuple gives each seed of `Seeds` draws of its own, and the batch a
             leading axis of that length.
 
     Raises:
-        ValueError: a size is neither None nor an integer >= 1.
+        ValueError: a size is neither None nor an integer >= 1, or, when called, exceeds the number
+            of examples without `replace`.
     """
 
     inner: int | None = None
     outer: int | None = None
     linear: int | None = None
+    replace: bool = False
     seed: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
@@ -131,18 +134,15 @@ class Minibatches:
         return self._draw(self.seed, step, arrays)
 
     def _draw(self, seed: int | jax.Array, step: jax.Array, arrays: Batch) -> Batch:
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        inner_key, outer_key, linear_key = jax.random.split(key, 3)
+        inner_key, outer_key, linear_key = jax.random.split(jax.random.key(seed), 3)
+
+        def rows(key: jax.Array, examples: PyTree, size: int | None) -> PyTree:
+            if size is None:
+                return examples
+            return sampling.minibatches(examples, size, key, replace=self.replace)(step)
+
         return Batch(
-            inner=_rows(inner_key, arrays.inner, self.inner),
-            outer=_rows(outer_key, arrays.outer, self.outer),
-            linear=None if self.linear is None else _rows(linear_key, arrays.inner, self.linear),
+            inner=rows(inner_key, arrays.inner, self.inner),
+            outer=rows(outer_key, arrays.outer, self.outer),
+            linear=None if self.linear is None else rows(linear_key, arrays.inner, self.linear),
         )
-
-
-def _rows(key: jax.Array, examples: PyTree, size: int | None) -> Any:
-    if size is None:
-        return examples
-    num_examples = jax.tree.leaves(examples)[0].shape[0]
-    index = jax.random.randint(key, (size,), 0, num_examples)
-    return jax.tree.map(lambda a: a[index], examples)
