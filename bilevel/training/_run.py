@@ -28,7 +28,8 @@ class FitResult(NamedTuple):
     Attributes:
         state: of the algorithm, finite if it was so at the start.
         metrics: by name, `[steps]` (with `Seeds`, `[steps, num_seeds]`): every scalar of `info` at
-            each step that this call took, and `finite`, whether its result was kept.
+            each step that this call took, and `finite`, whether its result was kept. They stay in
+            host memory: 40 MB for ten numbers and a million steps.
         num_steps: steps taken in all, those before a resumption included.
         num_skipped: of these, the ones dropped by `nan_policy="skip"`.
         reason: why it ended: "finished", "stop_when", "non_finite", "callback", or "data" for an
