@@ -29,9 +29,9 @@ from bilevel import (
     sampling,
     stacked,
 )
-from bilevel._directions import Point, directions
+from bilevel._parts._directions import Point, directions
+from bilevel._parts._series import random_power, series
 from bilevel._problem import check_alike
-from bilevel._series import random_power, series
 from bilevel.testing import quadratic
 
 RATES = [optax.sgd(1.0), optax.sgd(1.0), optax.sgd(0.1)]

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Point, StepInfo, inner_products, outer_slopes, step_info
+from bilevel._parts._directions import Point, StepInfo, inner_products, outer_slopes, step_info
+from bilevel._parts._series import Minibatch, check_minibatches, inner_descent, products, seen
+from bilevel._parts._single_loop import SingleLoop, SingleLoopState, descend, project
 from bilevel._problem import Batch, PyTree
-from bilevel._series import Minibatch, check_minibatches, inner_descent, products, seen
-from bilevel._single_loop import SingleLoop, SingleLoopState, descend, project
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _first_order, _tree
+from bilevel import _check, _tree
+from bilevel._parts import _first_order
 from bilevel._problem import Batch, PyTree, check_alike
 from bilevel.discrete import TopK
 

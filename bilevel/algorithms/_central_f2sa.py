@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _first_order, _tree
-from bilevel._first_order import Number, PenaltyInfo, Projection
+from bilevel import _check, _tree
+from bilevel._parts import _first_order
+from bilevel._parts._first_order import Number, PenaltyInfo, Projection
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 
 

@@ -15,8 +15,8 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._hypergradient import hypergradient
+from bilevel._parts._single_loop import descend, project, start
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem
-from bilevel._single_loop import descend, project, start
 from bilevel.linear import LinearInfo
 from bilevel.rules import Implicit
 from bilevel.solvers import Solver

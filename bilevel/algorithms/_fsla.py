@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Point, StepInfo, inner_products, outer_slopes, step_info
-from bilevel._momentum import Rate, recursive_momentum
+from bilevel._parts._directions import Point, StepInfo, inner_products, outer_slopes, step_info
+from bilevel._parts._momentum import Rate, recursive_momentum
+from bilevel._parts._single_loop import SingleLoop, descend, project
 from bilevel._problem import Batch, PyTree, check_problem
-from bilevel._single_loop import SingleLoop, descend, project
 
 
 class FSLAState(NamedTuple):

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Point, StepInfo, directions, step_info
+from bilevel._parts._directions import Point, StepInfo, directions, step_info
+from bilevel._parts._single_loop import SingleLoop
 from bilevel._problem import Batch, PyTree, check_problem
-from bilevel._single_loop import SingleLoop
 
 
 class MASOBAState(NamedTuple):

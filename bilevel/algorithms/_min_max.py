@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import optax
 
-from bilevel import _first_order, _tree
-from bilevel._first_order import Projection
+from bilevel import _tree
+from bilevel._parts import _first_order
+from bilevel._parts._first_order import Projection
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_scalar
 
 

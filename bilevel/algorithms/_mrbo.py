@@ -13,7 +13,7 @@ gradients; memory is two inner and two outer variables more than that of stocBiO
 
 import dataclasses
 
-from bilevel._double_momentum import DoubleMomentum
+from bilevel._parts._double_momentum import DoubleMomentum
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import (
+from bilevel._parts._directions import (
     Point,
     Products,
     Slopes,
@@ -30,9 +30,9 @@ from bilevel._directions import (
     step_info,
     zero_value,
 )
-from bilevel._finite_sum import check_stacks, draw, pick, sizes
+from bilevel._parts._finite_sum import check_stacks, draw, pick, sizes
+from bilevel._parts._single_loop import SingleLoop
 from bilevel._problem import Batch, PyTree
-from bilevel._single_loop import SingleLoop
 
 
 class Table(NamedTuple):

@@ -13,9 +13,9 @@ the inner loss (about two inner gradients); memory is that of one inner gradient
 
 import dataclasses
 
-from bilevel._directions import Point, StepInfo, directions, step_info
+from bilevel._parts._directions import Point, StepInfo, directions, step_info
+from bilevel._parts._single_loop import SingleLoop, SingleLoopState
 from bilevel._problem import Batch, check_problem
-from bilevel._single_loop import SingleLoop, SingleLoopState
 
 
 @dataclasses.dataclass(frozen=True)

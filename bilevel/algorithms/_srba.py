@@ -17,7 +17,7 @@ import dataclasses
 import jax
 
 from bilevel import _check
-from bilevel._recursive import Recursive
+from bilevel._parts._recursive import Recursive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ gradient; memory is that of one inner gradient.
 
 import dataclasses
 
-from bilevel._nested import Nested
+from bilevel._parts._nested import Nested
 
 
 @dataclasses.dataclass(frozen=True)

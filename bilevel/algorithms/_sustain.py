@@ -13,8 +13,8 @@ outer gradients; memory is two inner and two outer variables more.
 
 import dataclasses
 
-from bilevel._double_momentum import DoubleMomentum
-from bilevel._series import RandomPowerMethod
+from bilevel._parts._double_momentum import DoubleMomentum
+from bilevel._parts._series import RandomPowerMethod
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ outer gradient; memory is that of one inner gradient.
 
 import dataclasses
 
-from bilevel._nested import Nested
-from bilevel._series import RandomPowerMethod
+from bilevel._parts._nested import Nested
+from bilevel._parts._series import RandomPowerMethod
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Directions, StepInfo, step_info, zero_value
-from bilevel._finite_sum import check_stacks, pick, sizes
+from bilevel._parts._directions import Directions, StepInfo, step_info, zero_value
+from bilevel._parts._finite_sum import check_stacks, pick, sizes
+from bilevel._parts._series import SeriesMethod
+from bilevel._parts._single_loop import descend, project
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._series import SeriesMethod
-from bilevel._single_loop import descend, project
 from bilevel.solvers._minimize import averaged
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 
 from bilevel import _check
-from bilevel._directions import StepInfo, step_info
+from bilevel._parts._directions import StepInfo, step_info
+from bilevel._parts._series import Minibatch, SeriesMethod, check_minibatches, inner_descent
+from bilevel._parts._single_loop import descend, project
 from bilevel._problem import Batch, PyTree
-from bilevel._series import Minibatch, SeriesMethod, check_minibatches, inner_descent
-from bilevel._single_loop import descend, project
 
 
 class NestedState(NamedTuple):

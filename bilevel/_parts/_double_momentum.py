@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check
-from bilevel._directions import Directions, StepInfo, step_info
-from bilevel._momentum import Rate, recursive_momentum
+from bilevel._parts._directions import Directions, StepInfo, step_info
+from bilevel._parts._momentum import Rate, recursive_momentum
+from bilevel._parts._series import Minibatch, SeriesMethod, check_minibatches, seen
+from bilevel._parts._single_loop import descend, project
 from bilevel._problem import Batch, PyTree
-from bilevel._series import Minibatch, SeriesMethod, check_minibatches, seen
-from bilevel._single_loop import descend, project
 
 
 class Estimates(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._directions import Directions, Point
+from bilevel._parts._directions import Directions, Point
 from bilevel._problem import BilevelProblem, PyTree, check_is_problem, check_variable
 
 

@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._directions import Directions, Point, StepInfo, directions, step_info, zero_value
-from bilevel._finite_sum import check_stacks, full_directions, sample
+from bilevel._parts._directions import (
+    Directions,
+    Point,
+    StepInfo,
+    directions,
+    step_info,
+    zero_value,
+)
+from bilevel._parts._finite_sum import check_stacks, full_directions, sample
+from bilevel._parts._single_loop import SingleLoop
 from bilevel._problem import Batch, PyTree
-from bilevel._single_loop import SingleLoop
 
 
 class RecursiveState(NamedTuple):

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._directions import Directions, Point, combine, inner_products, outer_slopes
+from bilevel._parts._directions import Directions, Point, combine, inner_products, outer_slopes
+from bilevel._parts._single_loop import descend, start
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_is_problem, check_problem
-from bilevel._single_loop import descend, start
 
 Product = Callable[[jax.Array, PyTree], PyTree]
 Minibatch = Callable[[PyTree, jax.Array], PyTree]

@@ -1,0 +1,1 @@
+"""Parts that several algorithms are built from; each paper's file adds what is its own."""
