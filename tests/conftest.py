@@ -1,5 +1,11 @@
 """Every test runs with rank promotion forbidden; `x64` switches one test to double precision."""
 
+import os
+
+# Tests compile much and compute little: without LLVM's optimisations they take two thirds of the
+# time. Set before JAX starts; what the environment says comes after, and so prevails.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+
 import chex
 import jax
 import pytest

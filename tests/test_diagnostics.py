@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from benchmarks.evidence import ROUNDING, calibration, correction_sweep, slope
 from bilevel import (
     Batch,
     BilevelProblem,
@@ -19,186 +20,41 @@ from bilevel import (
     SignUnrolled,
     Truncated,
     corrected_hypergradient,
-    hypergradient,
     linear,
 )
 from bilevel.diagnostics import (
     HypergradError,
     check_hypergrad,
     diagnose,
-    evidence,
     plan_memory,
 )
 from bilevel.diagnostics._double import as_double, double_precision
 from bilevel.linear import LinearInfo, LinearSolution
 from bilevel.testing import logistic, quadratic, ridge, standard_cases
 
-# Random problems as functions of a key, one compiled program per row: (problem, draw, exact).
-DIM = 10
-
-
-def random_spectrum(key, condition_exponent):
-    basis_key, spectrum_key = jax.random.split(key)
-    basis = jnp.linalg.qr(jax.random.normal(basis_key, (DIM, DIM), "float64"))[0]
-    exponents = jax.random.uniform(spectrum_key, (DIM,), "float64").at[0].set(0.0).at[1].set(1.0)
-    return (basis * 10 ** (-condition_exponent * exponents)[None]) @ basis.T
-
-
-def quadratic_family():
-    """Inner Hessian with condition number 1 to 1e6."""
-    problem = BilevelProblem(
-        lambda x, y, b: 0.5 * jnp.sum((y - b["target"]) ** 2) + 0.05 * jnp.sum(x**2),
-        lambda x, y, b: 0.5 * y @ (b["H"] @ y) - y @ (b["B"] @ x),
-    )
-
-    def draw(key):
-        keys = jax.random.split(key, 4)
-        exponent = jax.random.uniform(keys[3], (), "float64", 0.0, 6.0)
-        hessian = random_spectrum(keys[0], exponent)
-        cross = hessian @ jax.random.normal(keys[1], (DIM, DIM), "float64")
-        target = jax.random.normal(keys[2], (DIM,), "float64")
-        return {"H": hessian, "B": cross, "target": target}
-
-    def exact(x, b):
-        y = jnp.linalg.solve(b["H"], b["B"] @ x)
-        return b["B"].T @ jnp.linalg.solve(b["H"], y - b["target"]) + 0.1 * x
-
-    return problem, draw, exact
-
-
-def logistic_family():
-    """Regularised logistic regression, features scaled over up to three decades."""
-
-    def fit(y, b):
-        return jnp.mean(jax.nn.softplus(-b["sign"] * (b["A"] @ y)))
-
-    problem = BilevelProblem(
-        lambda x, y, b: jnp.mean(jax.nn.softplus(-b["sign2"] * (b["C"] @ y))),
-        lambda x, y, b: fit(y, b) + 0.5 * jnp.sum(jnp.exp(x - 3) * y**2),
-    )
-
-    def draw(key):
-        keys = jax.random.split(key, 5)
-        decades = jax.random.uniform(keys[4], (), "float64", 0.0, 1.5)
-        scales = 10 ** (-decades * jnp.linspace(0, 1, DIM))
-        design, other = (jax.random.normal(k, (40, DIM), "float64") for k in keys[:2])
-        noise, noise2 = (jax.random.logistic(k, (40,), "float64") for k in keys[2:4])
-        label = lambda a, e: jnp.where(a.sum(1) + e > 0, 1.0, -1.0)
-        return {
-            "A": design * scales[None],
-            "C": other * scales[None],
-            "sign": label(design, noise),
-            "sign2": label(other, noise2),
-        }
-
-    def exact(x, b):
-        def newton(_, y):
-            g = jax.grad(problem.inner_loss, 1)(x, y, b)
-            return y - jnp.linalg.solve(jax.hessian(problem.inner_loss, 1)(x, y, b), g)
-
-        y = jax.lax.fori_loop(0, 30, newton, jnp.zeros(DIM))
-        u = jnp.linalg.solve(
-            jax.hessian(problem.inner_loss, 1)(x, y, b), jax.grad(problem.outer_loss, 1)(x, y, b)
-        )
-        return -jnp.exp(x - 3) * y * u
-
-    return problem, draw, exact
-
-
-FAMILIES = {"quadratic": quadratic_family, "logistic": logistic_family}
-LINEAR_STEPS = (2, 4, 8, 40)
-CASES_PER_ROW = 63  # 2 families x 4 lengths of the linear solve x 2 precisions x 63 = 1,008
-
-
-def momentum(loss, init, outer, batch):
-    """Heavy-ball steps, as many as the batch says: so every case stops elsewhere."""
-
-    def step(_, state):
-        y, velocity = state
-        velocity = 0.5 * velocity + jax.grad(loss, 1)(outer, y, batch)
-        return y - velocity, velocity
-
-    return jax.lax.fori_loop(0, batch["steps"], step, (init, jnp.zeros_like(init)))[0]
-
-
-@functools.cache
-def calibration():
-    """(estimate, true error, norm) for 1,008 random cases, stopped early at random."""
-    rows = []
-    for problem, draw, exact in (family() for family in FAMILIES.values()):
-        judge = jax.jit(jax.vmap(functools.partial(_judge, problem, exact)))
-        for number, linear_steps in enumerate(LINEAR_STEPS):
-            rule = Implicit(momentum, linear.CG(linear_steps, 1e-12))
-            run_rule = jax.jit(jax.vmap(functools.partial(_run_rule, problem, rule)))
-            for dtype in ("float32", "float64"):
-                with double_precision():
-                    outer, data = _draw_cases(draw, dtype, number)
-                with jax.enable_x64(dtype == "float64"):
-                    result = run_rule(outer, jnp.zeros((CASES_PER_ROW, DIM), dtype), data)
-                with double_precision():
-                    args = as_double((outer, result.inner, result.hypergrad, data))
-                    rows.append(np.asarray(judge(*args)))
-    return np.concatenate(rows, axis=1)
-
-
-def _draw_cases(draw, dtype, number):
-    keys = jax.random.split(jax.random.key(number), CASES_PER_ROW)
-    data = jax.vmap(draw)(keys)
-    outer = jax.vmap(lambda k: jax.random.normal(k, (DIM,), "float64"))(keys)
-    # Rounded to the precision of the run: what it sees is then exact data.
-    outer, data = jax.tree.map(lambda a: a.astype(dtype), (outer, data))
-    decades = jax.random.uniform(jax.random.key(100 + number), (CASES_PER_ROW,), dtype, 0.5, 3)
-    return outer, data | {"steps": (10**decades).astype("int32")}
-
-
-def _run_rule(problem, rule, x, y, b):
-    return hypergradient(problem, rule, x, y, Batch(b, b))
-
-
-def _judge(problem, exact, x, y, h, b):
-    losses = (problem.outer_loss, problem.inner_loss)
-    found = evidence(*losses, linear.Dense(), x, y, h, Batch(b, b))
-    truth = exact(x, b)
-    return found.error, jnp.linalg.norm(h - truth), jnp.linalg.norm(truth)
-
 
 def test_the_estimate_bounds_the_true_error_in_99_percent():
     estimate, error, norm = calibration()
     assert estimate.size >= 1000
     # Below this the oracle itself is rounding.
-    covered = error <= np.maximum(estimate, 1e-13 * norm)
+    covered = error <= np.maximum(estimate, ROUNDING * norm)
     assert covered.mean() >= 0.99, covered.mean()
     assert np.isfinite(estimate).mean() > 0.9
 
 
 def test_the_estimate_is_within_a_factor_five_in_the_median():
     estimate, error, norm = calibration()
-    seen = error > 1e-13 * norm
+    seen = error > ROUNDING * norm
     ratio = estimate[seen] / error[seen]
     assert 1 / 5 < np.median(ratio) < 5, np.median(ratio)
     assert np.ptp(np.log10(error[seen] / norm[seen])) > 6  # from hopeless to nearly exact
 
 
 def test_the_corrected_error_falls_with_the_square(x64):
-    case = logistic(jax.random.key(0), dtype="float64")
-    exact = jax.jit(case.hypergrad)(case.outer)
-    plain, corrected, estimates = [], [], []
-    one_more = Implicit(Minimize(optax.sgd(1 / case.curvature[1]), 1), linear.CG(tolerance=1e-13))
-    correct = jax.jit(
-        lambda start: corrected_hypergradient(case.problem, one_more, case.outer, start, case.batch)
-    )
-    start = case.init
-    for num_steps in range(1, 27):
-        result = correct(start)
-        start = result.inner
-        if num_steps in (5, 8, 12, 18, 26):
-            plain.append(float(jnp.linalg.norm(result.correction.hypergrad - exact)))
-            corrected.append(float(jnp.linalg.norm(result.hypergrad - exact)))
-            estimates.append(float(result.error))
-    slope = np.polyfit(np.log(plain), np.log(corrected), 1)[0]
-    assert slope >= 1.8, slope
+    (plain, estimate, corrected), _ = correction_sweep(num_steps=(5, 8, 12, 18, 26))
+    assert slope(plain, corrected) >= 1.8
     # Once the error is below 2 %, the estimate of it is within a few percent.
-    np.testing.assert_allclose(estimates[2:], plain[2:], rtol=0.03)
+    np.testing.assert_allclose(estimate[2:], plain[2:], rtol=0.03)
 
 
 def test_the_correction_is_exact_on_a_quadratic(x64):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lineax
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
@@ -75,6 +76,47 @@ def test_hypergradient_matches_closed_form(rule, name, dtype):
         1 + abs(float(value))
     )
     assert relative_error(hypergrad, jax.jit(case.hypergrad)(case.outer)) < BOUND[dtype]
+
+
+LINEAR = {
+    "float64": (
+        linear.CG(tolerance=1e-11),
+        linear.CG(tolerance=1e-11, preconditioner=linear.DiagonalFisher()),
+        linear.MINRES(tolerance=1e-11),
+        linear.GMRES(tolerance=1e-11),
+        linear.BiCGSTAB(tolerance=1e-11),
+        linear.NormalCG(300, tolerance=1e-11),
+        linear.Dense(),
+        linear.Auto(),
+        linear.Strict(linear.Dense()),
+        linear.Lineax(lineax.Cholesky()),
+    ),
+    "float32": (
+        linear.CG(),
+        linear.MINRES(),
+        linear.GMRES(),
+        linear.BiCGSTAB(),
+        linear.Dense(),
+        linear.Lineax(lineax.Cholesky()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_linear_solver_matches_the_closed_form(name, dtype):
+    case = make_case(name, dtype)
+    exact = jax.jit(case.solution)(case.outer)
+
+    @jax.jit
+    def compute(outer, exact, batch):
+        found = lambda loss, init, outer, batch: init  # a solution that was found elsewhere
+        rules = [Implicit(found, linear_solver) for linear_solver in LINEAR[dtype]]
+        return [value_and_hypergrad(case.problem, r)(outer, exact, batch)[1] for r in rules]
+
+    expected = jax.jit(case.hypergrad)(case.outer)
+    results = compute(case.outer, exact, case.batch)
+    for linear_solver, found in zip(LINEAR[dtype], results, strict=True):
+        assert relative_error(found, expected) < BOUND[dtype], linear_solver
 
 
 @pytest.mark.parametrize("name", CASES)
