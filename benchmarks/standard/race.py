@@ -90,11 +90,10 @@ def race(name: str, method: Method, standard: Standard, budget: int, num_seeds: 
             method, standard, data, best, seed, state, first, chunk
         )
     )
-    curves = []
-    seconds = []
+    curves, seconds = [], []
+    compiled = step.lower(data, 0, start(method, standard, best, 0), 0).compile()
     for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
         state = start(method, standard, best, seed)
-        compiled = step.lower(data, seed, state, 0).compile()
         curve = [_score(standard, state.outer, state.inner)]
         for number in range(CHUNKS):
             begin = time.perf_counter()
@@ -163,7 +162,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--data-dir", type=pathlib.Path, default=pathlib.Path("data"))
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/race"))
-    parser.add_argument("--budget", type=int, default=6000, help="gradients on minibatches of 64")
+    parser.add_argument("--budget", type=int, default=4000, help="gradients on minibatches of 64")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
