@@ -175,7 +175,7 @@ def logistic(name: str, data_dir: pathlib.Path) -> Standard:
         jnp.zeros(num_weights),
         Batch(dense(design, sign), dense(*held_out)),
         inner_rate=float(1 / curvature),
-        outer_rates=(0.1, 1.0, 10.0, 100.0, 1000.0),
+        outer_rates=(1.0, 10.0, 100.0, 1000.0, 10_000.0),
         projection=projections.Box(-14.0, 2.0),
         score=lambda x, y: value(np.asarray(x, np.float64))[0] - found.fun,
         score_name="suboptimality of the value function",
