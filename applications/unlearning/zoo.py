@@ -1,0 +1,97 @@
+"""Every unlearning method under its usual name, each with its own rates."""
+
+import dataclasses
+
+from applications.common.training import Recipe
+from applications.unlearning.ascent import SCRUB, GradientAscent, NegGradPlus
+from applications.unlearning.influence import FisherForgetting, Influence, WoodFisher
+from applications.unlearning.layers import CFk, EUk
+from applications.unlearning.methods import METHODS, FineTune, Method
+from applications.unlearning.relabel import (
+    BoundaryExpand,
+    BoundaryShrink,
+    RandomLabels,
+    SalUn,
+)
+from applications.unlearning.sparse import L1Sparse
+
+RELABEL = ("RL", "SalUn", "BS", "BE")
+"""The methods that give the forget set labels that are not its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strengths:
+    """One number for each method, that on which its result depends most.
+
+    A rate is a multiple of that of the recipe for fine-tuning, which also gives epochs and batches.
+
+    Attributes:
+        FT: rate of fine-tuning, and of the l1-sparse methods.
+        GA: rate of gradient ascent, for half of the epochs.
+        NegGrad: rate of NegGrad+.
+        SCRUB: rate of SCRUB.
+        RL: rate of random labels.
+        SalUn: rate of SalUn.
+        BS: rate of boundary shrink.
+        BE: rate of boundary expand.
+        EU: rate of EU-1.
+        CF: rate of CF-1.
+        l1: first weight of the l1 penalty.
+        l1_prox: the same for soft thresholds.
+        IU: ridge of influence unlearning.
+        WoodFisher: ridge of its Fisher matrix.
+        FF: alpha of Fisher forgetting.
+    """
+
+    FT: float = 1.0
+    GA: float = 0.01
+    NegGrad: float = 1.0
+    SCRUB: float = 0.1
+    RL: float = 1.0
+    SalUn: float = 1.0
+    BS: float = 0.01
+    BE: float = 0.01
+    EU: float = 10.0
+    CF: float = 1.0
+    l1: float = 5e-4
+    l1_prox: float = 5e-4
+    IU: float = 1e-2
+    WoodFisher: float = 1e-2
+    FF: float = 1e-8
+
+
+def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
+    """Every method, Retrain first and the no-op last.
+
+    Args:
+        finetune: recipe of fine-tuning; all rates are multiples of its rate.
+        strengths: of each method.
+    """
+    s = strengths
+
+    def at(factor: float, num_epochs: int = finetune.num_epochs) -> Recipe:
+        rate = factor * finetune.learning_rate
+        return dataclasses.replace(finetune, learning_rate=rate, num_epochs=num_epochs)
+
+    # SCRUB repairs at a falling rate what its first epochs broke.
+    falling = dataclasses.replace(at(s.SCRUB), schedule="cosine")
+    half = max(finetune.num_epochs // 2, 1)
+    return {
+        "Retrain": METHODS["Retrain"],
+        "FT": FineTune(at(s.FT)),
+        "GA": GradientAscent(at(s.GA, half)),
+        "NegGrad+": NegGradPlus(at(s.NegGrad)),
+        "SCRUB": SCRUB(falling, num_max=min(2, finetune.num_epochs)),
+        "RL": RandomLabels(at(s.RL)),
+        "SalUn": SalUn(at(s.SalUn)),
+        "BS": BoundaryShrink(at(s.BS)),
+        "BE": BoundaryExpand(at(s.BE)),
+        "EU-1": EUk(at(s.EU)),
+        "CF-1": CFk(at(s.CF)),
+        "l1-sparse": L1Sparse(at(s.FT), s.l1),
+        "l1-prox": L1Sparse(at(s.FT), s.l1_prox, proximal=True),
+        "IU": Influence(s.IU),
+        "WoodFisher": WoodFisher(s.WoodFisher),
+        "FF": FisherForgetting(s.FF),
+        "none": METHODS["none"],
+    }
