@@ -78,6 +78,7 @@ def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
     half = max(finetune.num_epochs // 2, 1)
     return {
         "Retrain": METHODS["Retrain"],
+        "Retrain again": METHODS["Retrain"],  # with another key: how far apart two of them are
         "FT": FineTune(at(s.FT)),
         "GA": GradientAscent(at(s.GA, half)),
         "NegGrad+": NegGradPlus(at(s.NegGrad)),
@@ -95,3 +96,33 @@ def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
         "FF": FisherForgetting(s.FF),
         "none": METHODS["none"],
     }
+
+
+METHOD_OF = {
+    "FT": "FT",
+    "GA": "GA",
+    "NegGrad": "NegGrad+",
+    "SCRUB": "SCRUB",
+    "RL": "RL",
+    "SalUn": "SalUn",
+    "BS": "BS",
+    "BE": "BE",
+    "EU": "EU-1",
+    "CF": "CF-1",
+    "l1": "l1-sparse",
+    "l1_prox": "l1-prox",
+    "IU": "IU",
+    "WoodFisher": "WoodFisher",
+    "FF": "FF",
+}
+"""The method that each of the `Strengths` belongs to."""
+
+NAMES = tuple(all_methods(Recipe(1), Strengths()))
+"""The names of all methods, in the order of the table."""
+
+STRENGTHS = {
+    "digits": Strengths(),
+    "fashion_mnist": Strengths(),
+    "cifar10": Strengths(),
+}
+"""What each data set's table is made with."""
