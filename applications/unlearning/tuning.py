@@ -26,7 +26,7 @@ def sweep(
     key: jax.Array,
     base: Strengths,
     named: Collection[str],
-    factors: tuple[float, ...] = FACTORS,
+    factors: tuple[float, ...] | None = None,
 ) -> tuple[Strengths, list[Row]]:
     """Multiply each strength by each factor, and keep what comes closest to Retrain.
 
@@ -42,7 +42,7 @@ def sweep(
         key: of the methods.
         base: strengths to multiply.
         named: names of the methods to tune; the strengths of others stay.
-        factors: of the sweep, the same for every method.
+        factors: of the sweep, the same for every method; None for `FACTORS`.
 
     Returns:
         The best strengths, and a row for each trial: `strength`, `value`, and the columns of
@@ -53,7 +53,7 @@ def sweep(
     for field, method in METHOD_OF.items():
         if method not in named:
             continue
-        for factor in factors:
+        for factor in factors or FACTORS:
             value = factor * getattr(base, field)
             trial = dataclasses.replace(base, **{field: value})
             methods = {
