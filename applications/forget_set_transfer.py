@@ -43,6 +43,7 @@ class Kind(NamedTuple):
 SEARCHES = {
     "sign": Kind("sign", "finetune"),
     "sign, retrain": Kind("sign", "retrain"),
+    "truncated": Kind("truncated", "finetune"),
     "unrolled": Kind("unrolled", "finetune"),
     "implicit": Kind("implicit", "finetune"),
 }
@@ -75,13 +76,15 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     """One independent repetition for each."""
     searches: tuple[str, ...] = tuple(SEARCHES)
-    """Ways to search: sign, "sign, retrain", unrolled, implicit."""
+    """Ways to search: sign, "sign, retrain", truncated, unrolled, implicit."""
     networks: tuple[str, ...] = ("mlp", "small_cnn")
     """The first network searches in every way, the others by sign steps; all of them judge."""
     outer_steps: int | None = None
     """Steps of each search; the unrolled and the implicit ones cost several times as much."""
     epochs: int | None = None
     """Passes over the data for the original models and for Retrain."""
+    learning_rate: float | None = None
+    """First step size of these; one that suits an MLP can be too large for a deeper network."""
 
     def __post_init__(self) -> None:
         for name, known in (("searches", SEARCHES), ("networks", models.MODELS)):
@@ -93,6 +96,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be an integer >= 1, got {value}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"`learning_rate` must be a number > 0, got {self.learning_rate}.")
         if self.by_class < 0:
             raise InputError(f"`by_class` must be 0 or a number of classes, got {self.by_class}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -100,7 +105,7 @@ class Config:
 
     def recipe(self, network: str, lower: str = "finetune") -> ForgetSetRecipe:
         """The data set's recipe for one network and lower level."""
-        own = {"outer_steps": self.outer_steps, "epochs": self.epochs}
+        own = {name: getattr(self, name) for name in ("outer_steps", "epochs", "learning_rate")}
         chosen: dict[str, Any] = {"model": network} | own
         recipe = RECIPES[self.dataset, lower]
         return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})

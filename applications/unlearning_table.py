@@ -75,8 +75,9 @@ class Config:
     """Models of each kind for the attack point by point, 3 or more; 0 leaves it out."""
     draws: int = 1
     """Random sets to average in each seed: a single small one may hold no error of Retrain."""
-    tune: bool = False
-    """Choose each method's strength on a random set of another seed, in place of the recipe's."""
+    tune: tuple[float, ...] = ()
+    """Factors to try on each method's strength, on random sets of a seed that is not in the table:
+    the best is kept. None takes the recipe's strengths as they are."""
     lower: Literal["finetune", "retrain"] = "finetune"
     """How the search unlearns: from the original model, or from fresh parameters (dearer)."""
     gamma: float = 1e-4
@@ -103,6 +104,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be an integer >= 1, got {value}.")
+        if not all(0 < factor < float("inf") for factor in self.tune):
+            raise InputError(f"`tune` must hold numbers > 0, got {self.tune}.")
         if not 0 <= self.sparsity < 1:
             raise InputError(f"`sparsity` must lie in [0, 1), got {self.sparsity}.")
         if self.num_shadows != 0 and self.num_shadows < MIN_SHADOWS:
@@ -138,7 +141,7 @@ def run(config: Config) -> Result:
     console = make_console()
     begin = time.perf_counter()
     runs = len(config.seeds) * (1 + len(arms(config)) * len(config.sets))
-    with progress_bar(console, config.tune + runs) as tick:
+    with progress_bar(console, bool(config.tune) + runs) as tick:
         strengths, tuning = STRENGTHS[config.dataset], list[Row]()
         if config.tune:
             tick("tuning each method on a random set of another seed")
@@ -290,7 +293,7 @@ def tune(
     forget = selection.random_sets(set_key, len(points.y), num_forget, config.draws)
     named = set(config.methods) or set(NAMES)
     base = STRENGTHS[config.dataset]
-    return sweep(setting, original, points, judged, forget, sweep_key, base, named)
+    return sweep(setting, original, points, judged, forget, sweep_key, base, named, config.tune)
 
 
 def main() -> None:

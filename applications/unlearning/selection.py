@@ -35,7 +35,7 @@ from applications.common.training import (
 )
 
 PyTree = Any
-Rule = Literal["sign", "implicit", "unrolled"]
+Rule = Literal["sign", "truncated", "unrolled", "implicit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Search:
             climbs on their loss as hard as it descends on the others, as the paper's text says.
         augment: crop and flip in the lower level; the outer loss never does.
         rule: how the hypergradient is taken. "sign": sign steps, whose derivative is zero, the
-            paper's. "unrolled" and "implicit": momentum SGD in their place, differentiated step by
-            step, or through the optimality condition on `linear_points` of the data. They see how
-            the minimiser moves with w, at two to ten times the cost.
+            paper's. The others take momentum SGD in their place: "truncated" differentiates its
+            last step alone, "unrolled" all steps, "implicit" the optimality condition on
+            `linear_points` of the data. The last two see how the lower level moves with w.
         smooth_rate: step size of that SGD.
         ridge: added to the Hessian of "implicit", which a network makes indefinite; larger makes
             the term that the sign trick leaves out smaller.
@@ -96,9 +96,11 @@ class Search:
         if self.rule == "sign":
             return bilevel.SignUnrolled(self.sign_step, num_steps, self._minibatch)
         optimizer = optax.sgd(self.smooth_rate, momentum=0.9)
+        solver = bilevel.Minimize(optimizer, num_steps, self._minibatch, remat="binomial")
         if self.rule == "unrolled":
-            return bilevel.Minimize(optimizer, num_steps, self._minibatch, remat="binomial")
-        solver = bilevel.Minimize(optimizer, num_steps, self._minibatch)
+            return solver
+        if self.rule == "truncated":
+            return bilevel.Truncated(solver, last=1)
         return bilevel.Implicit(solver, bilevel.linear.CG(10, 1e-2, ridge=self.ridge))
 
     @property

@@ -14,8 +14,6 @@ from applications.unlearning.evaluation import Row, evaluate
 from applications.unlearning.methods import METHODS, Setting
 from applications.unlearning.zoo import METHOD_OF, Strengths, all_methods
 
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-
 
 def sweep(
     setting: Setting,
@@ -26,7 +24,7 @@ def sweep(
     key: jax.Array,
     base: Strengths,
     named: Collection[str],
-    factors: tuple[float, ...] | None = None,
+    factors: tuple[float, ...],
 ) -> tuple[Strengths, list[Row]]:
     """Multiply each strength by each factor, and keep what comes closest to Retrain.
 
@@ -42,7 +40,7 @@ def sweep(
         key: of the methods.
         base: strengths to multiply.
         named: names of the methods to tune; the strengths of others stay.
-        factors: of the sweep, the same for every method; None for `FACTORS`.
+        factors: of the sweep, the same for every method.
 
     Returns:
         The best strengths, and a row for each trial: `strength`, `value`, and the columns of
@@ -53,7 +51,7 @@ def sweep(
     for field, method in METHOD_OF.items():
         if method not in named:
             continue
-        for factor in factors or FACTORS:
+        for factor in factors:
             value = factor * getattr(base, field)
             trial = dataclasses.replace(base, **{field: value})
             methods = {

@@ -40,7 +40,7 @@ class Strengths:
         l1_prox: the same for soft thresholds.
         IU: ridge of influence unlearning.
         WoodFisher: ridge of its Fisher matrix.
-        FF: alpha of Fisher forgetting.
+        FF: largest deviation of Fisher forgetting's noise.
     """
 
     FT: float = 1.0
@@ -57,7 +57,7 @@ class Strengths:
     l1_prox: float = 5e-4
     IU: float = 1e-2
     WoodFisher: float = 1e-2
-    FF: float = 1e-8
+    FF: float = 1e-2
 
 
 def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
@@ -93,7 +93,7 @@ def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
         "l1-prox": L1Sparse(at(s.FT), s.l1_prox, proximal=True),
         "IU": Influence(s.IU),
         "WoodFisher": WoodFisher(s.WoodFisher),
-        "FF": FisherForgetting(s.FF),
+        "FF": FisherForgetting(largest=s.FF),
         "none": METHODS["none"],
     }
 
@@ -120,9 +120,29 @@ METHOD_OF = {
 NAMES = tuple(all_methods(Recipe(1), Strengths()))
 """The names of all methods, in the order of the table."""
 
+DIGITS = Strengths(
+    FT=10.0,
+    GA=0.5,
+    NegGrad=10.0,
+    SCRUB=10.0,
+    RL=0.1,
+    SalUn=0.1,
+    BS=0.3,
+    BE=1.0,
+    EU=1.0,
+    CF=30.0,
+    l1=5e-4,
+    l1_prox=5e-4,
+    IU=3e-3,
+    WoodFisher=3e-3,
+    FF=1e-2,
+)
+# Rates that the papers or their followers give, as multiples of 0.01.
+CIFAR10 = Strengths(GA=0.01, SCRUB=0.05, RL=1.3, SalUn=1.3, BS=5e-4, BE=5e-4, l1=5e-4, FF=1e-3)
+
 STRENGTHS = {
-    "digits": Strengths(),
-    "fashion_mnist": Strengths(),
-    "cifar10": Strengths(),
+    "digits": DIGITS,
+    "fashion_mnist": DIGITS,
+    "cifar10": CIFAR10,
 }
 """What each data set's table is made with."""

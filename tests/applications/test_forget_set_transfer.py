@@ -1,4 +1,4 @@
-"""Searches compared, small; the smooth hypergradients themselves are tested in `test_unlearning`."""
+"""Searches compared, small; the smooth hypergradients are tested in `test_unlearning`."""
 
 import json
 
@@ -44,6 +44,7 @@ BAD = {
     "no search": (dict(searches=()), "`searches` must be of sign, .*got 'none'"),
     "network": (dict(networks=("vgg",)), "`networks` must be of mlp, .*got 'vgg'"),
     "steps": (dict(outer_steps=0), "`outer_steps` must be an integer >= 1, got 0"),
+    "rate": (dict(learning_rate=0.0), "`learning_rate` must be a number > 0, got 0.0"),
     "classes": (dict(by_class=-1), "`by_class` must be 0 or a number of classes, got -1"),
     "all classes": (dict(by_class=10), "`by_class` must be below the 10 classes of digits"),
     "seeds": (dict(seeds=()), "`seeds` must be at least one, each once"),

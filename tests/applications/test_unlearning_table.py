@@ -8,7 +8,6 @@ import pytest
 
 from applications import unlearning_table
 from applications.common.errors import InputError
-from applications.unlearning import tuning
 from applications.unlearning_table import Config, run
 
 SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, finetune_epochs=1)
@@ -23,11 +22,9 @@ def table(tmp_path_factory):
         sparsity=0.5,
         num_shadows=3,
         outer_steps=2,
-        tune=True,
+        tune=(0.3, 1.0),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "FACTORS", (0.3, 1.0))
-        return folder, run(Config(output=folder, **SMALL, **settings))
+    return folder, run(Config(output=folder, **SMALL, **settings))
 
 
 def test_every_arm_set_and_method_has_a_row(table):
@@ -74,6 +71,7 @@ BAD = {
     "epochs": (dict(epochs=0), "`epochs` must be an integer >= 1, got 0"),
     "sparsity": (dict(sparsity=1.0), r"`sparsity` must lie in \[0, 1\), got 1.0"),
     "shadows": (dict(num_shadows=2), "`num_shadows` must be 0 or at least 3, got 2"),
+    "tune": (dict(tune=(0.0,)), "`tune` must hold numbers > 0"),
     "seeds": (dict(seeds=(1, 1)), "`seeds` must be at least one, each once"),
 }
 
