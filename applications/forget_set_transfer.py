@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common import cli, models, report
+from applications.common import cli, models
 from applications.common.console import make_console, progress_bar
 from applications.common.data import Dataset, load
 from applications.common.errors import InputError
-from applications.common.output import Output, environment, to_json
+from applications.common.output import Output
 from applications.common.training import Points, initialise
-from applications.unlearning import selection
-from applications.unlearning.evaluation import Row, evaluate
+from applications.unlearning import selection, transfer_report
+from applications.unlearning.evaluation import evaluate
 from applications.unlearning.methods import fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
-from applications.unlearning.table_report import spread
+from applications.unlearning.transfer_report import Result
 
 PyTree = Any
 
@@ -111,24 +111,6 @@ class Config:
         return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})
 
 
-class Result(NamedTuple):
-    """What a run found.
-
-    Attributes:
-        rows: one for each set, network, seed and method, with what `evaluate` puts into a row.
-        sets: for each seed and search the rows to forget; by class, those of whole classes.
-        scores: likewise, the last weights of the search.
-        search_seconds: likewise, compiling included.
-        seconds: of all.
-    """
-
-    rows: list[Row]
-    sets: dict[int, dict[str, np.ndarray]]
-    scores: dict[int, dict[str, np.ndarray]]
-    search_seconds: dict[int, dict[str, float]]
-    seconds: float
-
-
 def run(config: Config) -> Result:
     """Search in every way and judge on every network; print and write the results.
 
@@ -151,11 +133,8 @@ def run(config: Config) -> Result:
         for seed in config.seeds:
             repeat(config, dataset, seed, result, tick)
     result = result._replace(seconds=time.perf_counter() - begin)
-    tables = [transfer_table(result.rows), overlap_table(result), time_table(result)]
-    titles = ["UA and forget loss of Retrain", "Share of points in common", "Seconds of a search"]
-    for title, table in zip(titles, tables, strict=True):
-        table.print(title, console)
-    write(config, result, list(zip(titles, tables, strict=True)), output)
+    transfer_report.show(result, console)
+    transfer_report.write(result, dataclasses.asdict(config), output)
     console.print(f"{result.seconds:.0f} s. Written to {output.folder}/.")
     return result
 
@@ -243,69 +222,6 @@ def chosen(config: Config, dataset: Dataset, scores: np.ndarray) -> np.ndarray:
         classes = selection.largest(scores, config.by_class)
         return np.flatnonzero(np.isin(labels, classes)).astype(np.int32)
     return selection.largest(scores, selection.num_to_forget(config.budget, len(labels)))
-
-
-def transfer_table(rows: list[Row], method: str = "Retrain") -> report.Table:
-    """UA and forget loss of one method: a line for each set, a pair of columns for each network."""
-    names, networks = (list(dict.fromkeys(r[k] for r in rows)) for k in ("forget_set", "network"))
-    cells = []
-    for name in names:
-        line = [name]
-        for network in networks:
-            own = [
-                r
-                for r in rows
-                if (r["forget_set"], r["network"], r["method"]) == (name, network, method)
-            ]
-            line.append(spread([r["UA"] for r in own], 2))
-            line.append(f"{np.mean([r['forget_loss'] for r in own]):.1e}")
-        cells.append(line)
-    headers = [f"{network} {column}" for network in networks for column in ("UA", "forget loss")]
-    return report.Table(["set found by", *headers], cells)
-
-
-def overlap_table(result: Result) -> report.Table:
-    """The mean share of points that the sets of two searches have in common, seed by seed."""
-    names = list(next(iter(result.sets.values())))
-    cells = []
-    for a in names:
-        shares = [
-            np.mean([len(np.intersect1d(s[a], s[b])) / len(s[a]) for s in result.sets.values()])
-            for b in names
-        ]
-        cells.append([a, *(f"{share:.2f}" for share in shares)])
-    return report.Table(["", *names], cells)
-
-
-def time_table(result: Result) -> report.Table:
-    """What each search took, the compiling of the first seed left out where there are more."""
-    later = list(result.search_seconds.values())[1:] or list(result.search_seconds.values())
-    names = list(later[0])
-    return report.Table(
-        ["search", "seconds"], [[n, f"{np.mean([s[n] for s in later]):.2f}"] for n in names]
-    )
-
-
-def write(
-    config: Config, result: Result, tables: list[tuple[str, report.Table]], output: Output
-) -> None:
-    """Write `result.json`, `report.html`, and sets and scores as `.npy`."""
-    for seed, sets in result.sets.items():
-        for name, rows in sets.items():
-            output.write_array(f"{_file(name)}_seed{seed}.npy", np.sort(rows))
-        for name, scores in result.scores[seed].items():
-            output.write_array(f"scores_{_file(name)}_seed{seed}.npy", scores)
-    facts = {"config": dataclasses.asdict(config), **environment(), "seconds": result.seconds}
-    content = {"rows": result.rows, "search_seconds": {**result.search_seconds}}
-    output.write_json("result.json", facts | content)
-    sections = [(title, table.html()) for title, table in tables]
-    sections.append(("Settings and origin", report.listing(to_json(facts))))
-    lead = "Each row is a forget set; each network judges it by a retraining that no search saw."
-    output.write("report.html", report.page("Do worst-case forget sets transfer?", lead, sections))
-
-
-def _file(name: str) -> str:
-    return name.replace(", ", "_")
 
 
 def main() -> None:

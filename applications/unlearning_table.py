@@ -9,7 +9,6 @@ docs/applications/unlearning.md has results, and what they mean.
 """
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -24,19 +23,18 @@ from applications.common.console import make_console, progress_bar
 from applications.common.data import Dataset, load
 from applications.common.errors import InputError
 from applications.common.output import Output
-from applications.common.training import Points
+from applications.common.training import Points, initialise
 from applications.unlearning import lira, selection, table_report
+from applications.unlearning.choosing import SETS, choose
 from applications.unlearning.evaluation import Row, evaluate
-from applications.unlearning.methods import Method, Setting, Task, fit, retained
+from applications.unlearning.methods import Method, Setting, fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
-from applications.unlearning.scores import SCORES
 from applications.unlearning.sparse import prune_and_fit
 from applications.unlearning.table_report import Result
 from applications.unlearning.tuning import sweep
 from applications.unlearning.zoo import NAMES, STRENGTHS, Strengths, all_methods
 
 PyTree = Any
-SETS = ("random", "worst_case", "easiest", *SCORES)
 MIN_SHADOWS = 3
 
 
@@ -196,7 +194,21 @@ def repeat(
     original_key, set_key, method_key = jax.random.split(jax.random.key(seed), 3)
     tick(f"seed {seed}: choosing the sets")
     dense = fit(setting, points, every, original_key)
-    sets = choose(config, dataset, setting, points, dense, num_forget, set_key)
+    search = config.recipe.search(dataset.num_classes, num_forget, config.gamma, 0.0)
+    init = dense
+    if config.lower == "retrain":
+        init = initialise(setting.model, points.x, jax.random.fold_in(set_key, len(SETS)))
+    sets = choose(
+        config.sets,
+        setting,
+        search,
+        config.recipe.outer_steps,
+        points,
+        dense,
+        init,
+        config.draws,
+        set_key,
+    )
     rows = []
     for arm, sparsity in arms(config).items():
         original, mask = dense, None
@@ -209,76 +221,13 @@ def repeat(
             judgement = evaluate(
                 setting, original, points, judged, draws, key, methods=methods, mask=mask
             )
-            attack = attacked(config, setting, points, draws[0], key, methods, mask)
+            attack = {}
+            if config.num_shadows:
+                attack = lira.attack_all(
+                    setting, points, draws[0], methods, config.num_shadows, key, mask
+                )
             rows += [place | row | {"lira": attack.get(row["method"])} for row in judgement]
     return rows, sets
-
-
-def choose(
-    config: Config,
-    dataset: Dataset,
-    setting: Setting,
-    points: Points,
-    original: PyTree,
-    num_forget: int,
-    key: jax.Array,
-) -> dict[str, np.ndarray]:
-    """Every forget set of the configuration: `[draws, num_forget]` rows each."""
-    num_points = len(points.y)
-
-    @functools.cache
-    def searched() -> np.ndarray:
-        init = original
-        if config.lower == "retrain":
-            init = setting.model.init(jax.random.fold_in(key, 1), points.x[:1])
-        found = selection.search(
-            config.recipe.search(dataset.num_classes, num_forget, config.gamma, 0.0),
-            points,
-            init,
-            jnp.full(num_points, num_forget / num_points, jnp.float32),
-            config.recipe.outer_steps,
-            jax.random.fold_in(key, 2),
-        )
-        return found.scores
-
-    def one(number: int, name: str) -> np.ndarray:
-        own_key = jax.random.fold_in(key, 3 + number)
-        if name == "random":
-            return selection.random_sets(own_key, num_points, num_forget, config.draws)
-        if name in ("worst_case", "easiest"):
-            sign = 1 if name == "worst_case" else -1
-            return selection.largest(sign * searched(), num_forget)[None]
-        scores = SCORES[name](setting, points, original, own_key)
-        return selection.largest(-scores, num_forget)[None]
-
-    return {name: one(number, name) for number, name in enumerate(SETS) if name in config.sets}
-
-
-def attacked(
-    config: Config,
-    setting: Setting,
-    points: Points,
-    forget: np.ndarray,
-    key: jax.Array,
-    methods: Mapping[str, Method],
-    mask: PyTree | None,
-) -> dict[str, float]:
-    """The accuracy of U-LiRA on each method, in percent; nothing without shadow models."""
-    if not config.num_shadows:
-        return {}
-    every = jnp.arange(len(points.y), dtype=jnp.int32)
-    forget = np.sort(forget).astype(np.int32)
-    train_key, retrain_key, method_key = jax.random.split(jax.random.fold_in(key, 99), 3)
-    split = functools.partial(jax.random.split, num=config.num_shadows)
-    models = lira.originals(setting, points, every, split(train_key), mask)
-    task = Task(None, points, jnp.asarray(forget), jnp.asarray(retained(forget, len(every))), mask)
-    never_saw = lira.population(methods["Retrain"], setting, task, models, split(retrain_key))
-    return {
-        name: lira.attack_accuracy(
-            lira.population(method, setting, task, models, split(method_key)), never_saw
-        )
-        for name, method in methods.items()
-    }
 
 
 def tune(

@@ -8,6 +8,7 @@ advise for few models.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 
 from applications.common.errors import InputError
 from applications.common.training import Points, predict
-from applications.unlearning.methods import Method, Setting, Task, fit
+from applications.unlearning.methods import Method, Setting, Task, fit, retained
 
 PyTree = Any
 
@@ -49,6 +50,45 @@ def population(
         return confidence(logits, task.points.y[task.forget])
 
     return jax.vmap(one)(originals, keys)
+
+
+def attack_all(
+    setting: Setting,
+    points: Points,
+    forget: np.ndarray,
+    methods: Mapping[str, Method],
+    num_models: int,
+    key: jax.Array,
+    mask: PyTree | None = None,
+) -> dict[str, float]:
+    """The accuracy of the attack on every method, in percent.
+
+    Args:
+        setting: recipes.
+        points: all training points.
+        forget: `[m]` rows to forget.
+        methods: by name, `Retrain` among them: the models that never saw the set come from it,
+            and it is itself attacked with other keys, which shows the noise of the number.
+        num_models: K of each kind, 3 or more; all are trained at once. With few, the number is
+            noisy where points rise and fall together.
+        key: of all trainings.
+        mask: see `Task.mask`.
+    """
+    forget, num_points = np.sort(forget).astype(np.int32), len(points.y)
+    every = jnp.arange(num_points, dtype=jnp.int32)
+    train_key, retrain_key, method_key = jax.random.split(jax.random.fold_in(key, 99), 3)
+    split = functools.partial(jax.random.split, num=num_models)
+    models = originals(setting, points, every, split(train_key), mask)
+    task = Task(None, points, jnp.asarray(forget), jnp.asarray(retained(forget, num_points)), mask)
+    never_saw = np.asarray(
+        population(methods["Retrain"], setting, task, models, split(retrain_key))
+    )
+    accuracies = {}
+    for number, (name, method) in enumerate(methods.items()):
+        keys = split(jax.random.fold_in(method_key, number))
+        unlearned = population(method, setting, task, models, keys)
+        accuracies[name] = attack_accuracy(np.asarray(unlearned), never_saw)
+    return accuracies
 
 
 def confidence(logits: jax.Array, labels: jax.Array) -> jax.Array:
