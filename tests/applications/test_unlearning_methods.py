@@ -33,7 +33,7 @@ from applications.unlearning.relabel import (
     largest_share,
 )
 from applications.unlearning.sparse import L1Sparse, magnitude_mask, sparsity_of
-from applications.unlearning.zoo import Strengths, all_methods
+from applications.unlearning.zoo import METHOD_OF, NAMES, Strengths, all_methods
 
 RECIPE = Recipe(4, batch_size=10, learning_rate=0.05, schedule="constant")
 SETTING = Setting(models.MLP(2, (4,)), RECIPE, RECIPE)
@@ -308,6 +308,15 @@ def test_fisher_noise_is_capped_and_larger_in_the_last_layer():
         np.testing.assert_allclose(vector(deviation[layer]), expected, rtol=1e-5)
     more = vector(FisherForgetting(alpha=1e-6, largest=1.0).deviation(SETTING, task()))
     assert bool(jnp.all(more >= vector(deviation)))
+
+
+def test_every_method_but_retrain_and_none_has_a_strength():
+    fields = [field.name for field in dataclasses.fields(Strengths)]
+    assert list(METHOD_OF) == fields and NAMES[0] == "Retrain" and NAMES[-1] == "none"
+    assert set(METHOD_OF.values()) == set(NAMES) - {"Retrain", "Retrain again", "none"}
+    for field, name in METHOD_OF.items():
+        stronger = dataclasses.replace(Strengths(), **{field: 3 * getattr(Strengths(), field)})
+        assert all_methods(RECIPE, stronger)[name] != METHODS[name]
 
 
 BAD = {
