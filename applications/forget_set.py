@@ -76,8 +76,10 @@ class Config:
     """Weight of ||w||^2 in the search; larger spreads the weights over more points."""
     ascent: float = 0.0
     """1 makes the lower level also raise the loss of forgotten points; 0 only leaves them out."""
-    model: Literal["mlp", "small_cnn", "resnet18"] | None = None
-    """Architecture; resnet18 wants an accelerator."""
+    model: Literal["mlp", "small_cnn", "resnet18", "vgg16"] | None = None
+    """Architecture; the last two want an accelerator."""
+    bfloat16: bool | None = None
+    """Compute in bfloat16: faster on accelerators, slower on most CPUs."""
     epochs: int | None = None
     """Passes over the data for the original model and for Retrain."""
     learning_rate: float | None = None
@@ -97,6 +99,8 @@ class Config:
                 raise InputError(f"`{name}` must be a number >= 0, got {getattr(self, name)}.")
         for field in dataclasses.fields(ForgetSetRecipe):
             value = getattr(self, field.name, None)
+            if isinstance(value, bool):
+                continue
             if isinstance(value, int | float) and not 0 < value < float("inf"):
                 raise InputError(f"`{field.name}` must be a number > 0, got {value}.")
         if self.recipe.outer_rate * self.gamma >= 1:

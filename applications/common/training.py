@@ -6,6 +6,7 @@ arguments, so a second call with the same shapes compiles nothing, whichever poi
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
@@ -84,12 +85,16 @@ class Recipe:
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """The Optax optimizer for a run of so many steps."""
-        rate: float | optax.Schedule = self.learning_rate
-        if self.schedule == "cosine":
-            rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
         return optax.chain(
-            optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum or None)
+            optax.add_decayed_weights(self.weight_decay),
+            optax.sgd(lambda step: self.rate(step, num_steps), self.momentum or None),
         )
+
+    def rate(self, step: jax.Array, num_steps: int) -> jax.Array:
+        """The step size at step 0, 1, ... of so many."""
+        if self.schedule == "cosine":
+            return optax.cosine_decay_schedule(self.learning_rate, num_steps)(step)
+        return jnp.full_like(step, self.learning_rate, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -107,6 +112,7 @@ def train(
     index: jax.Array,
     key: jax.Array,
     weight: jax.Array | None = None,
+    mask: PyTree | None = None,
 ) -> PyTree:
     """Train on the points that `index` names; the others are never touched.
 
@@ -118,6 +124,7 @@ def train(
         index: `[m]` integers, the points to train on.
         key: of the shuffling and the augmentation.
         weight: `[n]` factor on the loss of each point; None for 1.
+        mask: like `params`, 1 where a parameter may move and 0 where it stays; None for 1.
 
     Returns:
         The parameters after the last step.
@@ -126,26 +133,58 @@ def train(
         InputError: `index` is shorter than a batch.
     """
     num_steps = recipe.num_steps(index.shape[0])
-    optimizer = recipe.optimizer(num_steps)
     order_key, augment_key = jax.random.split(key)
     order = shuffled_epochs(order_key, index, recipe.num_epochs, recipe.batch_size)
 
-    def step(state: tuple[PyTree, PyTree], seen: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        params, opt_state = state
+    def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, step_index = seen
         x = points.x[rows]
         if recipe.augment:
             x = crop_and_flip(jax.random.fold_in(augment_key, step_index), x)
+        losses = cross_entropy(logits(model, params, x), points.y[rows])
+        return jnp.mean(losses if weight is None else weight[rows] * losses)
 
-        def loss_fn(params: PyTree) -> jax.Array:
-            losses = cross_entropy(logits(model, params, x), points.y[rows])
-            return jnp.mean(losses if weight is None else weight[rows] * losses)
+    return descend(recipe, params, loss_fn, (order, jnp.arange(num_steps)), mask)
 
-        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
 
-    seen = (order, jnp.arange(num_steps))
-    return jax.lax.scan(step, (params, optimizer.init(params)), seen)[0][0]
+def descend(
+    recipe: Recipe,
+    params: PyTree,
+    loss_fn: Callable[[PyTree, PyTree], jax.Array],
+    seen: PyTree,
+    mask: PyTree | None = None,
+    after: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
+) -> PyTree:
+    """The recipe's optimizer on any loss, one compiled scan.
+
+    Args:
+        recipe: its optimizer and schedule; batches and epochs are those of `seen`.
+        params: where to start.
+        loss_fn: `(params, what this step sees) -> scalar`.
+        seen: a pytree of arrays whose leading axis is that of the steps.
+        mask: like `params`, 0 where a parameter must not move. It multiplies the finished update,
+            so neither momentum nor weight decay moves what it protects.
+        after: `(params, what this step saw, learning rate) -> params`, such as a proximal step.
+
+    Returns:
+        The parameters after the last step.
+    """
+    num_steps = jax.tree.leaves(seen)[0].shape[0]
+    optimizer = recipe.optimizer(num_steps)
+
+    def step(state: tuple[PyTree, PyTree], now: tuple[PyTree, jax.Array]) -> tuple[Any, None]:
+        (params, opt_state), (seen, index) = state, now
+        grads = jax.grad(loss_fn)(params, seen)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        if mask is not None:
+            updates = jax.tree.map(jnp.multiply, updates, mask)
+        params = optax.apply_updates(params, updates)
+        if after is not None:
+            params = after(params, seen, recipe.rate(index, num_steps))
+        return (params, opt_state), None
+
+    init = (params, optimizer.init(params))
+    return jax.lax.scan(step, init, (seen, jnp.arange(num_steps)))[0][0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))

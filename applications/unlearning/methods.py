@@ -1,7 +1,8 @@
 """Unlearning methods: each turns a trained model into one that should not know the forget set.
 
-None gives a certified privacy guarantee. A method is one pure function and one row of `METHODS`;
-`unlearn` compiles it once, and every application that prints a table of methods picks it up.
+None gives a certified privacy guarantee. A method is one pure function, or a frozen dataclass that
+is called like one and prints its settings; `unlearn` compiles it once. The three here are what
+every table holds; `unlearning.zoo` collects the others.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from applications.common.errors import InputError
@@ -42,12 +44,15 @@ class Task(NamedTuple):
         points: all training points, `x[n, height, width, channels]` and `y[n]`.
         forget: `[m]` int32, the rows to forget.
         retain: `[n - m]` int32, the others.
+        mask: like `original`, 0 where a weight was pruned and must stay 0 whatever the method;
+            None for a dense model.
     """
 
     original: PyTree
     points: Points
     forget: jax.Array
     retain: jax.Array
+    mask: PyTree | None = None
 
 
 Method = Callable[[Setting, Task, jax.Array], PyTree]
@@ -55,16 +60,30 @@ Method = Callable[[Setting, Task, jax.Array], PyTree]
 
 def retrain(setting: Setting, task: Task, key: jax.Array) -> PyTree:
     """Exact unlearning: a fresh start, the same recipe, and only the points to retain."""
-    return fit(setting, task.points, task.retain, key)
+    return fit(setting, task.points, task.retain, key, task.mask)
 
 
 def finetune(setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    """Keep training the original model on the points to retain: `FineTune(setting.finetune)`."""
+    return FineTune(setting.finetune)(setting, task, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTune:
     """Keep training the original model on the points to retain, and hope that it forgets the rest.
 
     (Golatkar, Achille and Soatto, CVPR 2020.)
+
+    Attributes:
+        recipe: of the training; a larger rate forgets more and may lose accuracy.
     """
-    model, recipe = setting.model, setting.finetune
-    return train(model, recipe, task.original, task.points, task.retain, key)
+
+    recipe: Recipe
+
+    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+        """Unlearn."""
+        model, points, mask = setting.model, task.points, task.mask
+        return train(model, self.recipe, task.original, points, task.retain, key, mask=mask)
 
 
 def none(setting: Setting, task: Task, key: jax.Array) -> PyTree:
@@ -76,11 +95,25 @@ def none(setting: Setting, task: Task, key: jax.Array) -> PyTree:
 METHODS: dict[str, Method] = {"Retrain": retrain, "FT": finetune, "none": none}
 
 
-def fit(setting: Setting, points: Points, rows: jax.Array, key: jax.Array) -> PyTree:
-    """Train fresh parameters on some rows of the points, as the original model was on all."""
+def fit(
+    setting: Setting,
+    points: Points,
+    rows: jax.Array,
+    key: jax.Array,
+    mask: PyTree | None = None,
+) -> PyTree:
+    """Train fresh parameters on some rows of the points, as the original model was on all.
+
+    Where `mask`, a pytree like the parameters, is 0, they are 0 from the start to the end.
+    """
     init_key, train_key = jax.random.split(key)
-    params = initialise(setting.model, points.x, init_key)
-    return train(setting.model, setting.retrain, params, points, rows, train_key)
+    params = masked(initialise(setting.model, points.x, init_key), mask)
+    return train(setting.model, setting.retrain, params, points, rows, train_key, mask=mask)
+
+
+def masked(params: PyTree, mask: PyTree | None) -> PyTree:
+    """`params * mask`, entry by entry; None for no mask."""
+    return params if mask is None else jax.tree.map(jnp.multiply, params, mask)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "setting"))

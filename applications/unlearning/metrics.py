@@ -1,7 +1,9 @@
 """UA, RA, TA and MIA, in percent: what an unlearned model still does on forgotten points.
 
-They are evidence, not a guarantee: on an easy forget set a model that forgot nothing scores as well
-as one that never saw it, so read each number beside the rows `Retrain` and `none`.
+Beside them what they miss: how far its predictions are from those of a model that never saw the
+points (`mean_divergence`); `unlearning.lira` has the attack point by point. All are evidence, not a
+guarantee: on an easy forget set a model that forgot nothing scores as well as one that never saw
+it, so read each number beside the rows `Retrain` and `none`.
 """
 
 from typing import NamedTuple
@@ -25,6 +27,10 @@ class Metrics(NamedTuple):
     RA: float
     TA: float
     MIA: float
+
+    def gap(self, retrained: "Metrics") -> float:
+        """Mean distance of the four numbers from those of Retrain on the same set: "Avg. Gap"."""
+        return float(np.mean([abs(a - b) for a, b in zip(self, retrained, strict=True)]))
 
 
 class Predictions(NamedTuple):
@@ -85,6 +91,19 @@ def membership_inference(forget: np.ndarray, retain: np.ndarray, test: np.ndarra
     attack = sklearn.svm.SVC(C=3, gamma="auto", kernel="rbf", cache_size=1000)
     attack.fit(confidence, is_member)
     return float(100 * np.mean(attack.predict(forget[:, None]) == 0))
+
+
+def mean_divergence(retrained: np.ndarray, logits: np.ndarray) -> float:
+    """Mean over points of `KL(p_retrained || p)`: a no-op can not make it small by being accurate.
+
+    Two retrainings that differ in their seed alone are some way apart too; that is its floor.
+
+    Args:
+        retrained: logits `[n, num_classes]` of a model that was retrained without the points.
+        logits: likewise, of the model to judge.
+    """
+    log_p, log_q = (scipy.special.log_softmax(a.astype(np.float64), 1) for a in (retrained, logits))
+    return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
 
 
 def _accuracy(predictions: Predictions) -> float:

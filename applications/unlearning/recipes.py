@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import flax.linen as nn
+import jax.numpy as jnp
+
 from applications.common import models
 from applications.common.training import Recipe
 from applications.unlearning.methods import Setting
@@ -24,6 +27,7 @@ class ForgetSetRecipe:
     outer_rate: float = 10.0
     random_draws: int = 1
     augment: bool = False
+    bfloat16: bool = False
 
     def setting(self, num_classes: int) -> Setting:
         """How to train and to unlearn."""
@@ -34,12 +38,17 @@ class ForgetSetRecipe:
             learning_rate=self.finetune_rate,
             schedule="constant",
         )
-        return Setting(models.build(self.model, num_classes), train, finetune)
+        return Setting(self.build(num_classes), train, finetune)
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The model, in its precision."""
+        dtype = jnp.bfloat16 if self.bfloat16 else jnp.float32
+        return models.build(self.model, num_classes, dtype)
 
     def search(self, num_classes: int, num_forget: int, gamma: float, ascent: float) -> Search:
         """How to search."""
         return Search(
-            models.build(self.model, num_classes),
+            self.build(num_classes),
             num_forget,
             self.lower_epochs,
             self.batch_size,

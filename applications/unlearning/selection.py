@@ -1,4 +1,4 @@
-"""Ways to choose a forget set: at random, by the loss of the original model, or by bi-level search.
+"""The bi-level search of the worst-case forget set, point by point or class by class.
 
 The search finds the *worst-case* forget set, the points that are hardest to forget: those on which
 the model still does well after it was unlearned. It gives no certified privacy guarantee, and its
@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,26 +35,37 @@ from applications.common.training import (
 )
 
 PyTree = Any
+Rule = Literal["sign", "truncated", "unrolled", "implicit"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
     """Settings of the bi-level search.
 
-        min_w  sum_i w_i l(theta(w); z_i) + gamma ||w||^2   over  0 <= w <= 1,  sum_i w_i = m
-        theta(w) = signSGD steps on  sum_i (1 - w_i - ascent w_i) l(theta; z_i)
+        min_w  sum_i w_g(i) l(theta(w); z_i) + gamma ||w||^2   over  0 <= w <= 1,  sum_g w_g = m
+        theta(w) = steps on  sum_i (1 - w_g(i) - ascent w_g(i)) l(theta; z_i)
+
+    where g(i) is the group of point i: itself, or its class.
 
     Attributes:
         model: whose loss is l.
-        num_forget: m, points to choose.
+        num_forget: m, points (or classes) to choose.
         num_epochs: passes of the lower level over the data.
         batch_size: points in each step of the lower level.
-        sign_step: how far each parameter moves in each step of the lower level.
-        outer_rate: step size of w.
+        sign_step: how far each parameter moves in each sign step of the lower level.
+        outer_rate: step size of w; for classes, whose losses are summed, smaller by their size.
         gamma: larger spreads w over more points.
         ascent: 0 leaves forgotten points out of the lower level, as the released code does; 1 also
             climbs on their loss as hard as it descends on the others, as the paper's text says.
         augment: crop and flip in the lower level; the outer loss never does.
+        rule: how the hypergradient is taken. "sign": sign steps, whose derivative is zero, the
+            paper's. The others take momentum SGD in their place: "truncated" differentiates its
+            last step alone, "unrolled" all steps, "implicit" the optimality condition on
+            `linear_points` of the data. The last two see how the lower level moves with w.
+        smooth_rate: step size of that SGD.
+        ridge: added to the Hessian of "implicit", which a network makes indefinite; larger makes
+            the term that the sign trick leaves out smaller.
+        linear_points: points in each Hessian-vector product of "implicit".
     """
 
     model: nn.Module
@@ -66,56 +77,84 @@ class Search:
     gamma: float = 1e-4
     ascent: float = 0.0
     augment: bool = False
+    rule: Rule = "sign"
+    smooth_rate: float = 0.02
+    ridge: float = 0.1
+    linear_points: int = 1000
 
     def algorithm(self, num_points: int) -> bilevel.DoubleLoop:
         """The bi-level algorithm for a training set of so many points."""
-        problem = bilevel.BilevelProblem(self._outer_loss, self._inner_loss)
-        num_steps = self.num_epochs * (num_points // self.batch_size)
         return bilevel.DoubleLoop(
-            problem,
-            bilevel.SignUnrolled(self.sign_step, num_steps, self._minibatch),
+            bilevel.BilevelProblem(self._outer_loss, self._inner_loss),
+            self._solver(self.num_epochs * (num_points // self.batch_size)),
             optax.sgd(self.outer_rate),
             projection=bilevel.projections.CappedSimplex(float(self.num_forget)),
             warm_start=False,  # each unlearning starts from the original model, not from the last
         )
 
-    def _outer_loss(self, w: jax.Array, params: PyTree, points: Points) -> jax.Array:
-        losses = cross_entropy(predict(self.model, params, points.x), points.y)
-        return jnp.vdot(w, losses) + self.gamma * jnp.vdot(w, w)
+    def _solver(self, num_steps: int) -> bilevel.Solver:
+        if self.rule == "sign":
+            return bilevel.SignUnrolled(self.sign_step, num_steps, self._minibatch)
+        optimizer = optax.sgd(self.smooth_rate, momentum=0.9)
+        solver = bilevel.Minimize(optimizer, num_steps, self._minibatch, remat="binomial")
+        if self.rule == "unrolled":
+            return solver
+        if self.rule == "truncated":
+            return bilevel.Truncated(solver, last=1)
+        return bilevel.Implicit(solver, bilevel.linear.CG(10, 1e-2, ridge=self.ridge))
+
+    @property
+    def step_setting(self) -> str:
+        """What to lower where the lower level diverges."""
+        name = "sign_step" if self.rule == "sign" else "smooth_rate"
+        return f"`{name}` below {getattr(self, name)}"
+
+    def _outer_loss(self, w: jax.Array, params: PyTree, data: "_OuterData") -> jax.Array:
+        losses = cross_entropy(predict(self.model, params, data.points.x), data.points.y)
+        return jnp.vdot(w[data.groups], losses) + self.gamma * jnp.vdot(w, w)
 
     def _inner_loss(self, w: jax.Array, params: PyTree, seen: "_Minibatch") -> jax.Array:
         losses = cross_entropy(logits(self.model, params, seen.x), seen.y)
-        return jnp.mean((1 - (1 + self.ascent) * w[seen.rows]) * losses)
+        return jnp.mean((1 - (1 + self.ascent) * w[seen.groups]) * losses)
 
     def _minibatch(self, data: "_LowerData", step: jax.Array) -> "_Minibatch":
         rows = data.rows[step]
         x = data.points.x[rows]
         if self.augment:
             x = crop_and_flip(jax.random.wrap_key_data(data.key_data[step]), x)
-        return _Minibatch(x, data.points.y[rows], rows)
+        return _Minibatch(x, data.points.y[rows], data.groups[rows])
+
+
+class _OuterData(NamedTuple):
+    """All points, and the group `[n]` of each."""
+
+    points: Points
+    groups: jax.Array
 
 
 class _LowerData(NamedTuple):
     """All that the lower level sees in one outer step."""
 
     points: Points
+    groups: jax.Array  # [n]
     rows: jax.Array  # [num_steps, batch_size]
     key_data: jax.Array  # [num_steps, ...] of the augmentation
 
 
 class _Minibatch(NamedTuple):
-    """What one step of the lower level sees; `rows` finds the points' weights."""
+    """What one step of the lower level sees; `groups` finds the points' weights."""
 
     x: jax.Array
     y: jax.Array
-    rows: jax.Array
+    groups: jax.Array
 
 
 class Found(NamedTuple):
     """What a search found.
 
     Attributes:
-        scores: `[n]` float32, the last w: the larger, the harder to forget.
+        scores: float32, the last w, one for each point or group: larger is harder to forget, so
+            sorted they are a curriculum, and the smallest are the *easiest* to forget.
         values: `[num_steps]`, the outer loss at each step.
     """
 
@@ -131,6 +170,7 @@ def search(
     num_steps: int,
     key: jax.Array,
     on_step: Callable[[], None] = lambda: None,
+    groups: jax.Array | None = None,
 ) -> Found:
     """Search the worst-case forget set; only the first step compiles.
 
@@ -139,23 +179,28 @@ def search(
         points: all training points.
         init: parameters that every lower solve starts from: the original model's to unlearn by
             fine-tuning, fresh ones to unlearn by retraining.
-        start: `[n]` first w; a binary one hardly moves under a small `outer_rate`.
+        start: first w, `[n]` or one for each group; a binary one hardly moves under a small
+            `outer_rate`.
         num_steps: outer steps.
         key: of the order of the lower level's points.
         on_step: called after each outer step.
+        groups: `[n]` int32, the group of each point, such as its class; groups are forgotten or
+            retained whole. None: every point by itself.
 
     Raises:
         NonFiniteError: the outer loss or the hypergradient is not finite.
     """
     state = setting.algorithm(len(points.y)).init(start, init)
-    values = []
+    if groups is None:
+        groups = jnp.arange(len(points.y), dtype=jnp.int32)
+    data, values = _OuterData(points, groups), []
     for step in range(num_steps):
-        state, info = _search_step(setting, state, points, jax.random.fold_in(key, step))
+        state, info = _search_step(setting, state, data, jax.random.fold_in(key, step))
         if not info.finite:
             raise NonFiniteError(
                 f"The search stopped at outer step {step}: the outer loss is {float(info.value)}"
                 f" and the norm of its hypergradient {float(info.hypergrad_norm)}. The lower level"
-                f" diverged; use a `sign_step` below {setting.sign_step}, or fewer `lower_epochs`."
+                f" diverged; use a {setting.step_setting}, or fewer `lower_epochs`."
             )
         values.append(float(info.value))
         on_step()
@@ -164,14 +209,19 @@ def search(
 
 @functools.partial(jax.jit, static_argnames="setting")
 def _search_step(
-    setting: Search, state: PyTree, points: Points, key: jax.Array
+    setting: Search, state: PyTree, data: _OuterData, key: jax.Array
 ) -> tuple[PyTree, Any]:
     """One outer step with all its lower steps, in one compiled call."""
     order_key, augment_key = jax.random.split(key)
+    points, groups = data
     every = jnp.arange(len(points.y), dtype=jnp.int32)
     rows = shuffled_epochs(order_key, every, setting.num_epochs, setting.batch_size)
     key_data = jax.random.key_data(jax.random.split(augment_key, len(rows)))
-    batch = bilevel.Batch(inner=_LowerData(points, rows, key_data), outer=points)
+    linear = None
+    if setting.rule == "implicit":
+        some = rows.reshape(-1)[: min(setting.linear_points, len(every))]
+        linear = _Minibatch(points.x[some], points.y[some], groups[some])
+    batch = bilevel.Batch(_LowerData(points, groups, rows, key_data), data, linear)
     return setting.algorithm(len(points.y)).step(state, batch)
 
 

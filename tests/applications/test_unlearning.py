@@ -8,10 +8,18 @@ import pytest
 from applications.common import models
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.training import Points, Recipe, cross_entropy
-from applications.unlearning import selection
+from applications.unlearning import lira, selection
+from applications.unlearning.curvature import example_gradients
 from applications.unlearning.evaluation import evaluate
-from applications.unlearning.methods import METHODS, Setting, retained
-from applications.unlearning.metrics import Predictions, judge, membership_inference
+from applications.unlearning.methods import METHODS, Setting, Task, fit, retained, unlearn
+from applications.unlearning.metrics import (
+    Metrics,
+    Predictions,
+    judge,
+    mean_divergence,
+    membership_inference,
+)
+from applications.unlearning.scores import SCORES
 
 
 def predictions(correct, loss):
@@ -88,12 +96,143 @@ def test_retrain_never_sees_the_forgotten_points():
     """Poisoned points would turn it into NaN."""
     setting, points = small_setting(), blobs()
     poisoned = points._replace(x=points.x.at[:3].set(jnp.nan))
-    from applications.unlearning.methods import Task, unlearn
-
     forget = np.arange(3, dtype=np.int32)
     task = Task(None, poisoned, jnp.asarray(forget), jnp.asarray(retained(forget, 40)))
     params = unlearn(METHODS["Retrain"], setting, task, jax.random.key(0))
     assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(params))
+
+
+def test_every_row_is_compared_with_retrain_of_the_same_draw():
+    setting, points = small_setting(), blobs()
+    original = setting.model.init(jax.random.key(0), points.x)
+    draws = np.array([[0, 1, 2], [3, 4, 5]])
+    rows = evaluate(setting, original, points, points, draws, jax.random.key(1))
+    retrain, finetune, none = rows
+    assert retrain["gap"] == retrain["divergence"] == 0.0
+    assert none["divergence"] > finetune["divergence"] > 0  # the original is untrained here
+    assert none["gap"] > 0
+    with pytest.raises(InputError, match="`methods` must begin with 'Retrain', got ..none"):
+        evaluate(
+            setting,
+            original,
+            points,
+            points,
+            draws,
+            jax.random.key(1),
+            methods={"none": METHODS["none"]},
+        )
+
+
+def test_the_gap_is_the_mean_distance_of_four_numbers():
+    assert Metrics(1, 2, 3, 4).gap(Metrics(2, 0, 3, 9)) == 2.0
+
+
+def test_mean_divergence_is_that_of_softmaxes():
+    p, q = np.array([[0.2, 0.8], [0.5, 0.5]]), np.array([[0.5, 0.5], [0.5, 0.5]])
+    expected = (0.2 * np.log(0.4) + 0.8 * np.log(1.6)) / 2
+    assert mean_divergence(np.log(p) + 3, np.log(q)) == pytest.approx(expected)
+    assert mean_divergence(np.log(p), np.log(p)) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_attack_point_by_point_tells_apart_what_differs():
+    rng = np.random.default_rng(0)
+    base = 3 * rng.normal(size=30)
+    same = base + rng.normal(size=(2, 40, 30))
+    assert abs(lira.attack_accuracy(*same) - 50) < 3
+    assert lira.attack_accuracy(same[0] + 10, same[1]) == 100.0
+    # A population attack sees nothing here: the points shift in both directions.
+    shifts = np.where(np.arange(30) % 2, 3.0, -3.0)
+    assert lira.attack_accuracy(same[0] + shifts, same[1]) > 90
+    assert lira.attack_accuracy(np.zeros((4, 2)), np.zeros((4, 2))) == 50.0
+
+
+@pytest.mark.parametrize("shapes", [((2, 5), (2, 5)), ((4, 5), (4, 6)), ((4,), (4,))])
+def test_attacks_that_cannot_be(shapes):
+    with pytest.raises(InputError, match=r"must both be \[K, m\] with K >= 3 models"):
+        lira.attack_accuracy(*(np.zeros(shape) for shape in shapes))
+
+
+def test_shadow_models_are_trained_at_once_and_differ():
+    setting, points, forget = small_setting(), blobs(), np.arange(3, dtype=np.int32)
+    every, keys = jnp.arange(40, dtype=jnp.int32), jax.random.split(jax.random.key(0), 3)
+    models_ = lira.originals(setting, points, every, keys)
+    task = Task(None, points, jnp.asarray(forget), jnp.asarray(retained(forget, 40)))
+    seen = lira.population(METHODS["none"], setting, task, models_, keys)
+    for number in range(3):
+        alone = fit(setting, points, every, keys[number])
+        prob = jax.nn.softmax(setting.model.apply(alone, points.x[:3]))
+        own = prob[jnp.arange(3), points.y[:3]]
+        np.testing.assert_allclose(seen[number], jnp.log(own / (1 - own)), rtol=1e-3)
+    assert float(jnp.min(jnp.std(seen, axis=0))) > 0
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_call_a_wrong_label_hard(name):
+    setting, points = small_setting(num_epochs=20), blobs()
+    points = points._replace(y=points.y.at[7].set(1 - points.y[7]))
+    every = jnp.arange(40, dtype=jnp.int32)
+    original = fit(setting, points, every, jax.random.key(0))
+    scores = np.asarray(SCORES[name](setting, points, original, jax.random.key(1)))
+    assert scores.shape == (40,) and np.isfinite(scores).all()
+    if name == "moderate":  # which has the tails of either kind first
+        outputs = np.asarray(setting.model.apply(original, points.x))
+        expected = np.zeros(40)
+        for label in (0, 1):
+            own = np.asarray(points.y) == label
+            distance = np.linalg.norm(outputs[own] - np.median(outputs[own], axis=0), axis=1)
+            expected[own] = -np.abs(distance - np.median(distance))
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+    else:
+        assert scores.argmax() == 7
+
+
+def test_self_influence_is_a_quadratic_form_of_the_gradient():
+    setting, points = small_setting(), blobs()
+    params = setting.model.init(jax.random.key(0), points.x)
+    gradients = np.asarray(example_gradients(setting.model, params, points), np.float64)
+    matrix = gradients.T @ gradients / 40 + 1e-2 * np.eye(gradients.shape[1])
+    expected = np.sum(gradients * np.linalg.solve(matrix, gradients.T).T, axis=1)
+    found = SCORES["influence"](setting, points, params, jax.random.key(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def searched(rule="sign", groups=None, num_forget=4, **options):
+    setting, points = small_setting(), blobs()
+    choice = selection.Search(
+        setting.model, num_forget, 1, 10, 1e-3, 1e-2, gamma=0.0, rule=rule, **options
+    )
+    params = fit(setting, points, jnp.arange(40, dtype=jnp.int32), jax.random.key(0))
+    size = 40 if groups is None else 2
+    start = jnp.full(size, num_forget / size, jnp.float32)
+    return selection.search(choice, points, params, start, 2, jax.random.key(1), groups=groups)
+
+
+def test_classes_are_a_search_over_groups():
+    """At equal weights the two searches solve the same lower level and see the same outer loss."""
+    single = searched(num_forget=20)
+    by_class = searched(num_forget=1, groups=blobs().y)
+    assert by_class.scores.shape == (2,) and by_class.scores.sum() == pytest.approx(1.0)
+    assert single.values[0] == pytest.approx(by_class.values[0], rel=1e-5)
+    change = single.scores - 0.5
+    per_class = np.array([change[np.asarray(blobs().y) == label].sum() for label in (0, 1)])
+    moved = by_class.scores - 0.5
+    assert np.sign(per_class).tolist() == np.sign(moved).tolist()
+
+
+def test_the_other_hypergradients_see_more_than_the_sign_rule():
+    """Two independent smooth rules agree on what the sign rule leaves out."""
+    base = searched("sign").scores
+    unrolled = searched("unrolled", smooth_rate=0.05).scores
+    implicit = searched("implicit", smooth_rate=0.05, ridge=0.3).scores
+    assert all(s.sum() == pytest.approx(4.0, rel=1e-4) for s in (base, unrolled, implicit))
+    terms = [s - base for s in (unrolled, implicit)]
+    assert np.corrcoef(*terms)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize(("rule", "name"), [("sign", "sign_step"), ("implicit", "smooth_rate")])
+def test_a_search_that_diverges_names_the_step_size_of_its_rule(rule, name):
+    setting = selection.Search(models.MLP(2), 4, 2, 10, 1e-3, 10.0, rule=rule, smooth_rate=0.5)
+    assert setting.step_setting.startswith(f"`{name}` below")
 
 
 def test_a_method_that_diverges_is_named():

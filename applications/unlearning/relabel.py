@@ -1,0 +1,196 @@
+"""Unlearning by training the forget set on labels that are not its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from applications.common.errors import InputError
+from applications.common.training import (
+    Points,
+    Recipe,
+    cross_entropy,
+    descend,
+    logits,
+    predict,
+    train,
+)
+from applications.unlearning.batches import epoch_of_step, epochs
+from applications.unlearning.methods import Setting, Task, masked
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomLabels:
+    """Train on everything, the forget set with labels that are drawn anew in each epoch.
+
+    Labels are uniform over all classes, the true one included, as in the released code of SalUn
+    and of Fan et al., ECCV 2024. (Golatkar, Achille and Soatto, CVPR 2020.)
+
+    Attributes:
+        recipe: of the steps.
+    """
+
+    recipe: Recipe
+
+    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+        """Unlearn."""
+        return _random_labels(self.recipe, setting, task, key, task.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class SalUn:
+    """Random labels, but only the weights that the forget set cares most about may move.
+
+    The saliency of a weight is the size of the gradient of the forget set's loss at the original
+    model; one threshold holds for all layers. (Fan, Liu, Zhang, Wong, Wei and Liu, ICLR 2024,
+    equations 3 to 5.) Differs from the released code in that momentum and weight decay do not move
+    the other weights either.
+
+    Attributes:
+        recipe: of the steps.
+        share: of the weights that may move, in (0, 1]; 1 is `RandomLabels`.
+
+    Raises:
+        InputError: `share` is not in (0, 1].
+    """
+
+    recipe: Recipe
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"`share` must lie in (0, 1], got {self.share}.")
+
+    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+        """Unlearn."""
+        salient = largest_share(self.saliency(setting, task), self.share)
+        return _random_labels(self.recipe, setting, task, key, masked(salient, task.mask))
+
+    def saliency(self, setting: Setting, task: Task) -> PyTree:
+        """`|d/d theta sum_f l(theta; f)|` at the original model, a pytree like it."""
+        x, y = task.points.x[task.forget], task.points.y[task.forget]
+
+        def loss_fn(params: PyTree) -> jax.Array:
+            return jnp.sum(cross_entropy(predict(setting.model, params, x), y))
+
+        return jax.tree.map(jnp.abs, jax.grad(loss_fn)(task.original))
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundaryShrink:
+    """Train each forgotten point on the wrong class that an attack on it finds nearest.
+
+    The attack is one step of the fast gradient sign method against the original model. Only the
+    forget set is trained on. (Chen, Gao, Liu, Peng and Wang, CVPR 2023, section 3.2.) Differs from
+    the released code in that the images are neither clipped nor rounded to 1 / 255, since they are
+    standardised here.
+
+    Attributes:
+        recipe: of the steps.
+        bound: size of the attack in standardised pixels; too small finds the true class again.
+    """
+
+    recipe: Recipe
+    bound: float = 0.3
+
+    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+        """Unlearn."""
+        x, y = task.points.x[task.forget], task.points.y[task.forget]
+        wrong = self.nearest_class(setting, task.original, x, y)
+        relabelled = Points(x, wrong)
+        return _train_all(self.recipe, setting.model, task.original, relabelled, key, task.mask)
+
+    def nearest_class(
+        self, setting: Setting, params: PyTree, x: jax.Array, y: jax.Array
+    ) -> jax.Array:
+        """What `params` takes the attacked images `x[n, ...]` for, `[n]` int32."""
+
+        def loss_fn(x: jax.Array) -> jax.Array:
+            return jnp.sum(cross_entropy(predict(setting.model, params, x), y))
+
+        attacked = x + self.bound * jnp.sign(jax.grad(loss_fn)(x))
+        return jnp.argmax(predict(setting.model, params, attacked), axis=-1).astype(y.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundaryExpand:
+    """Train the forget set on a class of its own, and take that class away afterwards.
+
+    The classifier gets one more output, whose weights start small and random; only the forget set
+    is trained on. (Chen, Gao, Liu, Peng and Wang, CVPR 2023, section 3.3.)
+
+    Attributes:
+        recipe: of the steps.
+        scale: deviation of the new output's first weights.
+    """
+
+    recipe: Recipe
+    scale: float = 1e-2
+
+    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+        """Unlearn."""
+        new_key, train_key = jax.random.split(key)
+        model, head = setting.model, setting.model.layers[-1]
+        wider = model.clone(num_classes=model.num_classes + 1)
+        kernel = task.original["params"][head]["kernel"]
+        column = self.scale * jax.random.normal(new_key, (len(kernel), 1), kernel.dtype)
+        start = _with_output(task.original, head, column, jnp.zeros(1, kernel.dtype))
+        mask = task.mask
+        if mask is not None:
+            mask = _with_output(mask, head, jnp.ones_like(column), jnp.ones(1, kernel.dtype))
+        x = task.points.x[task.forget]
+        own = Points(x, jnp.full(len(x), model.num_classes, jnp.int32))
+        trained = _train_all(self.recipe, wider, start, own, train_key, mask)
+        layer = trained["params"][head]
+        layer = layer | {"kernel": layer["kernel"][:, :-1], "bias": layer["bias"][:-1]}
+        return trained | {"params": trained["params"] | {head: layer}}
+
+
+def largest_share(scores: PyTree, share: float) -> PyTree:
+    """1 for the largest `share` of all entries of a pytree together, 0 for the others.
+
+    The number of ones is rounded to a whole one; entries that tie with the last are all kept.
+    """
+    flat = jnp.concatenate([a.ravel() for a in jax.tree.leaves(scores)])
+    threshold = jnp.sort(flat)[flat.size - max(round(share * flat.size), 1)]
+    return jax.tree.map(lambda a: (a >= threshold).astype(a.dtype), scores)
+
+
+def _random_labels(
+    recipe: Recipe, setting: Setting, task: Task, key: jax.Array, mask: PyTree | None
+) -> PyTree:
+    order_key, label_key = jax.random.split(key)
+    num_points, num_classes = len(task.points.y), setting.model.num_classes
+    order = epochs(order_key, jnp.concatenate([task.forget, task.retain]), recipe)
+    drawn = jax.random.randint(label_key, (recipe.num_epochs, num_points), 0, num_classes)
+    is_forgotten = jnp.zeros(num_points, bool).at[task.forget].set(True)
+    labels = jnp.where(is_forgotten[None], drawn, task.points.y[None])
+
+    def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
+        rows, epoch = seen
+        outputs = logits(setting.model, params, task.points.x[rows])
+        return jnp.mean(cross_entropy(outputs, labels[epoch, rows]))
+
+    seen = order, epoch_of_step(recipe.num_epochs, len(order))
+    return descend(recipe, task.original, loss_fn, seen, mask)
+
+
+def _train_all(
+    recipe: Recipe, model: Any, params: PyTree, points: Points, key: jax.Array, mask: PyTree | None
+) -> PyTree:
+    """Train on all of `points`, which may be fewer than a batch."""
+    recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(points.y)))
+    rows = jnp.arange(len(points.y), dtype=jnp.int32)
+    return train(model, recipe, params, points, rows, key, mask=mask)
+
+
+def _with_output(params: PyTree, head: str, column: jax.Array, bias: jax.Array) -> PyTree:
+    layer = params["params"][head]
+    layer = layer | {
+        "kernel": jnp.concatenate([layer["kernel"], column], axis=1),
+        "bias": jnp.concatenate([layer["bias"], bias]),
+    }
+    return params | {"params": params["params"] | {head: layer}}

@@ -1,0 +1,150 @@
+"""The table of unlearning methods, on the console, in files and on one page."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.console
+
+from applications.common import plots, report
+from applications.common.data import Dataset
+from applications.common.output import Output, environment, to_json
+from applications.unlearning.evaluation import Row
+from applications.unlearning.zoo import Strengths
+
+COLUMNS = ("UA", "RA", "TA", "MIA", "gap")
+NUM_PICTURES = 32
+CAUTION = "No certified privacy guarantee: these are measurements of models."
+READING = (
+    "Percent, mean ± standard deviation over the seeds. UA: errors on the forget set. RA and TA:"
+    " accuracy on retained points and on points never trained on. MIA: forget points that a"
+    " membership attack takes for points never trained on. gap: mean distance of these four from"
+    " Retrain's. KL: mean divergence of the predictions on the forget set from Retrain's. U-LiRA:"
+    " accuracy of an attack point by point that tells unlearned models from retrained ones; 50 is"
+    " a coin. Retrain again: Retrain with another key, the floor of gap and KL. none: the original"
+    " model; what it scores as well is no evidence of forgetting."
+)
+
+
+class Result(NamedTuple):
+    """What a run found.
+
+    Attributes:
+        rows: one for each arm, forget set, seed and method.
+        sets: for each seed and name the rows to forget, `[draws, m]`.
+        strengths: what the methods ran with.
+        tuning: a row for each trial of the sweep, if there was one.
+        dataset: what they saw.
+        seconds: of all.
+    """
+
+    rows: list[Row]
+    sets: dict[int, dict[str, np.ndarray]]
+    strengths: Strengths
+    tuning: list[Row]
+    dataset: Dataset
+    seconds: float
+
+
+def show(result: Result, console: rich.console.Console) -> None:
+    """Print the table."""
+    for arm in _distinct(result.rows, "arm"):
+        summary(result.rows, arm).print(f"Unlearning methods, {arm} model", console)
+    console.print(f"{result.seconds:.0f} s. {CAUTION}")
+
+
+def write(result: Result, config: dict[str, Any], output: Output) -> None:
+    """Write `result.json`, `report.html`, and the sets as `.npy`."""
+    for seed, sets in result.sets.items():
+        for name, draws in sets.items():
+            output.write_array(f"{name}_seed{seed}.npy", np.sort(draws))
+    facts = environment() | {"strengths": dataclasses.asdict(result.strengths)}
+    content = {"config": config, **facts, "seconds": result.seconds, "tuning": result.tuning}
+    output.write_json("result.json", content | {"rows": result.rows})
+    output.write("report.html", page(result, config, facts))
+
+
+def summary(rows: list[Row], arm: str) -> report.Table:
+    """Mean and deviation over the seeds, for one kind of original model."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["arm"] == arm:
+            groups.setdefault((row["forget_set"], row["method"]), []).append(row)
+    attacked = any(row["lira"] is not None for row in rows)
+    headers = ["forget set", "method", *COLUMNS, "KL", *["U-LiRA"] * attacked, "seconds"]
+    cells = []
+    for names, group in groups.items():
+        line = [spread([row[key] for row in group], 1) for key in COLUMNS]
+        line.append(spread([row["divergence"] for row in group], 3))
+        if attacked:
+            line.append(spread([row["lira"] for row in group], 1))
+        cells.append([*names, *line, f"{np.mean([row['seconds'] for row in group]):.2f}"])
+    return report.Table(headers, cells, num_text=2)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and sample deviation, e.g. `1.2 ± 0.3`; of a single value the value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def page(result: Result, config: dict[str, Any], facts: dict[str, Any]) -> str:
+    """The page of a run."""
+    first = next(iter(result.sets.values()))
+    size = next(iter(first.values())).shape[1]
+    lead = (
+        f"{size} of {len(result.dataset.train.y)} training points of {result.dataset.name} are to"
+        f" be forgotten; {len(result.sets)} seeds, {result.seconds:.0f} s. {CAUTION}"
+    )
+    sections = []
+    for arm in _distinct(result.rows, "arm"):
+        table = summary(result.rows, arm).html() + report.note(READING)
+        bars = (
+            report.figure(_bars(result.rows, arm, key), f"{label}, {arm} model")
+            for key, label in (("gap", "Average gap to Retrain"), ("divergence", "KL to Retrain"))
+        )
+        sections.append((f"Unlearning methods, {arm} model", table + report.side_by_side(*bars)))
+    grids = (report.figure(_images(result, draws[0]), name) for name, draws in first.items())
+    sections.append(("The forget sets of the first seed", report.side_by_side(*grids)))
+    if result.tuning:
+        sections.append(("The sweep of strengths", tuning_table(result.tuning).html()))
+    sections.append(("Settings and origin", report.listing(to_json({"config": config} | facts))))
+    return report.page("Unlearning methods", lead, sections)
+
+
+def tuning_table(trials: list[Row]) -> report.Table:
+    """The average gap of each trial: a line for each method, weakest to strongest."""
+    cells = []
+    for method in _distinct(trials, "method"):
+        own = [trial for trial in trials if trial["method"] == method]
+        gaps = ["diverged" if t["gap"] is None else f"{t['gap']:.2f}" for t in own]
+        cells.append([method, *(f"{t['value']:.3g}: {g}" for t, g in zip(own, gaps, strict=True))])
+    return report.Table(["method", *[""] * (len(cells[0]) - 1)], cells)
+
+
+def _bars(rows: list[Row], arm: str, key: str) -> bytes:
+    """Method by method, the mean over the seeds for each forget set."""
+    rows = [row for row in rows if row["arm"] == arm and row["method"] != "Retrain"]
+    methods = _distinct(rows, "method")
+    heights = {
+        name: np.array(
+            [
+                np.mean([r[key] for r in rows if (r["forget_set"], r["method"]) == (name, method)])
+                for method in methods
+            ]
+        )
+        for name in _distinct(rows, "forget_set")
+    }
+    return plots.grouped_bars(methods, heights, key)
+
+
+def _images(result: Result, rows: np.ndarray) -> bytes:
+    rows, split = rows[:NUM_PICTURES], result.dataset.train
+    titles = [result.dataset.class_names[label] for label in split.y[rows]]
+    return plots.image_grid(result.dataset.pictures(split.x[rows]), titles)
+
+
+def _distinct(rows: list[Row], key: str) -> list[str]:
+    """The values of a column, in the order of their first appearance."""
+    return list(dict.fromkeys(row[key] for row in rows))

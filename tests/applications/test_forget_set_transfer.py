@@ -1,0 +1,58 @@
+"""Searches compared, small; the smooth hypergradients are tested in `test_unlearning`."""
+
+import json
+
+import numpy as np
+import pytest
+
+from applications.common.data import load
+from applications.common.errors import InputError
+from applications.forget_set_transfer import Config, run
+
+SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, outer_steps=2)
+
+
+def test_every_search_is_judged_on_every_network(tmp_path):
+    folder = tmp_path / "out"
+    searches = ("sign", "sign, retrain")
+    result = run(Config(output=folder, searches=searches, networks=("mlp",), **SMALL))
+    content = json.loads((folder / "result.json").read_text())
+    assert content["rows"] == result.rows
+    seen = {(row["forget_set"], row["network"], row["method"]) for row in result.rows}
+    sets = (*searches, "random")
+    assert seen == {(s, "mlp", m) for s in sets for m in ("Retrain", "FT", "none")}
+    assert set(content["search_seconds"]["0"]) == set(searches)
+    for name, rows in result.sets[0].items():
+        assert len(np.unique(rows)) == 20, name
+    assert (folder / "sign_retrain_seed0.npy").exists()
+    assert "Do worst-case forget sets transfer?" in (folder / "report.html").read_text()
+
+
+def test_classes_are_forgotten_whole(tmp_path):
+    settings = SMALL | dict(by_class=2)
+    result = run(Config(output=tmp_path / "out", searches=("sign",), networks=("mlp",), **settings))
+    labels = load("digits", num_train=200, num_validation=100).train.y
+    for rows in result.sets[0].values():
+        classes = np.unique(labels[rows])
+        assert len(classes) == 2 and len(rows) == np.isin(labels, classes).sum()
+    scores = result.scores[0]["sign"]
+    assert scores.shape == (10,) and scores.sum() == pytest.approx(2.0, rel=1e-4)
+
+
+BAD = {
+    "search": (dict(searches=("sine",)), "`searches` must be of sign, .*got 'sine'"),
+    "no search": (dict(searches=()), "`searches` must be of sign, .*got 'none'"),
+    "network": (dict(networks=("vgg",)), "`networks` must be of mlp, .*got 'vgg'"),
+    "steps": (dict(outer_steps=0), "`outer_steps` must be an integer >= 1, got 0"),
+    "rate": (dict(learning_rate=0.0), "`learning_rate` must be a number > 0, got 0.0"),
+    "classes": (dict(by_class=-1), "`by_class` must be 0 or a number of classes, got -1"),
+    "all classes": (dict(by_class=10), "`by_class` must be below the 10 classes of digits"),
+    "seeds": (dict(seeds=()), "`seeds` must be at least one, each once"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name, tmp_path):
+    settings, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        run(Config(output=tmp_path / "out", **settings))

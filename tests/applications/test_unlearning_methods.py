@@ -1,0 +1,341 @@
+"""Every unlearning method by the property that defines it, on two blobs of 40 points."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import bilevel
+from applications.common import models
+from applications.common.errors import InputError
+from applications.common.training import Points, Recipe, cross_entropy, logits
+from applications.unlearning import curvature, sparse
+from applications.unlearning.ascent import SCRUB, GradientAscent, NegGradPlus, divergence
+from applications.unlearning.batches import cycled
+from applications.unlearning.influence import (
+    FisherForgetting,
+    Influence,
+    WoodFisher,
+    removal_gradient,
+    woodbury_solve,
+)
+from applications.unlearning.layers import CFk, EUk
+from applications.unlearning.methods import FineTune, Setting, Task, fit, retained, unlearn
+from applications.unlearning.relabel import (
+    BoundaryExpand,
+    BoundaryShrink,
+    RandomLabels,
+    SalUn,
+    largest_share,
+)
+from applications.unlearning.sparse import L1Sparse, magnitude_mask, sparsity_of
+from applications.unlearning.zoo import METHOD_OF, NAMES, Strengths, all_methods
+
+RECIPE = Recipe(4, batch_size=10, learning_rate=0.05, schedule="constant")
+SETTING = Setting(models.MLP(2, (4,)), RECIPE, RECIPE)
+KEY = jax.random.key(7)
+METHODS = all_methods(RECIPE, Strengths())
+
+
+@functools.cache
+def task():
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    x = rng.normal(size=(40, 2, 2, 1)) + 1.5 * y[:, None, None, None]
+    points = Points(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32))
+    forget = np.array([0, 3, 5, 8, 11, 20], np.int32)
+    original = fit(SETTING, points, jnp.arange(40, dtype=jnp.int32), jax.random.key(0))
+    rows = jnp.asarray(forget), jnp.asarray(retained(forget, 40))
+    # A mask of ones, so that the tests of pruned models share the compiled programs.
+    return Task(original, points, *rows, mask=jax.tree.map(jnp.ones_like, original))
+
+
+def run(method, **changes):
+    return unlearn(method, SETTING, task()._replace(**changes), KEY)
+
+
+@jax.jit
+def losses(params, rows):
+    points = task().points
+    return cross_entropy(logits(SETTING.model, params, points.x[rows]), points.y[rows])
+
+
+def vector(params):
+    return ravel_pytree(params)[0]
+
+
+def equal(a, b):
+    return bool(jnp.all(vector(a) == vector(b)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_structure_and_pruned_weights_at_zero(name):
+    mask = magnitude_mask(task().original, 0.5)
+    original = jax.tree.map(jnp.multiply, task().original, mask)
+    params = run(METHODS[name], original=original, mask=mask)
+    assert jax.tree.structure(params) == jax.tree.structure(original)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), original
+    )
+    assert bool(jnp.all(jnp.isfinite(vector(params))))
+    assert equal(params, original) == (name == "none")
+    assert float(jnp.max(jnp.abs(vector(params) * (1 - vector(mask))))) == 0.0
+
+
+def test_ascent_raises_the_loss_of_the_forget_set():
+    before = jnp.mean(losses(task().original, task().forget))
+    for method in (GradientAscent(RECIPE), NegGradPlus(RECIPE, 0.5)):
+        assert jnp.mean(losses(run(method), task().forget)) > before + 0.01, method
+
+
+def test_scrub_leaves_its_teacher_on_the_forget_set():
+    x = task().points.x[task().forget]
+    teacher, *students = (
+        logits(SETTING.model, params, x)
+        for params in (task().original, run(SCRUB(RECIPE, 0)), run(SCRUB(RECIPE, 4)))
+    )
+    follows, leaves = (float(jnp.mean(divergence(teacher, s))) for s in students)
+    assert leaves > 1.5 * follows
+
+
+def test_what_ascent_is_without_ascent():
+    """Both limits descend on the points to retain alone: poisoned points change nothing."""
+    poisoned = task().points._replace(x=task().points.x.at[task().forget].set(1e3))
+    for method in (NegGradPlus(RECIPE, 1.0), SCRUB(RECIPE, num_max=0)):
+        assert equal(run(method), run(method, points=poisoned))
+        after, before = (losses(p, task().retain) for p in (run(method), task().original))
+        assert jnp.mean(after) < jnp.mean(before)
+
+
+def test_divergence_is_that_of_softmaxes():
+    teacher, student = jax.random.normal(KEY, (2, 5, 3))
+    assert float(jnp.max(jnp.abs(divergence(teacher, teacher, 4.0)))) < 1e-5
+    p, q = (np.asarray(jax.nn.softmax(a / 2)) for a in (teacher, student))
+    np.testing.assert_allclose(
+        divergence(teacher, student, 2.0), 4 * np.sum(p * np.log(p / q), axis=1), rtol=1e-4
+    )
+
+
+def test_cycled_batches_hold_every_row_equally_often():
+    counts = np.bincount(np.asarray(cycled(KEY, jnp.arange(6), 5, 4)).ravel())
+    assert counts.sum() == 20 and counts.min() == 3 and counts.max() == 4
+
+
+def test_random_labels_are_drawn_for_the_forget_set_alone():
+    """With the forget set's labels poisoned, nothing changes: they are never looked at."""
+    labels = task().points.y.at[task().forget].set(1 - task().points.y[task().forget])
+    changed = task().points._replace(y=labels)
+    assert equal(run(RandomLabels(RECIPE)), run(RandomLabels(RECIPE), points=changed))
+
+
+def test_salun_moves_the_salient_half_and_is_random_labels_at_one():
+    method = SalUn(RECIPE, 0.5)
+    saliency = vector(method.saliency(SETTING, task()))
+    moved = vector(run(method)) != vector(task().original)
+    assert int(jnp.sum(moved)) == moved.size // 2
+    assert float(jnp.min(saliency[moved])) >= float(jnp.max(saliency[~moved]))
+    assert equal(run(SalUn(RECIPE, 1.0)), run(RandomLabels(RECIPE)))
+
+
+def test_boundary_shrink_finds_another_class_and_moves_towards_it():
+    linear = dataclasses.replace(SETTING, model=models.MLP(2, ()))
+    x, y = task().points.x[task().forget], task().points.y[task().forget]
+    params = linear.model.init(KEY, x)
+    far, near = (BoundaryShrink(RECIPE, bound) for bound in (50.0, 0.0))
+    assert far.nearest_class(linear, params, x, y).tolist() == (1 - y).tolist()
+    own = jnp.argmax(logits(linear.model, params, x), axis=-1)
+    assert near.nearest_class(linear, params, x, y).tolist() == own.tolist()
+    method = BoundaryShrink(RECIPE)
+    labels = method.nearest_class(SETTING, task().original, x, y)
+    before, after = (
+        jnp.mean(cross_entropy(logits(SETTING.model, p, x), labels))
+        for p in (task().original, run(method))
+    )
+    assert jnp.any(labels != y) and after < before
+
+
+def test_boundary_expand_takes_the_new_class_away_again():
+    """Points that go to the new class lose their own: the true class gets less probable."""
+    params = run(BoundaryExpand(dataclasses.replace(RECIPE, num_epochs=40)))
+    assert params["params"]["Dense_1"]["kernel"].shape == (4, 2)
+    before, after = (losses(p, task().forget) for p in (task().original, params))
+    assert jnp.mean(after) > jnp.mean(before)
+
+
+def test_last_layers_alone_move_and_all_layers_are_the_full_method():
+    for method in (EUk(RECIPE), CFk(RECIPE)):
+        params = run(method)["params"]
+        assert equal(params["Dense_0"], task().original["params"]["Dense_0"])
+        assert not equal(params["Dense_1"], task().original["params"]["Dense_1"])
+    # Re-initialised once, not in every epoch: then this would not be Retrain.
+    anew = fit(SETTING, task().points, task().retain, KEY)
+    assert equal(run(EUk(RECIPE, 2)), anew)
+    assert equal(run(CFk(RECIPE, 2)), run(FineTune(RECIPE)))
+    with pytest.raises(InputError, match="`num_layers` must not exceed the 2 layers"):
+        run(CFk(RECIPE, 3))
+
+
+def test_l1_shrinks_and_soft_thresholds_leave_zeros():
+    norms = [float(sparse.l1_norm(run(L1Sparse(RECIPE, a)))) for a in (0.0, 0.03, 0.1)]
+    assert norms[0] > norms[1] > norms[2]
+    assert sparsity_of(run(L1Sparse(RECIPE, 0.1))) == 0.0
+    assert sparsity_of(run(L1Sparse(RECIPE, 3.0, proximal=True))) > 0.1
+    tree = {"a": jnp.array([-0.5, 0.1, 2.0])}
+    np.testing.assert_allclose(
+        sparse.soft_threshold(tree, jnp.float32(0.2))["a"], [-0.3, 0.0, 1.8], rtol=1e-6
+    )
+
+
+def test_magnitude_pruning_keeps_the_largest_weights_and_all_biases():
+    rows = jnp.arange(40, dtype=jnp.int32)
+    params, mask = sparse.prune_and_fit(SETTING, task().points, rows, KEY, 0.75)
+    kept = [m for m in jax.tree.leaves(mask) if m.ndim > 1]
+    assert sum(int(jnp.sum(m)) for m in kept) == 6  # of 24
+    assert all(bool(jnp.all(m == 1)) for m in jax.tree.leaves(mask) if m.ndim == 1)
+    assert sparsity_of(params) == 0.75
+    tree = {"w": jnp.array([[3.0, -1.0], [0.5, -2.0]]), "b": jnp.zeros(2)}
+    assert magnitude_mask(tree, 0.5)["w"].tolist() == [[1, 0], [0, 1]]
+    assert largest_share([jnp.array([1.0, 5.0, 2.0])], 1 / 3)[0].tolist() == [0, 1, 0]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def trained_to_the_end(model, params, points, weight, ridge):
+    """The minimiser of `sum_i weight_i l_i + ridge / 2 ||theta||^2`, by Newton's method."""
+    start, unravel = ravel_pytree(params)
+
+    def objective(flat):
+        values = cross_entropy(logits(model, unravel(flat), points.x), points.y)
+        return weight @ values + ridge / 2 * flat @ flat
+
+    step = lambda flat, _: (
+        flat - jnp.linalg.solve(jax.hessian(objective)(flat), jax.grad(objective)(flat)),
+        None,
+    )
+    return unravel(jax.lax.scan(step, start * 0, None, 30)[0])
+
+
+def test_influence_is_retraining_to_first_order(x64):
+    """On a regularised softmax regression the error falls with the square of the set's size."""
+    model, ridge, rng = models.MLP(3, (), jnp.float64), 0.05, np.random.default_rng(1)
+    points = Points(jnp.asarray(rng.normal(size=(60, 2, 1, 1))), jnp.arange(60) % 3)
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(KEY, points.x[:1]))
+    original = trained_to_the_end(model, params, points, jnp.full(60, 1 / 60), ridge)
+    setting, errors = Setting(model, RECIPE, RECIPE), []
+    method = Influence(ridge, tolerance=1e-10, chunk=7)
+    for size in (3, 12):
+        # Of one class only, so that the sets pull in one direction and sizes can be compared.
+        forget = np.arange(0, 3 * size, 3).astype(np.int32)
+        retain = retained(forget, 60)
+        weight = jnp.zeros(60).at[retain].set(1 / len(retain))
+        exact = vector(trained_to_the_end(model, params, points, weight, ridge))
+        case = Task(original, points, jnp.asarray(forget), jnp.asarray(retain))
+        solution = jax.jit(method.solve, static_argnums=0)(setting, case)
+        assert bool(solution.info.converged)
+        errors.append(jnp.linalg.norm(vector(original) + vector(solution.value) - exact))
+        assert errors[-1] < 0.5 * jnp.linalg.norm(exact - vector(original))
+    assert 8 < errors[1] / errors[0] < 32  # 16 at second order
+
+
+def test_curvature_products():
+    """Chunks do not matter; where the logits are linear, Gauss-Newton is the Hessian."""
+    model, points = models.MLP(2, ()), task().points
+    params = model.init(KEY, points.x)
+    weight = jax.random.uniform(KEY, (40,))
+    direction = jax.tree.map(jnp.cos, params)
+    example = lambda p, z: cross_entropy(logits(model, p, z[0][None]), z[1][None])[0]
+
+    def gradient(params):
+        objective = lambda p: weight @ cross_entropy(logits(model, p, points.x), points.y)
+        return vector(jax.grad(objective)(params))
+
+    def everything():
+        args = model, params, points
+        hvp = jax.jvp(gradient, (params,), (direction,))[1]
+        return {
+            "gradient": (gradient(params), weight @ curvature.example_gradients(*args)),
+            "gauss-newton": (
+                hvp,
+                vector(curvature.gauss_newton_product(*args, weight, direction, chunk=16)),
+            ),
+            "hessian": (
+                hvp,
+                vector(curvature.hessian_product(*args, weight, direction, chunk=16)),
+            ),
+            "fisher": (
+                vector(bilevel.linear.fisher_diagonal(example, params, points)),
+                vector(curvature.squared_gradients(*args, chunk=16)),
+            ),
+        }
+
+    for name, (expected, found) in jax.jit(everything)().items():
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_woodbury_is_the_recursion_of_wood_fisher():
+    rng = np.random.default_rng(0)
+    gradients, rhs, ridge = rng.normal(size=(6, 9)), rng.normal(size=9), 0.3
+    inverse = np.eye(9) / ridge
+    for g in gradients:  # Singh and Alistarh, equation 13
+        image = inverse @ g
+        inverse -= np.outer(image, image) / (6 + g @ image)
+    found = woodbury_solve(jnp.asarray(gradients), jnp.asarray(rhs), ridge)
+    np.testing.assert_allclose(found, inverse @ rhs, rtol=1e-4, atol=1e-5)
+
+
+def test_removal_gradient_is_that_of_the_change_of_weights():
+    mean = jax.jit(jax.grad(lambda p, rows: jnp.mean(losses(p, rows))))
+    mean = functools.partial(mean, task().original)
+    every = vector(mean(jnp.arange(40)))
+    change = every - vector(mean(task().retain))  # mean over all, minus mean over those to retain
+    found = vector(jax.jit(removal_gradient, static_argnums=(0, 2))(SETTING, task(), 7))
+    np.testing.assert_allclose(found, change, rtol=1e-4, atol=1e-6)
+
+
+def test_fisher_noise_is_capped_and_larger_in_the_last_layer():
+    method = FisherForgetting(alpha=1e-8, largest=1e-3)
+    deviation = method.deviation(SETTING, task())["params"]
+    fisher = curvature.squared_gradients(
+        SETTING.model,
+        task().original,
+        Points(task().points.x[task().retain], task().points.y[task().retain]),
+    )["params"]
+    for layer, factor in (("Dense_0", 1.0), ("Dense_1", 10.0)):
+        expected = factor * np.minimum(np.sqrt(1e-8 / vector(fisher[layer])), 1e-3)
+        np.testing.assert_allclose(vector(deviation[layer]), expected, rtol=1e-5)
+    more = vector(FisherForgetting(alpha=1e-6, largest=1.0).deviation(SETTING, task()))
+    assert bool(jnp.all(more >= vector(deviation)))
+
+
+def test_every_method_but_retrain_and_none_has_a_strength():
+    fields = [field.name for field in dataclasses.fields(Strengths)]
+    assert list(METHOD_OF) == fields and NAMES[0] == "Retrain" and NAMES[-1] == "none"
+    assert set(METHOD_OF.values()) == set(NAMES) - {"Retrain", "Retrain again", "none"}
+    for field, name in METHOD_OF.items():
+        stronger = dataclasses.replace(Strengths(), **{field: 3 * getattr(Strengths(), field)})
+        assert all_methods(RECIPE, stronger)[name] != METHODS[name]
+
+
+BAD = {
+    "retain share": (lambda: NegGradPlus(RECIPE, 1.5), r"`retain_share` must lie in \[0, 1\]"),
+    "climbing epochs": (lambda: SCRUB(RECIPE, num_max=9), "`num_max` must lie between 0 and"),
+    "share": (lambda: SalUn(RECIPE, 0.0), r"`share` must lie in \(0, 1\], got 0.0"),
+    "layers": (lambda: EUk(RECIPE, 0), "`num_layers` must be an integer >= 1, got 0"),
+    "alpha": (lambda: L1Sparse(RECIPE, -1.0), "`alpha` must be a number >= 0, got -1.0"),
+    "sparsity": (lambda: magnitude_mask({}, 1.0), r"`sparsity` must lie in \[0, 1\), got 1.0"),
+    "curvature": (lambda: Influence(curvature="fisher"), "`curvature` must be 'gauss_newton'"),
+    "ridge": (lambda: Influence(ridge=-1.0), "`ridge` must be a number >= 0, got -1.0"),
+    "no ridge": (lambda: WoodFisher(ridge=0.0), "`ridge` must be a number > 0, got 0.0"),
+    "samples": (lambda: WoodFisher(num_samples=0), "`num_samples` must be an integer >= 1"),
+    "noise": (lambda: FisherForgetting(alpha=0.0), "`alpha` must be a number > 0, got 0.0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name):
+    make, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        make()

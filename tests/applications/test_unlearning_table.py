@@ -1,0 +1,92 @@
+"""The table of unlearning methods, small, as a person would run it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from applications import unlearning_table
+from applications.common.errors import InputError
+from applications.unlearning_table import Config, run
+
+SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, finetune_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "table"
+    settings = dict(
+        sets=("random", "worst_case", "easiest"),
+        methods=("FT",),
+        sparsity=0.5,
+        num_shadows=3,
+        outer_steps=2,
+        tune=(0.3, 1.0),
+    )
+    return folder, run(Config(output=folder, **SMALL, **settings))
+
+
+def test_every_arm_set_and_method_has_a_row(table):
+    folder, result = table
+    content = json.loads((folder / "result.json").read_text())
+    assert content["rows"] == result.rows
+    seen = {(row["arm"], row["forget_set"], row["method"]) for row in result.rows}
+    sets = ("random", "worst_case", "easiest")
+    methods = ("Retrain", "FT", "none")
+    arms = ("dense", "50 % sparse")
+    assert seen == {(a, s, m) for a in arms for s in sets for m in methods}
+    for row in result.rows:
+        assert all(0 <= row[key] <= 100 for key in ("UA", "RA", "TA", "MIA", "gap", "lira"))
+        assert row["divergence"] >= -1e-6 and row["seconds"] >= 0
+        assert (row["method"] != "Retrain") or row["gap"] == 0.0
+
+
+def test_the_easiest_set_is_the_other_end_of_the_worst_case(table):
+    sets = table[1].sets[0]
+    assert all(draws.shape == (1, 20) for draws in sets.values())
+    assert not np.intersect1d(sets["worst_case"], sets["easiest"]).size
+    saved = np.load(table[0] / "worst_case_seed0.npy")
+    assert saved.tolist() == np.sort(sets["worst_case"]).tolist()
+
+
+def test_tuning_tries_each_strength_and_keeps_the_best(table):
+    folder, result = table
+    assert [trial["method"] for trial in result.tuning] == ["FT"] * 2
+    tried = {trial["value"]: trial["gap"] for trial in result.tuning}
+    assert tried[result.strengths.FT] == min(gap for gap in tried.values() if gap is not None)
+    assert json.loads((folder / "result.json").read_text())["strengths"]["FT"] in tried
+
+
+def test_the_page_has_every_table(table):
+    page = (table[0] / "report.html").read_text()
+    for words in ("50 % sparse", "U-LiRA", "The sweep of strengths", "no evidence of forgetting"):
+        assert words in page
+
+
+BAD = {
+    "set": (dict(sets=("worst",)), "`sets` must be of random, worst_case.*got 'worst'"),
+    "no set": (dict(sets=()), "`sets` must name one of random"),
+    "method": (dict(methods=("FT", "XX")), "`methods` must be of Retrain, .*got 'XX'"),
+    "epochs": (dict(epochs=0), "`epochs` must be an integer >= 1, got 0"),
+    "sparsity": (dict(sparsity=1.0), r"`sparsity` must lie in \[0, 1\), got 1.0"),
+    "shadows": (dict(num_shadows=2), "`num_shadows` must be 0 or at least 3, got 2"),
+    "tune": (dict(tune=(0.0,)), "`tune` must hold numbers > 0"),
+    "seeds": (dict(seeds=(1, 1)), "`seeds` must be at least one, each once"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name):
+    settings, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        Config(**settings)
+
+
+def test_help_explains_every_option(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unlearning_table", "--help"])
+    with pytest.raises(SystemExit):
+        unlearning_table.main()
+    text = capsys.readouterr().out
+    for name in Config.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text, name
