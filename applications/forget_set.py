@@ -12,6 +12,7 @@ the problem and what differs. docs/applications/forget_set.md has results and wh
 import dataclasses
 import functools
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -31,7 +32,9 @@ from applications.unlearning.evaluation import evaluate
 from applications.unlearning.forget_report import Repetition, Result
 from applications.unlearning.methods import METHODS, fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
+from bilevel import training
 
+SEARCHES = "searches"  # in the output folder, while a run is under way
 FORGET_SETS = ("random", "worst_case", "lowest_loss", "highest_loss")
 
 
@@ -48,6 +51,8 @@ class Config:
     """Folder for result.json, report.html, the index sets and the pictures; must not exist."""
     overwrite: bool = False
     """Replace the files of an earlier run in the output folder."""
+    resume: bool = False
+    """Go on with an interrupted run of the same settings; what it had searched is not redone."""
     dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
     """Images to work on; digits needs no files, the others are read from --data-dir."""
     data_dir: pathlib.Path = pathlib.Path("data")
@@ -131,7 +136,7 @@ def run(config: Config) -> Result:
         InputError: a setting or a data file cannot be used; raised before any computing.
         NonFiniteError: a training or the search diverged.
     """
-    output = Output(config.output, config.overwrite)
+    output = Output(config.output, config.overwrite, config.resume)
     dataset = load(config.dataset, config.data_dir, config.num_train, config.num_validation)
     recipe, num_points = config.recipe, len(dataset.train.y)
     num_forget = selection.num_to_forget(config.budget, num_points)
@@ -139,6 +144,9 @@ def run(config: Config) -> Result:
 
     output.write_json("config.json", dataclasses.asdict(config))
 
+    searches = output.folder / SEARCHES
+    if not config.resume:
+        shutil.rmtree(searches, ignore_errors=True)
     console = make_console()
     begin = time.perf_counter()
     num_sets = len(FORGET_SETS) - 1 + recipe.random_draws
@@ -148,6 +156,7 @@ def run(config: Config) -> Result:
     result = Result(tuple(repetitions), dataset, time.perf_counter() - begin)
     forget_report.show(result, console)
     forget_report.write(result, config.resolved(), output)
+    shutil.rmtree(searches)  # only an interrupted run needs them
     console.print(f"Written to {output.folder}/; report.html is the page to open.")
     return result
 
@@ -185,6 +194,7 @@ def repeat(
         num_steps=recipe.outer_steps,
         key=search_key,
         on_step=lambda: tick(f"seed {seed}: searching the worst-case set"),
+        folder=search_folder(config, seed),
     )
     sets = {
         "random": selection.random_sets(random_key, num_points, num_forget, recipe.random_draws),
@@ -202,6 +212,17 @@ def repeat(
         for row in evaluate(setting, original, points, judged, draws, key, on_method):
             rows.append({"forget_set": name, "seed": seed} | row)
     return Repetition(seed, rows, sets, found, start_set if config.start == "random" else None)
+
+
+def search_folder(config: Config, seed: int) -> training.RunFolder:
+    """Where the search of one seed is saved, to go on with it after an interruption."""
+    return training.RunFolder(
+        config.output / SEARCHES / f"seed{seed}",
+        resume=True,  # what must not be resumed was removed before
+        config=config.resolved(),
+        resume_command=training.this_command("--resume"),
+        log_every=1,
+    )
 
 
 def first_weights(start: str, start_set: np.ndarray, num_points: int) -> jax.Array:

@@ -28,17 +28,19 @@ class Output:
         folder: where the files go.
 
     Raises:
-        InputError: `folder` exists and `overwrite` is False, or it is no folder.
+        InputError: `folder` exists, and neither overwriting nor resuming was asked for; or it is no
+            folder.
     """
 
-    def __init__(self, folder: pathlib.Path, overwrite: bool) -> None:
+    def __init__(self, folder: pathlib.Path, overwrite: bool, resume: bool = False) -> None:
         self.folder = pathlib.Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"`output` must be a folder, got the file {self.folder}.")
-        if self.folder.exists() and not overwrite:
+        if self.folder.exists() and not (overwrite or resume):
             raise InputError(
                 f"`output` {self.folder} exists and is left as it is. Name another folder, or pass"
-                " `--overwrite` to replace the files of an earlier run."
+                " `--overwrite` to replace the files of an earlier run, or `--resume` to go on with"
+                " one that was interrupted."
             )
 
     def write(self, name: str, content: bytes | str) -> None:

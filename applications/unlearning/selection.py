@@ -14,6 +14,7 @@ augmentation.
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ from applications.common.training import (
     predict,
     shuffled_epochs,
 )
+from bilevel import training
 
 PyTree = Any
 Rule = Literal["sign", "truncated", "unrolled", "implicit"]
@@ -171,6 +173,7 @@ def search(
     key: jax.Array,
     on_step: Callable[[], None] = lambda: None,
     groups: jax.Array | None = None,
+    folder: training.RunFolder | None = None,
 ) -> Found:
     """Search the worst-case forget set; only the first step compiles.
 
@@ -186,43 +189,72 @@ def search(
         on_step: called after each outer step.
         groups: `[n]` int32, the group of each point, such as its class; groups are forgotten or
             retained whole. None: every point by itself.
+        folder: where to save the search after every step, to resume it; None saves nothing.
 
     Raises:
         NonFiniteError: the outer loss or the hypergradient is not finite.
     """
-    state = setting.algorithm(len(points.y)).init(start, init)
+    algorithm = _algorithm(setting, len(points.y))
     if groups is None:
         groups = jnp.arange(len(points.y), dtype=jnp.int32)
-    data, values = _OuterData(points, groups), []
-    for step in range(num_steps):
-        state, info = _search_step(setting, state, data, jax.random.fold_in(key, step))
-        if not info.finite:
-            raise NonFiniteError(
-                f"The search stopped at outer step {step}: the outer loss is {float(info.value)}"
-                f" and the norm of its hypergradient {float(info.hypergrad_norm)}. The lower level"
-                f" diverged; use a {setting.step_setting}, or fewer `lower_epochs`."
-            )
-        values.append(float(info.value))
+    values: list[float] = [] if folder is None else _earlier_values(folder)
+
+    def after_step(report: training.Report) -> None:
+        values.append(float(report.metrics["value"]))
         on_step()
-    return Found(np.asarray(state.outer), np.asarray(values))
+
+    try:
+        end = training.fit(
+            algorithm,
+            algorithm.init(start, init),
+            _Batches(setting),
+            num_steps,
+            arrays=(_OuterData(points, groups), key),
+            folder=folder,
+            callbacks=[after_step],
+            chunk=1,
+            progress=False,
+        )
+    except training.NonFiniteError as error:
+        raise NonFiniteError(
+            f"The search stopped at outer step {len(values) - 1}: {error} The lower level diverged; use"
+            f" a {setting.step_setting}, or fewer `lower_epochs`."
+        ) from error
+    return Found(np.asarray(end.state.outer), np.asarray(values))
 
 
-@functools.partial(jax.jit, static_argnames="setting")
-def _search_step(
-    setting: Search, state: PyTree, data: _OuterData, key: jax.Array
-) -> tuple[PyTree, Any]:
-    """One outer step with all its lower steps, in one compiled call."""
-    order_key, augment_key = jax.random.split(key)
-    points, groups = data
-    every = jnp.arange(len(points.y), dtype=jnp.int32)
-    rows = shuffled_epochs(order_key, every, setting.num_epochs, setting.batch_size)
-    key_data = jax.random.key_data(jax.random.split(augment_key, len(rows)))
-    linear = None
-    if setting.rule == "implicit":
-        some = rows.reshape(-1)[: min(setting.linear_points, len(every))]
-        linear = _Minibatch(points.x[some], points.y[some], groups[some])
-    batch = bilevel.Batch(_LowerData(points, groups, rows, key_data), data, linear)
-    return setting.algorithm(len(points.y)).step(state, batch)
+@functools.lru_cache(maxsize=8)
+def _algorithm(setting: Search, num_points: int) -> bilevel.DoubleLoop:
+    """One object for equal settings, so that the search of the next seed compiles nothing."""
+    return setting.algorithm(num_points)
+
+
+def _earlier_values(folder: training.RunFolder) -> list[float]:
+    """The outer losses of the steps that an interrupted search had saved."""
+    if not (pathlib.Path(folder.path) / "metrics.jsonl").exists():
+        return []
+    return [float(line["value"]) for line in training.read_metrics(folder.path)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """What one outer step sees: all points, in a fresh order for the lower level."""
+
+    setting: Search
+
+    def __call__(self, step: jax.Array, arrays: tuple[_OuterData, jax.Array]) -> bilevel.Batch:
+        data, key = arrays
+        points, groups = data
+        order_key, augment_key = jax.random.split(jax.random.fold_in(key, step))
+        every = jnp.arange(len(points.y), dtype=jnp.int32)
+        setting = self.setting
+        rows = shuffled_epochs(order_key, every, setting.num_epochs, setting.batch_size)
+        key_data = jax.random.key_data(jax.random.split(augment_key, len(rows)))
+        linear = None
+        if setting.rule == "implicit":
+            some = rows.reshape(-1)[: min(setting.linear_points, len(every))]
+            linear = _Minibatch(points.x[some], points.y[some], groups[some])
+        return bilevel.Batch(_LowerData(points, groups, rows, key_data), data, linear)
 
 
 def num_to_forget(budget: float, num_points: int) -> int:

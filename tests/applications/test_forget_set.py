@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from applications.unlearning import selection
 from applications.unlearning.methods import METHODS
 from applications.unlearning.recipes import RECIPES
 from applications.unlearning.selection import Search, search
+from bilevel import training
 
 PERCENTAGES = ("UA", "RA", "TA", "MIA")
 
@@ -156,6 +158,31 @@ def test_the_found_set_is_not_the_start(small_search, start):
     begin = np.arange(26)
     found = search(setting, points, init, first_weights(start, begin, 256), 5, jax.random.key(0))
     assert len(np.intersect1d(selection.largest(found.scores, 26), begin)) < 20
+
+
+def test_an_interrupted_search_goes_on_as_if_never_stopped(small_search, tmp_path):
+    setting, points, init = small_search
+    start, key = first_weights("uniform", np.arange(26), 256), jax.random.key(0)
+    whole = search(setting, points, init, start, 3, key)
+    folder = training.RunFolder(tmp_path / "run", resume=True, log_every=1)
+    search(setting, points, init, start, 2, key, folder=folder)
+    steps = []
+    resumed = search(
+        setting, points, init, start, 3, key, lambda: steps.append(None), folder=folder
+    )
+    assert len(steps) == 1
+    np.testing.assert_array_equal(resumed.scores, whole.scores)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+
+
+def test_resuming_a_run_finds_its_searches(tmp_path):
+    """What an interruption leaves behind is used, and removed at the end."""
+    config = Config(output=tmp_path / "out", num_train=300, epochs=2, outer_steps=2, seeds=(0,))
+    left = forget_set.search_folder(config, 0)
+    pathlib.Path(left.path).mkdir(parents=True)
+    run(dataclasses.replace(config, resume=True, random_draws=1))
+    assert not (tmp_path / "out" / "searches").exists()
+    assert (tmp_path / "out" / "result.json").exists()
 
 
 def test_a_search_that_diverges_names_step_and_reason(small_search):
