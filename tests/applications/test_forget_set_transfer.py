@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from applications.common import models
 from applications.common.data import load
 from applications.common.errors import InputError
-from applications.forget_set_transfer import Config, run
+from applications.common.training import Points, initialise
+from applications.forget_set_transfer import SEARCHES, Config, chosen, run, searched
 
 SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, outer_steps=2)
 
@@ -28,15 +31,17 @@ def test_every_search_is_judged_on_every_network(tmp_path):
     assert "Do worst-case forget sets transfer?" in (folder / "report.html").read_text()
 
 
-def test_classes_are_forgotten_whole(tmp_path):
-    settings = SMALL | dict(by_class=2)
-    result = run(Config(output=tmp_path / "out", searches=("sign",), networks=("mlp",), **settings))
-    labels = load("digits", num_train=200, num_validation=100).train.y
-    for rows in result.sets[0].values():
-        classes = np.unique(labels[rows])
-        assert len(classes) == 2 and len(rows) == np.isin(labels, classes).sum()
-    scores = result.scores[0]["sign"]
+def test_classes_are_forgotten_whole():
+    config = Config(by_class=2, **SMALL)
+    dataset = load("digits", num_train=200, num_validation=100)
+    points, key = Points.from_split(dataset.train), jax.random.key(0)
+    original = initialise(models.build("mlp", 10), points.x, key)
+    scores = searched(config, dataset, points, "mlp", SEARCHES["sign"], original, key)
     assert scores.shape == (10,) and scores.sum() == pytest.approx(2.0, rel=1e-4)
+    rows = chosen(config, dataset, scores)
+    classes = np.unique(dataset.train.y[rows])
+    assert len(classes) == 2 and set(classes) == set(np.argsort(-scores)[:2])
+    assert len(rows) == np.isin(dataset.train.y, classes).sum()
 
 
 BAD = {
