@@ -1,6 +1,6 @@
 """Greedy bi-level coresets on a kernel proxy with squared loss: all in closed form, no solver.
 
-    min over w >= 0 of  F(w) = 1/(2n) sum_i ||f(x_i) - y_i||^2        over all n points
+    min over w >= 0 of  F(w) = 1/2 sum_i p_i ||f(x_i) - y_i||^2       over all n points
     f = argmin  1/2 sum_i w_i ||f(x_i) - y_i||^2 + ridge/2 ||f||^2
 
 Source: Borsos, Mutny and Krause, "Coresets via Bilevel Optimization for Continual Learning and
@@ -30,31 +30,42 @@ class State(NamedTuple):
             of the lower level between any two points.
         residual: `[n, C]`, f - y at every point.
         free: `[n]` bool, points that are not chosen.
+        mass: `[n]`, p: how much each point counts in F.
     """
 
     posterior: jax.Array
     residual: jax.Array
     free: jax.Array
+    mass: jax.Array
 
 
-def start(kernel: jax.Array, targets: jax.Array, ridge: float) -> State:
-    """Nothing is chosen, and f is zero."""
-    return State(kernel / ridge, -targets, jnp.ones(len(targets), bool))
+def start(
+    kernel: jax.Array, targets: jax.Array, ridge: float, mass: jax.Array | None = None
+) -> State:
+    """Nothing is chosen, and f is zero; without `mass` every point counts 1 / n."""
+    if mass is None:
+        mass = jnp.full(len(targets), 1 / len(targets), kernel.dtype)
+    return State(kernel / ridge, -targets, jnp.ones(len(targets), bool), mass)
+
+
+def outer_loss(state: State) -> jax.Array:
+    """F."""
+    return jnp.vdot(state.mass, jnp.sum(state.residual**2, axis=1)) / 2
 
 
 def hypergradient(state: State) -> jax.Array:
     """`dF/dw_k` of every point, chosen or not, `[n]`.
 
-    The implicit function theorem gives `-<(posterior R / n)_k, R_k>`, R the residual.
+    The implicit function theorem gives `-<(posterior P R)_k, R_k>`, R the residual.
     """
-    adjoint = state.posterior @ state.residual / len(state.free)
+    adjoint = state.posterior @ (state.mass[:, None] * state.residual)
     return -jnp.sum(adjoint * state.residual, axis=1)
 
 
 def gain(state: State) -> jax.Array:
     """By how much F falls exactly when a point is added with weight 1, `[n]`."""
     step = 1 / (1 + jnp.diag(state.posterior))
-    curvature = jnp.sum(state.residual**2, axis=1) * jnp.mean(state.posterior**2, axis=0)
+    curvature = jnp.sum(state.residual**2, axis=1) * (state.mass @ state.posterior**2)
     return -step * hypergradient(state) - step**2 * curvature / 2
 
 
@@ -66,6 +77,7 @@ def add(state: State, point: jax.Array) -> State:
         state.posterior - step * column[:, None] * column[None, :],
         state.residual - step * column[:, None] * residual[None, :],
         state.free.at[point].set(False),
+        state.mass,
     )
 
 
@@ -78,6 +90,7 @@ def _select(
     size: int,
     rule: Rule,
     num_candidates: int,
+    mass: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     def step(state: State, key: jax.Array) -> tuple[State, tuple[jax.Array, jax.Array]]:
         score = gain(state) if rule == "gain" else -hypergradient(state)
@@ -87,10 +100,10 @@ def _select(
             allowed &= order <= jnp.sort(order)[num_candidates - 1]
         point = jnp.argmax(jnp.where(allowed, score, -jnp.inf))
         state = add(state, point)
-        return state, (point, jnp.mean(jnp.sum(state.residual**2, axis=1)) / 2)
+        return state, (point, outer_loss(state))
 
     keys = jax.random.split(key, size)
-    return jax.lax.scan(step, start(kernel, targets, ridge), keys)[1]
+    return jax.lax.scan(step, start(kernel, targets, ridge, mass), keys)[1]
 
 
 class Selection(NamedTuple):
@@ -113,6 +126,7 @@ def select(
     key: jax.Array,
     rule: Rule = "derivative",
     num_candidates: int | None = None,
+    mass: jax.Array | None = None,
 ) -> Selection:
     """Choose points one by one, in one compiled call of `size * n * (n + C)` operations.
 
@@ -127,6 +141,7 @@ def select(
             the more short-sighted of the two.
         num_candidates: score a random batch of so many free points in each step; None scores all,
             which costs the same and chooses better.
+        mass: `[n]` >= 0 with sum 1, how much each point counts in F; None for 1 / n.
 
     Raises:
         InputError: `size` is larger than the pool, a setting is out of its range, or the selection
@@ -138,7 +153,7 @@ def select(
     if num_candidates is not None and num_candidates < 1:
         raise InputError(f"`num_candidates` must be an integer >= 1, got {num_candidates}.")
     count = len(targets) if num_candidates is None else num_candidates
-    points, values = _select(kernel, targets, ridge, key, size, rule, count)
+    points, values = _select(kernel, targets, ridge, key, size, rule, count, mass)
     if not np.isfinite(values).all():
         raise InputError(
             "The greedy selection left the finite numbers: `kernel` is not positive definite, or"
