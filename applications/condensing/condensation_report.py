@@ -10,6 +10,7 @@ from applications.common.data import Dataset
 from applications.common.output import Output, environment, to_json
 
 JUDGES = ("conv", "conv, classes only", "mlp")
+SHOWN = 3  # images of each class in a picture; the file has all
 READING = (
     "Test accuracy in percent of fresh networks that saw the synthetic set alone, mean ± standard"
     " deviation over networks and seeds. conv, mlp: fitted to the label vectors by squares. conv,"
@@ -72,11 +73,12 @@ def summary(rows: list[dict[str, Any]]) -> report.Table:
 
 
 def draw(result: Result, images: np.ndarray) -> bytes:
-    """The first images of each class, one class below the other if there are several."""
+    """A column for each class, with its first images."""
     names = result.dataset.class_names
-    ipc = len(images) // len(names)
-    titles = [name for name in names for _ in range(ipc)]
-    return plots.image_grid(images, titles, columns=len(names))
+    by_class = images.reshape(len(names), -1, *images.shape[1:])[:, :SHOWN]
+    rows = by_class.swapaxes(0, 1)
+    titles = list(names) * len(rows)
+    return plots.image_grid(rows.reshape(-1, *images.shape[1:]), titles, columns=len(names))
 
 
 def _spread(values: list[float]) -> str:

@@ -45,7 +45,7 @@ def in_x64(tree):
 
 
 def test_the_convexified_hypergradient_is_exact(setting, x64):
-    """`Implicit` with CG against finite differences; with few CG steps its bias falls."""
+    """`Implicit` with CG against finite differences; two CG steps are biased, and say so."""
     outer, params, batch = in_x64(setting)
     cg = bilevel.linear.CG(300, tolerance=1e-11)
     method = Convexified(SMOOTH, bilevel.Implicit(NewtonStep(cg), cg))
@@ -68,12 +68,10 @@ def test_the_convexified_hypergradient_is_exact(setting, x64):
     products = jax.tree.map(jnp.vdot, got.hypergrad, direction)
     np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-5)
 
-    def error(steps):
-        rule = bilevel.Implicit(lambda *args: got.inner, bilevel.linear.CG(steps))
-        few = jax.jit(Convexified(SMOOTH, rule).hypergradient)(outer, params, batch)
-        return jnp.linalg.norm(few.hypergrad.x - got.hypergrad.x)
-
-    assert error(2) > 3 * error(60)
+    rule = bilevel.Implicit(lambda *args: got.inner, bilevel.linear.CG(2))
+    few = jax.jit(Convexified(SMOOTH, rule).hypergradient)(outer, params, batch)
+    bias = jnp.linalg.norm(few.hypergrad.x - got.hypergrad.x) / jnp.linalg.norm(got.hypergrad.x)
+    assert 0.01 < bias and not few.info.linear.converged
 
 
 def test_a_window_of_all_steps_is_the_full_unroll(setting):
