@@ -108,22 +108,24 @@ def features(model: "ConvNet", params: Any, x: jax.Array) -> jax.Array:
 class ConvNet(nn.Module):
     """Blocks of a 3x3 convolution, an activation and 2x2 mean pooling, and a linear head.
 
-    Differs from the ConvNet of the papers in that it is narrower, has two blocks and no
-    normalisation, and can be smooth: rectifiers have no second derivative for implicit rules.
+    Differs from the ConvNet of the papers in that it is narrower, has fewer blocks and
+    no normalisation, and can be smooth: rectifiers have no second derivative for implicit rules.
 
     Attributes:
         num_classes: logits.
         width: channels of each block.
         smooth: softplus with sharpness 10 in place of a rectifier.
+        blocks: each halves height and width.
     """
 
     num_classes: int
     width: int = 16
     smooth: bool = False
+    blocks: int = 2
 
     def setup(self) -> None:
         """The layers."""
-        self.convs = [Conv(self.width, bias=True) for _ in range(2)]
+        self.convs = [Conv(self.width, bias=True) for _ in range(self.blocks)]
         self.head = nn.Dense(self.num_classes)
 
     def features(self, x: jax.Array) -> jax.Array:

@@ -12,18 +12,18 @@ import bilevel
 from applications import condensation
 from applications.common.data import load
 from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points, initialise, logits
+from applications.common.training import Points, initialise
 from applications.condensation import Config, halved, k_means, run
 from applications.condensing import matching, ridge, synthetic
 from applications.condensing.augment import augment
-from applications.condensing.condense import condense, train_on
+from applications.condensing.condense import condense
 from applications.condensing.evaluation import Judge
 from applications.condensing.implicit import Convexified, NewtonStep, Seen
-from applications.condensing.methods import recipes
+from applications.condensing.methods import Recipe, recipes
 from applications.condensing.synthetic import ConvNet, flattened
 from applications.condensing.unrolled import Unrolled
 
-SMOOTH = ConvNet(10, width=3, smooth=True)
+SMOOTH = ConvNet(10, width=3, smooth=True, blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_convexified_hypergradient_is_exact(setting, x64):
     rule = bilevel.Implicit(lambda *args: got.inner, bilevel.linear.CG(2))
     few = jax.jit(Convexified(SMOOTH, rule).hypergradient)(outer, params, batch)
     bias = jnp.linalg.norm(few.hypergrad.x - got.hypergrad.x) / jnp.linalg.norm(got.hypergrad.x)
-    assert 0.01 < bias and not few.info.linear.converged
+    assert bias > 0.01 and not few.info.linear.converged
 
 
 def test_a_window_of_all_steps_is_the_full_unroll(setting):
@@ -129,12 +129,6 @@ def test_augmentation_is_siamese_and_differentiable():
     assert not jnp.allclose(augment(key, x), augment(jax.random.key(2), x))
 
 
-def test_training_on_the_set_lowers_its_loss(setting):
-    outer, params, _ = setting
-    distance = lambda params: jnp.sum((logits(SMOOTH, params, outer.x) - outer.y) ** 2)
-    assert distance(train_on(SMOOTH, params, outer, 20)) < 0.9 * distance(params)
-
-
 def test_k_means_of_one_is_the_mean():
     train = load("digits", num_train=100).train
     outer = k_means(train, 10, 1, seed=0)
@@ -176,7 +170,7 @@ def test_condensed_images_beat_random_ones(digits):
 
 
 def test_fixed_labels_stay(real):
-    recipe = recipes(10, 1, width=3)["rcig_fixed_labels"]
+    recipe = Recipe(Convexified(SMOOTH), SMOOTH, networks=2, network_steps=1, max_uses=2)
     outer = synthetic.start(real, 1, jax.random.key(0))
     end = condense(recipe, real, outer, 2, jax.random.key(1))[-1].outer
     np.testing.assert_array_equal(end.y, outer.y)
