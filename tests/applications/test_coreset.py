@@ -66,7 +66,8 @@ def test_the_gain_is_what_the_outer_loss_falls_by(pool, x64):
     outer, mass = greedy.outer_loss, jnp.linspace(1.0, 2.0, 30) / 45
     state = greedy.add(greedy.start(kernel, targets, RIDGE, mass), jnp.int32(5))
     gains = greedy.gain(state)
-    after = jax.vmap(lambda point: outer(greedy.add(state, point)))(jnp.arange(30))
+    add = jax.jit(jax.vmap(lambda point: outer(greedy.add(state, point))))
+    after = add(jnp.arange(30))
     np.testing.assert_allclose(gains, outer(state) - after, rtol=1e-9)
 
 
@@ -113,9 +114,9 @@ def test_the_order_of_selection_nests(study):
 def test_the_best_of_a_few_candidates_is_worse_than_the_best_of_all(study):
     finals = [
         greedy.select(study.kernel, study.targets, 12, RIDGE, jax.random.key(1), "gain", count)
-        for count in (1, 10, None)
+        for count in (1, None)
     ]
-    assert finals[0].values[-1] > finals[1].values[-1] > finals[2].values[-1]
+    assert finals[0].values[-1] > finals[1].values[-1]
 
 
 @pytest.mark.parametrize("name", METHODS)
