@@ -217,8 +217,8 @@ def search(
         )
     except training.NonFiniteError as error:
         raise NonFiniteError(
-            f"The search stopped at outer step {len(values) - 1}: {error} The lower level diverged; use"
-            f" a {setting.step_setting}, or fewer `lower_epochs`."
+            f"The search stopped at outer step {len(values) - 1}: {error} The lower level diverged;"
+            f" use a {setting.step_setting}, or fewer `lower_epochs`."
         ) from error
     return Found(np.asarray(end.state.outer), np.asarray(values))
 

@@ -196,7 +196,7 @@ def test_a_search_that_diverges_names_step_and_reason(small_search):
 def test_a_training_that_diverges_stops_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match="original model diverged.*`learning_rate`"):
         quick(tmp_path, learning_rate=1e30)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "result.json").exists()
 
 
 BAD = {

@@ -1,0 +1,188 @@
+"""Condense a data set to a few synthetic images, and judge them by training fresh networks.
+
+    python -m applications.condensation --output results/condensation
+
+Each method is a gradient of the synthetic images; `condensing/` has one file for each family, with
+its source. docs/applications/condensation.md has results and what they mean.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.cluster
+
+from applications.common import cli, models
+from applications.common.console import make_console, progress_bar
+from applications.common.data import Dataset, load
+from applications.common.errors import InputError
+from applications.common.output import Output
+from applications.common.sources import Split
+from applications.common.training import Points
+from applications.condensing import condensation_report
+from applications.condensing.condensation_report import Result
+from applications.condensing.condense import condense
+from applications.condensing.evaluation import Judge
+from applications.condensing.methods import recipes
+from applications.condensing.synthetic import ConvNet, Real, Synthetic, labelled, make_real, start
+
+BASELINES = ("random", "k_means")
+METHODS = (*BASELINES, *recipes(10, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Condense a data set by every method, and train fresh networks on each result."""
+
+    output: pathlib.Path = pathlib.Path("results/condensation")
+    """Folder for result.json, report.html and the synthetic images; must not exist."""
+    overwrite: bool = False
+    """Replace the files of an earlier run in the output folder."""
+    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
+    """Images to work on; digits needs no files, the others are read from --data-dir."""
+    data_dir: pathlib.Path = pathlib.Path("data")
+    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
+    num_train: int | None = None
+    """Keep so many training points; fewer need less memory, not less time."""
+    num_test: int | None = None
+    """Judge on the first so many test points; None takes all."""
+    half: bool = False
+    """Average 2x2 pixels first: a quarter of the time, at some loss of accuracy."""
+    ipc: int = 1
+    """Synthetic images per class."""
+    methods: tuple[str, ...] = METHODS
+    """Which to compare; random and k_means are the trivial ones."""
+    num_steps: int = 300
+    """Outer steps of each method."""
+    checkpoints: int = 3
+    """Sets to judge along the way, the last included: shows accuracy against time."""
+    width: int = 16
+    """Channels of the networks."""
+    networks: int = 3
+    """Fresh networks to train on each set."""
+    judge_steps: int = 300
+    """Training steps of each."""
+    seeds: tuple[int, ...] = (0,)
+    """One independent condensation for each."""
+
+    def __post_init__(self) -> None:
+        if not self.methods or any(name not in METHODS for name in self.methods):
+            raise InputError(f"`methods` must be of {', '.join(METHODS)}, got {self.methods}.")
+        for name in ("ipc", "num_steps", "checkpoints", "width", "networks", "judge_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
+        if self.checkpoints > self.num_steps:
+            raise InputError(
+                f"`checkpoints` must not exceed `num_steps` = {self.num_steps}, got"
+                f" {self.checkpoints}."
+            )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
+
+
+def run(config: Config) -> Result:
+    """Condense and judge for each seed; then print and write the results.
+
+    Raises:
+        InputError: a setting or a data file cannot be used, or a class has fewer than `ipc` points.
+        NonFiniteError: a condensation or a network diverged.
+    """
+    output = Output(config.output, config.overwrite)
+    dataset = load(config.dataset, config.data_dir, config.num_train)
+    shrink = halved if config.half else lambda x: x
+    train = Split(shrink(dataset.train.x), dataset.train.y)
+    real = make_real(train, dataset.num_classes, config.ipc)
+    test = Points(jnp.asarray(shrink(dataset.test.x)), jnp.asarray(dataset.test.y))
+    test = Points(*(array[: config.num_test] for array in test))
+    judges = make_judges(config, dataset)
+    console, begin = make_console(), time.perf_counter()
+    learned = [name for name in config.methods if name not in BASELINES]
+    rows, images = list[dict[str, Any]](), dict[str, np.ndarray]()
+    with progress_bar(console, len(config.seeds) * len(learned) * config.num_steps) as tick:
+        for seed in config.seeds:
+            for name in config.methods:
+                for row, outer in sets(config, name, train, real, seed, tick):
+                    for place, (title, judge) in enumerate(judges.items()):
+                        row[title] = judge.accuracy(outer, test, jax.random.key(seed + place))
+                    rows.append({"method": name, "seed": seed} | row)
+                images[f"{name}_seed{seed}"] = dataset.pictures(np.asarray(outer.x))
+    result = Result(rows, images, dataset, time.perf_counter() - begin)
+    condensation_report.show(result, console)
+    condensation_report.write(result, dataclasses.asdict(config), output)
+    console.print(f"Written to {output.folder}/; report.html is the page to open.")
+    return result
+
+
+def sets(
+    config: Config,
+    name: str,
+    train: Split,
+    real: Real,
+    seed: int,
+    tick: Callable[[str], None],
+) -> list[tuple[dict[str, Any], Synthetic]]:
+    """The synthetic sets of one method along its way, each with the start of its row."""
+    start_key, key = jax.random.split(jax.random.key(seed))
+    num_classes = len(real.table)
+    if name == "k_means":
+        begin = time.perf_counter()
+        outer = k_means(train, num_classes, config.ipc, seed)
+        return [({"step": 0, "seconds": time.perf_counter() - begin}, outer)]
+    outer = start(real, config.ipc, start_key)
+    if name == "random":
+        return [({"step": 0, "seconds": 0.0}, outer)]
+    recipe = recipes(num_classes, config.ipc, config.width)[name]
+    course = condense(
+        recipe,
+        real,
+        outer,
+        config.num_steps,
+        key,
+        config.checkpoints,
+        lambda: tick(f"seed {seed}: {name}"),
+    )
+    return [({"step": p.step, "seconds": p.seconds}, p.outer) for p in course]
+
+
+def k_means(train: Split, num_classes: int, ipc: int, seed: int) -> Synthetic:
+    """The centres of each class by k-means: a baseline that asks no network."""
+    flat = train.x.reshape(len(train.x), -1)
+    centres = [
+        sklearn.cluster.KMeans(ipc, n_init=1, random_state=seed).fit(flat[train.y == label])
+        for label in range(num_classes)
+    ]
+    x = np.concatenate([means.cluster_centers_ for means in centres]).astype(np.float32)
+    return labelled(jnp.asarray(x.reshape(-1, *train.x.shape[1:])), num_classes)
+
+
+def make_judges(config: Config, dataset: Dataset) -> dict[str, Judge]:
+    """Three judges, the same for every method: by title."""
+    conv = ConvNet(dataset.num_classes, config.width)
+    mlp = models.build("mlp", dataset.num_classes)
+    some = {"num_steps": config.judge_steps, "networks": config.networks}
+    return {
+        "conv": Judge(conv, "vectors", **some),
+        "conv, classes only": Judge(conv, "classes", **some),
+        "mlp": Judge(mlp, "vectors", **some),
+    }
+
+
+def halved(x: np.ndarray) -> np.ndarray:
+    """Means of 2x2 pixels; an odd last row or column is dropped."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def main() -> None:
+    """The command line."""
+    cli.main(Config, run, prog="python -m applications.condensation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Condensation: a few synthetic images on which networks train as well as on all real ones."""

@@ -1,0 +1,124 @@
+"""RCIG: condensation by the implicit gradient of a lower level that was made convex.
+
+    f_lin(x)   = f(x; p0) + J(x; p0) d                   network linearised at p0, d is learned
+    L_in(S, d) = ridge/(2 m C) ( tr r' (K + ridge I)^-1 r + ||d||^2 ),  r = y_s - f_lin(x_s)
+    L_out      = CE( e^tau (f_lin(x_t) + K_ts w), y_t ),  w = (K + ridge I)^-1 r
+
+K = h h' with h the features at p0; the head w is eliminated. L_in is quadratic in d and strongly
+convex, so that conjugate gradients find its minimiser and the adjoint alike, and the implicit
+function theorem applies as it stands.
+
+Source: Loo, Hasani, Lechner and Rus, "Dataset Distillation with Convexified Implicit Gradients",
+ICML 2023, section 3.2. Differs from the paper in that the lower level and the adjoint are solved by
+CG, not by 20 steps of a tuned Adam; hence the implicit part needs no clipping.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import bilevel
+from applications.common.training import cross_entropy, logits
+from applications.condensing.ridge import label_margin
+from applications.condensing.synthetic import ConvNet, Synthetic, features, flattened
+
+PyTree = Any
+
+
+class Seen(NamedTuple):
+    """What a level sees: the point of linearisation, and real images with their classes."""
+
+    params: PyTree
+    x: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class NewtonStep:
+    """The exact minimiser of a quadratic loss: one linear solve, a `bilevel.Solver`.
+
+    Attributes:
+        linear_solver: of the Hessian.
+    """
+
+    linear_solver: bilevel.LinearSolver
+
+    def __call__(self, loss: Any, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+        """The minimiser, whatever `init` is; only its residual depends on the solver."""
+        slope = lambda inner: jax.grad(loss, argnums=1)(outer, inner, batch)
+        start, product = jax.linearize(slope, init)
+        step = self.linear_solver(product, start).value
+        return jax.tree.map(jnp.subtract, init, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convexified:
+    """RCIG.
+
+    Attributes:
+        model: smooth, since its second derivatives matter.
+        solver: of the lower level, with the gradient rule. The problem is the same for each.
+        relative_ridge: lambda over the number of images.
+        margin: weight of the term that keeps label vectors labels.
+    """
+
+    model: ConvNet
+    solver: bilevel.Solver = bilevel.Implicit(
+        NewtonStep(bilevel.linear.CG(20)), bilevel.linear.CG(20)
+    )
+    relative_ridge: float = 5e-4
+    margin: float = 1.0
+
+    def __call__(
+        self, outer: Synthetic, params: PyTree, batch: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Synthetic]:
+        """The outer loss on real images `[C, b, ...]`, and the hypergradient."""
+        del key
+        result = self.hypergradient(outer, params, batch)
+        return result.value, result.hypergrad
+
+    def hypergradient(
+        self, outer: Synthetic, params: PyTree, batch: jax.Array
+    ) -> bilevel.Hypergradient:
+        """The hypergradient with its evidence; arguments as for `__call__`."""
+        seen = Seen(params, *flattened(batch))
+        start = jax.tree.map(jnp.zeros_like, params)
+        both = bilevel.Batch(inner=seen, outer=seen)
+        return bilevel.hypergradient(self.problem, self.solver, outer, start, both)
+
+    @property
+    def problem(self) -> bilevel.BilevelProblem:
+        """Both levels; the inner variable is d, like the parameters."""
+        return bilevel.BilevelProblem(self.outer_loss, self.inner_loss)
+
+    def inner_loss(self, outer: Synthetic, d: PyTree, seen: Seen) -> jax.Array:
+        """L_in."""
+        h, linearised = self._linearised(seen.params, outer.x, d)
+        r, ridge = outer.y - linearised, self._ridge(h)
+        w = self._head(h, r, ridge)
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(d))
+        return (jnp.sum(r * w) * ridge + ridge * squares) / (2 * outer.y.size)
+
+    def outer_loss(self, outer: Synthetic, d: PyTree, seen: Seen) -> jax.Array:
+        """L_out."""
+        h, linearised = self._linearised(seen.params, outer.x, d)
+        w = self._head(h, outer.y - linearised, self._ridge(h))
+        h_real, linearised_real = self._linearised(seen.params, seen.x, d)
+        scores = jnp.exp(outer.log_scale) * (linearised_real + h_real @ (h.T @ w))
+        num_classes = outer.y.shape[1]
+        margin = jnp.mean(jnp.minimum(label_margin(outer.y), 1 / (2 * num_classes)))
+        return jnp.mean(cross_entropy(scores, seen.labels)) - self.margin * margin
+
+    def _linearised(self, params: PyTree, x: jax.Array, d: PyTree) -> tuple[jax.Array, jax.Array]:
+        """Features at p0 and the outputs of the linearised network."""
+        value, slope = jax.jvp(lambda p: logits(self.model, p, x), (params,), (d,))
+        return features(self.model, params, x), value + slope
+
+    def _ridge(self, h: jax.Array) -> jax.Array:
+        return jnp.asarray(self.relative_ridge * len(h), h.dtype)
+
+    def _head(self, h: jax.Array, r: jax.Array, ridge: jax.Array) -> jax.Array:
+        factor = jax.scipy.linalg.cho_factor(h @ h.T + ridge * jnp.eye(len(h), dtype=h.dtype))
+        return jax.scipy.linalg.cho_solve(factor, r)

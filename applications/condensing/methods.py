@@ -1,0 +1,70 @@
+"""Every way to condense, under one name each, with the settings that suit small images."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from applications.condensing.implicit import Convexified
+from applications.condensing.matching import DistributionMatching, GradientMatching
+from applications.condensing.ridge import FeatureRegression, KernelInducingPoints
+from applications.condensing.synthetic import ConvNet, Synthetic
+from applications.condensing.unrolled import Unrolled
+
+PyTree = Any
+# From (synthetic set, network, real batch `[C, b, ...]`, key) to (value, gradient in the set).
+Method = Callable[[Synthetic, PyTree, jax.Array, jax.Array], tuple[jax.Array, Synthetic]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A method and the loop around it.
+
+    Attributes:
+        method: gives the gradient.
+        model: of the networks that it is given.
+        image_rate: of Adam on the images; pixels have deviation 1.
+        label_rate: of Adam on the label vectors and the scale; 0 keeps them.
+        networks: how many take turns.
+        network_steps: SGD steps that a network takes on the synthetic set after each use.
+        max_uses: after which a network is drawn anew; 1 uses fresh ones only.
+        per_class: real images of each class in a step.
+    """
+
+    method: Method
+    model: ConvNet
+    image_rate: float = 0.02
+    label_rate: float = 0.0
+    networks: int = 1
+    network_steps: int = 0
+    max_uses: int = 1
+    per_class: int = 32
+
+
+def recipes(num_classes: int, ipc: int, width: int = 16) -> dict[str, Recipe]:
+    """All methods.
+
+    Args:
+        num_classes: of the data.
+        ipc: images per class; gradient matching trains its networks only where there are several.
+        width: channels of the networks.
+    """
+    model, smooth = ConvNet(num_classes, width), ConvNet(num_classes, width, smooth=True)
+    recipe = functools.partial(Recipe, model=model)
+    learned = functools.partial(recipe, label_rate=0.005)
+    pool = functools.partial(recipe, networks=5, network_steps=1, max_uses=20)
+    # Gradient matching follows the network along its training, but at a single image per class.
+    path = functools.partial(recipe, network_steps=10, max_uses=10) if ipc > 1 else recipe
+    return {
+        "unrolled": learned(Unrolled(model)),
+        "random_window": learned(Unrolled(model, 80, 20, "random")),
+        "dc": path(GradientMatching(model)),
+        "dsa": path(GradientMatching(model, augmented=True)),
+        "dm": recipe(DistributionMatching(model)),
+        "kip": learned(KernelInducingPoints()),
+        "frepo": pool(FeatureRegression(model), label_rate=0.005),
+        "rcig": pool(Convexified(smooth), model=smooth, label_rate=0.005),
+        "rcig_fixed_labels": pool(Convexified(smooth), model=smooth),
+    }

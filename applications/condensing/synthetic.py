@@ -1,0 +1,143 @@
+"""The synthetic set, the real points that it stands for, and the networks between them."""
+
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from applications.common.errors import InputError
+from applications.common.models import Conv
+from applications.common.sources import Split
+
+
+class Synthetic(NamedTuple):
+    """What is learned: the outer variable of every method.
+
+    Attributes:
+        x: `[C * ipc, height, width, channels]`, standardised, ordered by class.
+        y: `[C * ipc, C]`, centred label vectors; constant unless a method learns them.
+        log_scale: factor on the logits inside a cross-entropy, as a logarithm (RCIG only).
+    """
+
+    x: jax.Array
+    y: jax.Array
+    log_scale: jax.Array
+
+    @property
+    def labels(self) -> jax.Array:
+        """The class of each image, `[C * ipc]`: by its place, whatever its label vector became."""
+        num_classes = self.y.shape[1]
+        return jnp.repeat(jnp.arange(num_classes), self.y.shape[0] // num_classes)
+
+    @property
+    def by_class(self) -> jax.Array:
+        """The images, `[C, ipc, height, width, channels]`."""
+        return self.x.reshape(self.y.shape[1], -1, *self.x.shape[1:])
+
+
+class Real(NamedTuple):
+    """Real points, and where those of each class are.
+
+    Attributes:
+        x: `[n, height, width, channels]`.
+        table: `[C, longest]` int32 rows of each class, repeated to the length of the longest.
+    """
+
+    x: jax.Array
+    table: jax.Array
+
+    def sample(self, key: jax.Array, per_class: int) -> jax.Array:
+        """As many random images of each class: `[C, per_class, height, width, channels]`."""
+        places = jax.random.randint(key, (len(self.table), per_class), 0, self.table.shape[1])
+        return self.x[jnp.take_along_axis(self.table, places, axis=1)]
+
+
+def make_real(split: Split, num_classes: int, ipc: int) -> Real:
+    """Sort points by class.
+
+    Raises:
+        InputError: a class has fewer than `ipc` points, from which its images start.
+    """
+    members = [np.flatnonzero(split.y == label) for label in range(num_classes)]
+    shortest = min(map(len, members))
+    if not 1 <= ipc <= shortest:
+        raise InputError(
+            f"`ipc` must lie between 1 and the {shortest} points of the smallest class, got {ipc}."
+            " Take more training points, or fewer images per class."
+        )
+    longest = max(map(len, members))
+    table = np.stack([np.resize(rows, longest) for rows in members]).astype(np.int32)
+    return Real(jnp.asarray(split.x), jnp.asarray(table))
+
+
+def start(real: Real, ipc: int, key: jax.Array) -> Synthetic:
+    """Random real images, each once: where every method starts, and the trivial baseline."""
+    num_classes = len(real.table)
+    rows = [
+        jax.random.choice(jax.random.fold_in(key, label), np.unique(rows), (ipc,), replace=False)
+        for label, rows in enumerate(np.asarray(real.table))
+    ]
+    return labelled(real.x[jnp.concatenate(rows)], num_classes)
+
+
+def labelled(x: jax.Array, num_classes: int) -> Synthetic:
+    """Images ordered by class, with centred one-hot label vectors."""
+    y = jnp.repeat(centred(num_classes), len(x) // num_classes, axis=0)
+    return Synthetic(x, y, jnp.zeros(()))
+
+
+def centred(num_classes: int) -> jax.Array:
+    """The label vector of each class, `[C, C]`."""
+    return jnp.eye(num_classes) - 1 / num_classes
+
+
+def flattened(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images `[C, b, ...]` as `[C * b, ...]`, and their classes."""
+    num_classes, per_class = batch.shape[:2]
+    labels = jnp.repeat(jnp.arange(num_classes), per_class)
+    return batch.reshape(-1, *batch.shape[2:]), labels
+
+
+def features(model: "ConvNet", params: Any, x: jax.Array) -> jax.Array:
+    """What the head of a network sees, `[batch, p]`."""
+    return cast(jax.Array, model.apply(params, x, method="features"))
+
+
+class ConvNet(nn.Module):
+    """Blocks of a 3x3 convolution, an activation and 2x2 mean pooling, and a linear head.
+
+    Differs from the ConvNet of the papers in that it is narrower, has fewer blocks and
+    no normalisation, and can be smooth: rectifiers have no second derivative for implicit rules.
+
+    Attributes:
+        num_classes: logits.
+        width: channels of each block.
+        smooth: softplus with sharpness 10 in place of a rectifier.
+        blocks: each halves height and width.
+    """
+
+    num_classes: int
+    width: int = 16
+    smooth: bool = False
+    blocks: int = 2
+
+    def setup(self) -> None:
+        """The layers."""
+        self.convs = [Conv(self.width, bias=True) for _ in range(self.blocks)]
+        self.head = nn.Dense(self.num_classes)
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the head sees, `[batch, p]`."""
+        for conv in self.convs:
+            x = conv(x)
+            x = jax.nn.softplus(10 * x) / 10 if self.smooth else nn.relu(x)
+            batch, height, width, channels = x.shape
+            x = x[:, : height // 2 * 2, : width // 2 * 2]
+            x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+        return cast(jax.Array, x.reshape(x.shape[0], -1))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits `[batch, num_classes]`."""
+        return cast(jax.Array, self.head(self.features(x)))

@@ -1,0 +1,1 @@
+"""Coresets: which few examples of a pool train as well as all of it."""

@@ -1,0 +1,154 @@
+"""What a learner keeps of a stream that it sees once, chunk by chunk: a memory of fixed size.
+
+A policy is `(stream, memory, first, last, rng) -> memory`: the stream's points before `first` are
+gone but for those in `memory`, and the points `first ... last - 1` have just arrived.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from applications.common.errors import InputError
+from applications.coresets import greedy
+from applications.coresets.kernels import median_bandwidth, rbf
+from applications.coresets.pool import Pool, one_hot
+
+
+class Memory(NamedTuple):
+    """What is kept.
+
+    Attributes:
+        rows: positions in the stream, at most `size`.
+        size: how many there may be.
+        closed: classes that were once the largest (class-balancing reservoir only).
+    """
+
+    rows: np.ndarray
+    size: int
+    closed: frozenset[int] = frozenset()
+
+
+Policy = Callable[[Pool, Memory, int, int, np.random.Generator], Memory]
+
+
+def reservoir(
+    stream: Pool, memory: Memory, first: int, last: int, rng: np.random.Generator
+) -> Memory:
+    """A uniform sample of all that was seen (Vitter, ACM TOMS 1985, algorithm R)."""
+    del stream
+    rows = list(memory.rows)
+    for row in range(first, last):
+        if len(rows) < memory.size:
+            rows.append(row)
+        elif (place := int(rng.integers(row + 1))) < memory.size:
+            rows[place] = row
+    return memory._replace(rows=np.array(rows))
+
+
+def class_balancing(
+    stream: Pool, memory: Memory, first: int, last: int, rng: np.random.Generator
+) -> Memory:
+    """Uniform within each class, and classes as equal as the stream allows.
+
+    (Chrysakis and Moens, "Online Continual Learning from Imbalanced Data", ICML 2020, algorithm 1.)
+    """
+    rows, closed = list(memory.rows), set(memory.closed)
+    for row in range(first, last):
+        label = stream.y[row]
+        if len(rows) < memory.size:
+            rows.append(row)
+            continue
+        stored = stream.y[rows]
+        counts = np.bincount(stored, minlength=stream.num_classes)
+        closed |= set(np.flatnonzero(counts == counts.max()).tolist())
+        if label not in closed:
+            largest = rng.choice(np.flatnonzero(counts == counts.max()))
+            rows[rng.choice(np.flatnonzero(stored == largest))] = row
+        elif rng.random() < counts[label] / np.sum(stream.y[: row + 1] == label):
+            rows[rng.choice(np.flatnonzero(stored == label))] = row
+    return memory._replace(rows=np.array(rows), closed=frozenset(closed))
+
+
+def coreset(
+    mass: Literal["equal", "seen", "balanced"],
+    stream: Pool,
+    memory: Memory,
+    first: int,
+    last: int,
+    rng: np.random.Generator,
+    ridge: float = 0.1,
+) -> Memory:
+    """Merge and reduce: the greedy kernel coreset of the memory and what has arrived.
+
+    (Borsos, Mutny and Krause, NeurIPS 2020, section 4, with one slot. Differs from the paper in the
+    squared loss of its proxy, an RBF kernel, and the choice of `mass`.)
+
+    Args:
+        mass: how much points count in the outer loss. "equal" counts those in memory and new ones
+            alike; "seen" lets the memory stand for all points before; "balanced" gives each class
+            the same mass, whatever came more often.
+        stream: all of it; only rows in memory and new ones are looked at.
+        memory: before.
+        first: first new row.
+        last: one past the last new row.
+        rng: unused; this policy is deterministic.
+        ridge: of the proxy.
+    """
+    del rng
+    rows = np.concatenate([memory.rows, np.arange(first, last)]).astype(int)
+    if len(rows) <= memory.size:
+        return memory._replace(rows=rows)
+    share = np.ones(len(rows))
+    if mass == "seen":
+        share[: len(memory.rows)] = first / max(len(memory.rows), 1)
+    elif mass == "balanced":
+        share = 1 / np.bincount(stream.y[rows], minlength=stream.num_classes)[stream.y[rows]]
+    flat = stream.flat[rows]
+    chosen = greedy.select(
+        rbf(flat, flat, 0.5 * median_bandwidth(stream.flat[: memory.size])),
+        jnp.asarray(one_hot(stream.y[rows], stream.num_classes)),
+        memory.size,
+        ridge,
+        jax.random.key(0),
+        mass=jnp.asarray(share / share.sum(), jnp.float32),
+    )
+    return memory._replace(rows=rows[chosen.rows])
+
+
+POLICIES: dict[str, Policy] = {
+    "reservoir": reservoir,
+    "class_balancing": class_balancing,
+    "coreset": functools.partial(coreset, "equal"),
+    "coreset_seen": functools.partial(coreset, "seen"),
+    "coreset_balanced": functools.partial(coreset, "balanced"),
+}
+
+
+def imbalanced_stream(pool: Pool, usual: int, last: int, rng: np.random.Generator) -> Pool:
+    """Pairs of classes one after the other, `usual` points each and `last` of the last pair.
+
+    Args:
+        pool: to draw from.
+        usual: points of each pair but the last.
+        last: points of the last pair.
+        rng: of the choice and the order within a pair.
+
+    Raises:
+        InputError: the pool has too few points of a pair.
+    """
+    rows = []
+    for pair in range(pool.num_classes // 2):
+        wanted = last if pair == pool.num_classes // 2 - 1 else usual
+        members = np.flatnonzero(pool.y // 2 == pair)
+        if len(members) < wanted:
+            raise InputError(
+                f"The stream needs {wanted} points of classes {2 * pair} and {2 * pair + 1}, but"
+                f" the pool has {len(members)}. Lower `usual` or `last`."
+            )
+        rows.append(rng.permutation(members)[:wanted])
+    order = np.concatenate(rows)
+    return Pool(pool.x[order], pool.y[order], pool.num_classes)

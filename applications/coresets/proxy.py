@@ -1,0 +1,181 @@
+"""The proxy as a `BilevelProblem`: a linear model on kernel features, weights as outer variable.
+
+    outer  w[m] >= 0      F = mean_i l(phi_i b, y_i)                       over all n points
+    inner  b[d, C]        G = sum_i w_i l(phi_i b, y_i) + ridge/2 ||b||^2  over the chosen m
+
+Strongly convex below, so that the implicit gradient is well defined for any loss. For squared loss
+`RidgeSolver` is exact, and differentiating through it is the closed form to compare with.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel
+from applications.coresets.kernels import span_features
+from applications.coresets.pool import Coreset, check_size
+
+Loss = Literal["squared", "cross_entropy"]
+
+
+class Data(NamedTuple):
+    """Features and targets of some points.
+
+    Attributes:
+        phi: `[n, d]`.
+        target: `[n, C]`, centred one-hot rows.
+    """
+
+    phi: jax.Array
+    target: jax.Array
+
+
+def losses(loss: Loss, prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Loss of each row, `[n]`."""
+    if loss == "squared":
+        return jnp.sum((prediction - target) ** 2, axis=1) / 2
+    labels = jnp.argmax(target, axis=1)
+    return optax.softmax_cross_entropy_with_integer_labels(prediction, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxy:
+    """The two levels.
+
+    Attributes:
+        loss: of both levels; "squared" has a closed form and is faster, "cross_entropy" is what
+            the network minimises.
+        ridge: larger keeps the proxy from fitting each chosen point, and prefers typical ones.
+    """
+
+    loss: Loss = "squared"
+    ridge: float = 0.1
+
+    @property
+    def problem(self) -> bilevel.BilevelProblem:
+        """The weights' problem; `batch.inner` is the coreset, `batch.outer` the pool."""
+        return bilevel.BilevelProblem(self.outer_loss, self.inner_loss)
+
+    def outer_loss(self, w: jax.Array, b: jax.Array, data: Data) -> jax.Array:
+        """F."""
+        del w
+        return jnp.mean(losses(self.loss, data.phi @ b, data.target))
+
+    def inner_loss(self, w: jax.Array, b: jax.Array, data: Data) -> jax.Array:
+        """G."""
+        fit = jnp.vdot(w, losses(self.loss, data.phi @ b, data.target))
+        return fit + self.ridge / 2 * jnp.sum(b * b)
+
+    def closed_form(self) -> bilevel.Solver:
+        """The exact solver of squared loss; its derivative is the closed form."""
+        return RidgeSolver(self.ridge)
+
+    def implicit(
+        self, num_steps: int = 50, max_steps: int = 100, tolerance: float = 1e-6
+    ) -> bilevel.Implicit:
+        """The library's rule: the exact solver, or L-BFGS, and conjugate gradients."""
+        cg = bilevel.linear.CG(max_steps, tolerance)
+        if self.loss == "squared":
+            return bilevel.Implicit(self.closed_form(), cg)
+        return bilevel.Implicit(bilevel.Minimize(optax.lbfgs(), num_steps), cg)
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeSolver:
+    """Exact minimiser of G for squared loss: one factorisation of a `[d, d]` matrix.
+
+    Attributes:
+        ridge: of G.
+    """
+
+    ridge: float
+
+    def __call__(self, loss: Any, init: jax.Array, outer: jax.Array, batch: Data) -> jax.Array:
+        """The minimiser at weights `outer`; differentiable, which gives the closed form."""
+        del loss, init
+        weighted = outer[:, None] * batch.phi
+        eye = jnp.eye(batch.phi.shape[1], dtype=batch.phi.dtype)
+        factor = jax.scipy.linalg.cho_factor(batch.phi.T @ weighted + self.ridge * eye)
+        return cast(jax.Array, jax.scipy.linalg.cho_solve(factor, weighted.T @ batch.target))
+
+
+@functools.partial(jax.jit, static_argnames=("proxy", "solver", "num_steps"))
+def optimise(
+    proxy: Proxy,
+    solver: bilevel.Solver,
+    kernel: jax.Array,
+    targets: jax.Array,
+    rows: jax.Array,
+    rate: float,
+    num_steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Weights of a given coreset by Adam with projection; returns them and F at each step.
+
+    Args:
+        proxy: the two levels.
+        solver: of the lower level, with its gradient rule.
+        kernel: `[n, n]`.
+        targets: `[n, C]`.
+        rows: `[m]` the chosen points; all weights start at 1.
+        rate: step size of Adam.
+        num_steps: outer steps.
+    """
+    phi = span_features(kernel, rows)
+    batch = bilevel.Batch(Data(phi[rows], targets[rows]), Data(phi, targets))
+    algorithm = bilevel.DoubleLoop(
+        proxy.problem,
+        solver,
+        optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
+        projection=bilevel.projections.NonNegative(),
+    )
+    inner = jnp.zeros((rows.shape[0], targets.shape[1]), phi.dtype)
+    state = algorithm.init(jnp.ones(rows.shape[0], phi.dtype), inner)
+
+    def step(state: Any, _: None) -> tuple[Any, jax.Array]:
+        state, info = algorithm.step(state, batch)
+        return state, info.value
+
+    state, values = jax.lax.scan(step, state, length=num_steps)
+    return state.outer, values
+
+
+def learn_weights(
+    proxy: Proxy,
+    kernel: jax.Array,
+    targets: jax.Array,
+    rows: np.ndarray,
+    weight_rate: float = 0.05,
+    num_steps: int = 100,
+    solver: bilevel.Solver | None = None,
+) -> Coreset:
+    """Give a coreset the weights that let its proxy serve the whole pool best.
+
+    Args:
+        proxy: the two levels.
+        kernel: `[n, n]` positive definite.
+        targets: `[n, C]` centred one-hot rows.
+        rows: `[m]` the chosen points.
+        weight_rate: step size; a few times 1 / `num_steps` lets weights reach zero.
+        num_steps: outer steps.
+        solver: of the lower level; None for the closed form of squared loss and for `Implicit` with
+            CG otherwise.
+
+    Raises:
+        InputError: all weights collapsed to zero, or left the finite numbers.
+    """
+    check_size(len(rows), len(targets))
+    if solver is None:
+        solver = _default_solver(proxy)
+    weights, _ = optimise(proxy, solver, kernel, targets, jnp.asarray(rows), weight_rate, num_steps)
+    return Coreset.weighted(rows, weights)
+
+
+@functools.cache
+def _default_solver(proxy: Proxy) -> bilevel.Solver:
+    """Kept, since a new solver would compile everything again."""
+    return proxy.closed_form() if proxy.loss == "squared" else proxy.implicit()

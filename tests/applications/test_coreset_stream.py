@@ -1,0 +1,104 @@
+"""Memories of a stream: what each keeps, and a run as a person would do it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from applications.common.errors import InputError, NonFiniteError
+from applications.coreset_stream import Config, best_beta, run
+from applications.coresets.memory import (
+    POLICIES,
+    Memory,
+    class_balancing,
+    imbalanced_stream,
+    reservoir,
+)
+from applications.coresets.pool import Pool
+
+
+def toy(labels):
+    """Points in the plane around one centre for each class."""
+    labels = np.asarray(labels, np.int32)
+    noise = np.random.default_rng(0).normal(size=(len(labels), 1, 2, 1))
+    centres = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0], [6.0, 6.0]])[labels]
+    return Pool((centres[:, None, :, None] + noise).astype(np.float32), labels, 4)
+
+
+IMBALANCED = toy([0] * 10 + [1] * 10 + [2] * 10 + [3] * 90)
+
+
+def after(policy, stream=IMBALANCED, size=12, seed=0):
+    """The class counts of the memory when the stream has ended."""
+    memory, rng = Memory(np.zeros(0, int), size), np.random.default_rng(seed)
+    for first in range(0, len(stream.y), 10):
+        memory = policy(stream, memory, first, first + 10, rng)
+        assert len(np.unique(memory.rows)) == len(memory.rows) <= size
+        assert memory.rows.max() < first + 10, "nothing from the future"
+    assert len(memory.rows) == size
+    return np.bincount(stream.y[memory.rows], minlength=4)
+
+
+def test_the_reservoir_is_a_uniform_sample():
+    counts = np.mean([after(reservoir, seed=seed) for seed in range(60)], axis=0)
+    np.testing.assert_allclose(counts, [1, 1, 1, 9], atol=0.5)
+
+
+def test_class_balancing_balances():
+    np.testing.assert_array_equal(after(class_balancing), [3, 3, 3, 3])
+
+
+def test_the_coreset_keeps_what_its_masses_ask_for():
+    for name in ("coreset_seen", "coreset_balanced"):
+        assert after(POLICIES[name]).min() >= 1, name
+    assert after(POLICIES["coreset_balanced"])[3] < after(reservoir)[3]
+
+
+def test_the_stream_comes_in_pairs():
+    stream = imbalanced_stream(IMBALANCED, 8, 60, np.random.default_rng(0))
+    assert len(stream.y) == 68 and stream.y[:8].max() <= 1 and stream.y[8:].min() >= 2
+
+
+def test_a_run_and_its_files(tmp_path):
+    config = Config(
+        output=tmp_path / "out",
+        policies=("reservoir", "coreset_seen"),
+        usual=20,
+        last=50,
+        memory=10,
+        chunk=10,
+        epochs=10,
+        betas=(0.0, 10.0),
+        seeds=(0,),
+    )
+    result = run(config)
+    content = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert content["rows"] == result.rows and len(result.rows) == 4
+    for policy in config.policies:  # without rehearsal, the last pair is all that is left
+        scores = {row["beta"]: row["test"] for row in result.rows if row["policy"] == policy}
+        assert scores[10.0] > scores[0.0] and best_beta(result.rows, policy) == 10.0
+    assert "<table>" in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(NonFiniteError, match="diverged at beta.*Lower `learning_rate`"):
+        run(Config(**(vars(config) | {"output": tmp_path / "b", "learning_rate": float("inf")})))
+    assert not (tmp_path / "b").exists()
+
+
+BAD = {
+    "policy": (dict(policies=("magic",)), "`policies` must be of reservoir"),
+    "memory": (dict(memory=0), "`memory` must be an integer >= 1"),
+    "memory and chunk": (dict(memory=30), "`memory` must be below `chunk` = 25 or a multiple"),
+    "betas": (dict(betas=(-1.0,)), "`betas` must be numbers >= 0"),
+    "seeds": (dict(seeds=()), "`seeds` must be at least one"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name):
+    settings, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        Config(**settings)
+
+
+def test_too_short_a_pool():
+    with pytest.raises(InputError, match="needs 21 points of classes 0 and 1.*the pool has 20"):
+        imbalanced_stream(IMBALANCED, 21, 60, np.random.default_rng(0))
