@@ -14,7 +14,6 @@ augmentation.
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -189,7 +188,8 @@ def search(
         on_step: called after each outer step.
         groups: `[n]` int32, the group of each point, such as its class; groups are forgotten or
             retained whole. None: every point by itself.
-        folder: where to save the search after every step, to resume it; None saves nothing.
+        folder: where to save the search every ten minutes and when it is interrupted, to resume it;
+            None saves nothing.
 
     Raises:
         NonFiniteError: the outer loss or the hypergradient is not finite.
@@ -197,10 +197,11 @@ def search(
     algorithm = _algorithm(setting, len(points.y))
     if groups is None:
         groups = jnp.arange(len(points.y), dtype=jnp.int32)
-    values: list[float] = [] if folder is None else _earlier_values(folder)
+    taken = 0
 
     def after_step(report: training.Report) -> None:
-        values.append(float(report.metrics["value"]))
+        nonlocal taken
+        taken = report.step
         on_step()
 
     try:
@@ -217,9 +218,13 @@ def search(
         )
     except training.NonFiniteError as error:
         raise NonFiniteError(
-            f"The search stopped at outer step {len(values) - 1}: {error} The lower level diverged;"
-            f" use a {setting.step_setting}, or fewer `lower_epochs`."
+            f"The search stopped at outer step {taken}: {error} The lower level diverged; use"
+            f" a {setting.step_setting}, or fewer `lower_epochs`."
         ) from error
+    if folder is None:
+        values = end.metrics["value"]
+    else:  # the steps before a resumption too
+        values = [line["value"] for line in training.read_metrics(folder.path)]
     return Found(np.asarray(end.state.outer), np.asarray(values))
 
 
@@ -227,13 +232,6 @@ def search(
 def _algorithm(setting: Search, num_points: int) -> bilevel.DoubleLoop:
     """One object for equal settings, so that the search of the next seed compiles nothing."""
     return setting.algorithm(num_points)
-
-
-def _earlier_values(folder: training.RunFolder) -> list[float]:
-    """The outer losses of the steps that an interrupted search had saved."""
-    if not (pathlib.Path(folder.path) / "metrics.jsonl").exists():
-        return []
-    return [float(line["value"]) for line in training.read_metrics(folder.path)]
 
 
 @dataclasses.dataclass(frozen=True)
