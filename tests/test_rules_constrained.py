@@ -277,7 +277,6 @@ TABLE = {
     "Auto": (linear.Auto(), None),
     "Strict": (linear.Strict(linear.CG(tolerance=1e-4)), None),
     "Lineax": (linear.Lineax(lineax.Cholesky()), None),
-    "Nystrom": (linear.Nystrom(6, ridge=1e-6), None),
     "general Dense": (GENERAL, 0.0),
     "general Auto": (linear.Auto(GENERAL, linear.GMRES()), 0.0),
     "general Lineax": (linear.Lineax(lineax.LU(), symmetric=False), 0.0),

@@ -221,10 +221,9 @@ def search(
             f"The search stopped at outer step {taken}: {error} The lower level diverged; use"
             f" a {setting.step_setting}, or fewer `lower_epochs`."
         ) from error
-    if folder is None:
-        values = end.metrics["value"]
-    else:  # the steps before a resumption too
-        values = [line["value"] for line in training.read_metrics(folder.path)]
+    values = end.metrics["value"]
+    if folder is not None:  # those of the steps before a resumption too
+        values = np.array([line["value"] for line in training.read_metrics(folder.path)])
     return Found(np.asarray(end.state.outer), np.asarray(values))
 
 
