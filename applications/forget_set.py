@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,15 @@ from applications.common.data import Dataset, load
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.output import Output
 from applications.common.training import Points, cross_entropy, initialise, predict
-from applications.unlearning import forget_report, selection
+from applications.unlearning import forget_report, searching, selection
 from applications.unlearning.evaluation import evaluate
 from applications.unlearning.forget_report import Repetition, Result
 from applications.unlearning.methods import METHODS, fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
+from applications.unlearning.searching import Found
 from bilevel import training
 
+PyTree = Any
 SEARCHES = "searches"  # in the output folder, while a run is under way
 FORGET_SETS = ("random", "worst_case", "lowest_loss", "highest_loss")
 
@@ -69,6 +71,8 @@ class Config:
     """First weights; a random set stays as it is unless --outer-rate or --outer-steps is large."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One independent repetition for each; the table shows mean and deviation over them."""
+    num_seeds: int | None = None
+    """Seeds 0, 1, ... instead, searched together in one compiled program: faster where they fit."""
     outer_steps: int | None = None
     """Steps of the search; each costs --lower-epochs of training."""
     outer_rate: float | None = None
@@ -113,6 +117,8 @@ class Config:
                 f"`outer_rate` must stay below 1 / gamma = {1 / self.gamma:g}, or the steps on"
                 f" gamma ||w||^2 overshoot, got {self.recipe.outer_rate}."
             )
+        if self.num_seeds is not None and self.num_seeds < 1:
+            raise InputError(f"`num_seeds` must be an integer >= 1, got {self.num_seeds}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
 
@@ -151,8 +157,13 @@ def run(config: Config) -> Result:
     begin = time.perf_counter()
     num_sets = len(FORGET_SETS) - 1 + recipe.random_draws
     pieces = 1 + recipe.outer_steps + num_sets * len(METHODS)
-    with progress_bar(console, len(config.seeds) * pieces) as tick:
-        repetitions = [repeat(config, dataset, num_forget, seed, tick) for seed in config.seeds]
+    seeds = config.seeds if config.num_seeds is None else tuple(range(config.num_seeds))
+    with progress_bar(console, len(seeds) * pieces) as tick:
+        prepared = [prepare(config, dataset, num_forget, seed, tick) for seed in seeds]
+        found = search(config, dataset, num_forget, prepared, tick)
+        repetitions = [
+            judge(config, dataset, one, its, tick) for one, its in zip(prepared, found, strict=True)
+        ]
     result = Result(tuple(repetitions), dataset, time.perf_counter() - begin)
     forget_report.show(result, console)
     forget_report.write(result, config.resolved(), output)
@@ -161,20 +172,31 @@ def run(config: Config) -> Result:
     return result
 
 
-def repeat(
+class Prepared(NamedTuple):
+    """What one seed starts from: its original model, the losses of that, and where to search."""
+
+    seed: int
+    original: PyTree
+    losses: jax.Array
+    init: PyTree
+    start_set: np.ndarray
+    search_key: jax.Array
+    random_key: jax.Array
+    method_key: jax.Array
+
+
+def prepare(
     config: Config, dataset: Dataset, num_forget: int, seed: int, tick: Callable[[str], None]
-) -> Repetition:
-    """One repetition: train the original model, choose the forget sets, unlearn and judge each."""
-    recipe, num_points = config.recipe, len(dataset.train.y)
-    setting = recipe.setting(dataset.num_classes)
+) -> Prepared:
+    """Train the original model of one seed."""
+    setting = config.recipe.setting(dataset.num_classes)
     points = Points.from_split(dataset.train)
-    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
     # The methods that judge a set see other keys than those that chose it.
     keys = jax.random.split(jax.random.key(seed), 6)
     original_key, fresh_key, search_key, start_key, random_key, method_key = keys
 
     tick(f"seed {seed}: training the original model")
-    every = jnp.arange(num_points, dtype=jnp.int32)
+    every = jnp.arange(len(points.y), dtype=jnp.int32)
     original = fit(setting, points, every, original_key)
     losses = cross_entropy(predict(setting.model, original, points.x), points.y)
     if not jnp.isfinite(losses).all():
@@ -182,54 +204,87 @@ def repeat(
             "The original model diverged in training: its losses are not finite. Lower"
             f" `learning_rate`, which is {setting.retrain.learning_rate}."
         )
+    fresh = config.lower == "retrain"
+    init = initialise(setting.model, points.x, fresh_key) if fresh else original
+    start_set = selection.random_sets(start_key, len(points.y), num_forget, draws=1)[0]
+    return Prepared(seed, original, losses, init, start_set, search_key, random_key, method_key)
 
-    start_set = selection.random_sets(start_key, num_points, num_forget, draws=1)[0]
-    found = selection.search(
-        recipe.search(dataset.num_classes, num_forget, config.gamma, config.ascent),
-        points,
-        init=initialise(setting.model, points.x, fresh_key)
-        if config.lower == "retrain"
-        else original,
-        start=first_weights(config.start, start_set, num_points),
-        num_steps=recipe.outer_steps,
-        key=search_key,
-        on_step=lambda: tick(f"seed {seed}: searching the worst-case set"),
-        folder=search_folder(config, seed),
-    )
-    sets = {
-        "random": selection.random_sets(random_key, num_points, num_forget, recipe.random_draws),
-        "worst_case": selection.largest(found.scores, num_forget)[None],
-        "lowest_loss": selection.largest(-losses, num_forget)[None],
-        "highest_loss": selection.largest(losses, num_forget)[None],
-    }
 
-    rows = []
-    for number, (name, draws) in enumerate(sets.items()):
-        key = jax.random.fold_in(method_key, number)
-        on_method = functools.partial(
-            lambda name, method: tick(f"seed {seed}: {method} on {name}"), name
+def search(
+    config: Config,
+    dataset: Dataset,
+    num_forget: int,
+    prepared: list[Prepared],
+    tick: Callable[[str], None],
+) -> list[Found]:
+    """Search the worst-case set of every seed, one after the other or all together."""
+    setting = config.recipe.search(dataset.num_classes, num_forget, config.gamma, config.ascent)
+    points, num_steps = Points.from_split(dataset.train), config.recipe.outer_steps
+    starts = [
+        selection.first_weights(config.start, one.start_set, len(points.y)) for one in prepared
+    ]
+    if config.num_seeds is not None:
+
+        def on_step() -> None:
+            for one in prepared:
+                tick(f"seed {one.seed}: searching the worst-case set")
+
+        inits, keys = [one.init for one in prepared], [one.search_key for one in prepared]
+        folder = search_folder(config, "all")
+        return searching.search_seeds(
+            setting, points, inits, starts, num_steps, keys, on_step, folder
         )
-        for row in evaluate(setting, original, points, judged, draws, key, on_method):
-            rows.append({"forget_set": name, "seed": seed} | row)
-    return Repetition(seed, rows, sets, found, start_set if config.start == "random" else None)
+    return [
+        searching.search(
+            setting,
+            points,
+            one.init,
+            start,
+            num_steps,
+            one.search_key,
+            on_step=functools.partial(tick, f"seed {one.seed}: searching the worst-case set"),
+            folder=search_folder(config, f"seed{one.seed}"),
+        )
+        for one, start in zip(prepared, starts, strict=True)
+    ]
 
 
-def search_folder(config: Config, seed: int) -> training.RunFolder:
-    """Where the search of one seed is saved, to go on with it after an interruption."""
+def judge(
+    config: Config, dataset: Dataset, one: Prepared, found: Found, tick: Callable[[str], None]
+) -> Repetition:
+    """Unlearn every forget set of one seed by every method."""
+    setting = config.recipe.setting(dataset.num_classes)
+    points = Points.from_split(dataset.train)
+    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
+    num_points, num_forget = len(points.y), len(one.start_set)
+    draws = config.recipe.random_draws
+    sets = {
+        "random": selection.random_sets(one.random_key, num_points, num_forget, draws),
+        "worst_case": selection.largest(found.scores, num_forget)[None],
+        "lowest_loss": selection.largest(-one.losses, num_forget)[None],
+        "highest_loss": selection.largest(one.losses, num_forget)[None],
+    }
+    rows = []
+    for number, (name, chosen) in enumerate(sets.items()):
+        key = jax.random.fold_in(one.method_key, number)
+        on_method = functools.partial(
+            lambda name, method: tick(f"seed {one.seed}: {method} on {name}"), name
+        )
+        for row in evaluate(setting, one.original, points, judged, chosen, key, on_method):
+            rows.append({"forget_set": name, "seed": one.seed} | row)
+    start_set = one.start_set if config.start == "random" else None
+    return Repetition(one.seed, rows, sets, found, start_set)
+
+
+def search_folder(config: Config, name: str) -> training.RunFolder:
+    """Where a search is saved, to go on with it after an interruption."""
     return training.RunFolder(
-        config.output / SEARCHES / f"seed{seed}",
+        config.output / SEARCHES / name,
         resume=True,  # what must not be resumed was removed before
         config=config.resolved(),
         resume_command=training.this_command("--resume"),
         log_every=1,
     )
-
-
-def first_weights(start: str, start_set: np.ndarray, num_points: int) -> jax.Array:
-    """Where the search starts: `[num_points]` float32 with the sum that it keeps."""
-    if start == "random":
-        return jnp.zeros(num_points, jnp.float32).at[start_set].set(1.0)
-    return jnp.full(num_points, len(start_set) / num_points, jnp.float32)
 
 
 def main() -> None:

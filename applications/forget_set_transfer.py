@@ -24,7 +24,7 @@ from applications.common.data import Dataset, load
 from applications.common.errors import InputError
 from applications.common.output import Output
 from applications.common.training import Points, initialise
-from applications.unlearning import selection, transfer_report
+from applications.unlearning import searching, selection, transfer_report
 from applications.unlearning.evaluation import evaluate
 from applications.unlearning.methods import fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
@@ -198,7 +198,7 @@ def searched(
         # The losses of a class are summed: the same step size would be that many times longer.
         rate = setting.outer_rate * size / num_points
         setting = dataclasses.replace(setting, num_forget=num_forget, outer_rate=rate)
-    return selection.search(
+    return searching.search(
         setting,
         points,
         initialise(setting.model, points.x, key) if kind.lower == "retrain" else original,

@@ -11,7 +11,8 @@ import numpy as np
 from applications.common.training import Points
 from applications.unlearning.methods import Setting
 from applications.unlearning.scores import SCORES
-from applications.unlearning.selection import Search, largest, random_sets, search
+from applications.unlearning.searching import search
+from applications.unlearning.selection import Search, largest, random_sets
 
 PyTree = Any
 SETS = ("random", "worst_case", "easiest", *SCORES)

@@ -9,7 +9,7 @@ import rich.console
 from applications.common import plots, report
 from applications.common.data import Dataset
 from applications.common.output import Output, environment, to_json
-from applications.unlearning.selection import Found
+from applications.unlearning.searching import Found
 
 NUM_PICTURES = 32
 PERCENTAGES = ("UA", "RA", "TA", "MIA")

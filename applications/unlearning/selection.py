@@ -12,9 +12,7 @@ augmentation.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -24,16 +22,14 @@ import numpy as np
 import optax
 
 import bilevel
-from applications.common.errors import InputError, NonFiniteError
+from applications.common.errors import InputError
 from applications.common.training import (
     Points,
     crop_and_flip,
     cross_entropy,
     logits,
     predict,
-    shuffled_epochs,
 )
-from bilevel import training
 
 PyTree = Any
 Rule = Literal["sign", "truncated", "unrolled", "implicit"]
@@ -110,30 +106,30 @@ class Search:
         name = "sign_step" if self.rule == "sign" else "smooth_rate"
         return f"`{name}` below {getattr(self, name)}"
 
-    def _outer_loss(self, w: jax.Array, params: PyTree, data: "_OuterData") -> jax.Array:
+    def _outer_loss(self, w: jax.Array, params: PyTree, data: "OuterData") -> jax.Array:
         losses = cross_entropy(predict(self.model, params, data.points.x), data.points.y)
         return jnp.vdot(w[data.groups], losses) + self.gamma * jnp.vdot(w, w)
 
-    def _inner_loss(self, w: jax.Array, params: PyTree, seen: "_Minibatch") -> jax.Array:
+    def _inner_loss(self, w: jax.Array, params: PyTree, seen: "Minibatch") -> jax.Array:
         losses = cross_entropy(logits(self.model, params, seen.x), seen.y)
         return jnp.mean((1 - (1 + self.ascent) * w[seen.groups]) * losses)
 
-    def _minibatch(self, data: "_LowerData", step: jax.Array) -> "_Minibatch":
+    def _minibatch(self, data: "LowerData", step: jax.Array) -> "Minibatch":
         rows = data.rows[step]
         x = data.points.x[rows]
         if self.augment:
             x = crop_and_flip(jax.random.wrap_key_data(data.key_data[step]), x)
-        return _Minibatch(x, data.points.y[rows], data.groups[rows])
+        return Minibatch(x, data.points.y[rows], data.groups[rows])
 
 
-class _OuterData(NamedTuple):
+class OuterData(NamedTuple):
     """All points, and the group `[n]` of each."""
 
     points: Points
     groups: jax.Array
 
 
-class _LowerData(NamedTuple):
+class LowerData(NamedTuple):
     """All that the lower level sees in one outer step."""
 
     points: Points
@@ -142,7 +138,7 @@ class _LowerData(NamedTuple):
     key_data: jax.Array  # [num_steps, ...] of the augmentation
 
 
-class _Minibatch(NamedTuple):
+class Minibatch(NamedTuple):
     """What one step of the lower level sees; `groups` finds the points' weights."""
 
     x: jax.Array
@@ -150,108 +146,11 @@ class _Minibatch(NamedTuple):
     groups: jax.Array
 
 
-class Found(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        scores: float32, the last w, one for each point or group: larger is harder to forget, so
-            sorted they are a curriculum, and the smallest are the *easiest* to forget.
-        values: `[num_steps]`, the outer loss at each step.
-    """
-
-    scores: np.ndarray
-    values: np.ndarray
-
-
-def search(
-    setting: Search,
-    points: Points,
-    init: PyTree,
-    start: jax.Array,
-    num_steps: int,
-    key: jax.Array,
-    on_step: Callable[[], None] = lambda: None,
-    groups: jax.Array | None = None,
-    folder: training.RunFolder | None = None,
-) -> Found:
-    """Search the worst-case forget set; only the first step compiles.
-
-    Args:
-        setting: of the search.
-        points: all training points.
-        init: parameters that every lower solve starts from: the original model's to unlearn by
-            fine-tuning, fresh ones to unlearn by retraining.
-        start: first w, `[n]` or one for each group; a binary one hardly moves under a small
-            `outer_rate`.
-        num_steps: outer steps.
-        key: of the order of the lower level's points.
-        on_step: called after each outer step.
-        groups: `[n]` int32, the group of each point, such as its class; groups are forgotten or
-            retained whole. None: every point by itself.
-        folder: where to save the search every ten minutes and when it is interrupted, to resume it;
-            None saves nothing.
-
-    Raises:
-        NonFiniteError: the outer loss or the hypergradient is not finite.
-    """
-    algorithm = _algorithm(setting, len(points.y))
-    if groups is None:
-        groups = jnp.arange(len(points.y), dtype=jnp.int32)
-    taken = 0
-
-    def after_step(report: training.Report) -> None:
-        nonlocal taken
-        taken = report.step
-        on_step()
-
-    try:
-        end = training.fit(
-            algorithm,
-            algorithm.init(start, init),
-            _Batches(setting),
-            num_steps,
-            arrays=(_OuterData(points, groups), key),
-            folder=folder,
-            callbacks=[after_step],
-            chunk=1,
-            progress=False,
-        )
-    except training.NonFiniteError as error:
-        raise NonFiniteError(
-            f"The search stopped at outer step {taken}: {error} The lower level diverged; use"
-            f" a {setting.step_setting}, or fewer `lower_epochs`."
-        ) from error
-    values = end.metrics["value"]
-    if folder is not None:  # those of the steps before a resumption too
-        values = np.array([line["value"] for line in training.read_metrics(folder.path)])
-    return Found(np.asarray(end.state.outer), np.asarray(values))
-
-
-@functools.lru_cache(maxsize=8)
-def _algorithm(setting: Search, num_points: int) -> bilevel.DoubleLoop:
-    """One object for equal settings, so that the search of the next seed compiles nothing."""
-    return setting.algorithm(num_points)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """What one outer step sees: all points, in a fresh order for the lower level."""
-
-    setting: Search
-
-    def __call__(self, step: jax.Array, arrays: tuple[_OuterData, jax.Array]) -> bilevel.Batch:
-        data, key = arrays
-        points, groups = data
-        order_key, augment_key = jax.random.split(jax.random.fold_in(key, step))
-        every = jnp.arange(len(points.y), dtype=jnp.int32)
-        setting = self.setting
-        rows = shuffled_epochs(order_key, every, setting.num_epochs, setting.batch_size)
-        key_data = jax.random.key_data(jax.random.split(augment_key, len(rows)))
-        linear = None
-        if setting.rule == "implicit":
-            some = rows.reshape(-1)[: min(setting.linear_points, len(every))]
-            linear = _Minibatch(points.x[some], points.y[some], groups[some])
-        return bilevel.Batch(_LowerData(points, groups, rows, key_data), data, linear)
+def first_weights(start: str, start_set: np.ndarray, num_points: int) -> jax.Array:
+    """Where the search starts: `[num_points]` float32 with the sum that it keeps."""
+    if start == "random":
+        return jnp.zeros(num_points, jnp.float32).at[start_set].set(1.0)
+    return jnp.full(num_points, len(start_set) / num_points, jnp.float32)
 
 
 def num_to_forget(budget: float, num_points: int) -> int:

@@ -15,11 +15,12 @@ from applications.common import models
 from applications.common.data import load
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.training import Points, initialise
-from applications.forget_set import FORGET_SETS, Config, first_weights, run
+from applications.forget_set import FORGET_SETS, Config, run
 from applications.unlearning import selection
 from applications.unlearning.methods import METHODS
 from applications.unlearning.recipes import RECIPES
-from applications.unlearning.selection import Search, search
+from applications.unlearning.searching import search, search_seeds
+from applications.unlearning.selection import Search, first_weights
 from bilevel import training
 
 PERCENTAGES = ("UA", "RA", "TA", "MIA")
@@ -175,10 +176,27 @@ def test_an_interrupted_search_goes_on_as_if_never_stopped(small_search, tmp_pat
     np.testing.assert_array_equal(resumed.values, whole.values)
 
 
+def test_seeds_together_are_the_searches_of_each(small_search):
+    setting, points, init = small_search
+    starts = [first_weights("uniform", np.arange(26), 256)] * 2
+    keys = list(jax.random.split(jax.random.key(0)))
+    both = search_seeds(setting, points, [init, init], starts, 2, keys)
+    for found, start, key in zip(both, starts, keys, strict=True):
+        alone = search(setting, points, init, start, 2, key)
+        np.testing.assert_allclose(found.values, alone.values, rtol=0.05)
+        shared = np.intersect1d(*(selection.largest(f.scores, 26) for f in (found, alone)))
+        assert len(shared) >= 23  # a sign step may turn on the last bit
+
+
+def test_seeds_together_from_the_command(tmp_path):
+    result = quick(tmp_path, num_seeds=2)
+    assert [repetition.seed for repetition in result.repetitions] == [0, 1]
+
+
 def test_resuming_a_run_finds_its_searches(tmp_path):
     """What an interruption leaves behind is used, and removed at the end."""
     config = Config(output=tmp_path / "out", num_train=300, epochs=2, outer_steps=2, seeds=(0,))
-    left = forget_set.search_folder(config, 0)
+    left = forget_set.search_folder(config, "seed0")
     pathlib.Path(left.path).mkdir(parents=True)
     run(dataclasses.replace(config, resume=True, random_draws=1))
     assert not (tmp_path / "out" / "searches").exists()
@@ -211,6 +229,7 @@ BAD = {
     "outer rate": (dict(outer_rate=1e5), "`outer_rate` must stay below 1 / gamma"),
     "outer steps": (dict(outer_steps=0), "`outer_steps` must be a number > 0, got 0"),
     "sign step": (dict(sign_step=-1e-3), "`sign_step` must be a number > 0"),
+    "number of seeds": (dict(num_seeds=0), "`num_seeds` must be an integer >= 1, got 0"),
     "no seeds": (dict(seeds=()), "`seeds` must be at least one"),
     "seed twice": (dict(seeds=(1, 1)), "each once, got"),
     "too many points": (dict(num_train=5000), "`num_train` must lie between 0 and 1297"),

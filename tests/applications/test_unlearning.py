@@ -8,7 +8,7 @@ import pytest
 from applications.common import models
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.training import Points, Recipe, cross_entropy
-from applications.unlearning import lira, selection
+from applications.unlearning import lira, searching, selection
 from applications.unlearning.curvature import example_gradients
 from applications.unlearning.evaluation import evaluate
 from applications.unlearning.methods import METHODS, Setting, Task, fit, retained, unlearn
@@ -204,7 +204,7 @@ def searched(rule="sign", groups=None, num_forget=4, **options):
     params = fit(setting, points, jnp.arange(40, dtype=jnp.int32), jax.random.key(0))
     size = 40 if groups is None else 2
     start = jnp.full(size, num_forget / size, jnp.float32)
-    return selection.search(choice, points, params, start, 2, jax.random.key(1), groups=groups)
+    return searching.search(choice, points, params, start, 2, jax.random.key(1), groups=groups)
 
 
 def test_classes_are_a_search_over_groups():
