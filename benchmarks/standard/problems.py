@@ -161,13 +161,14 @@ def logistic(name: str, data_dir: pathlib.Path) -> Standard:
     value = _LogisticValue(design, sign, *held_out)
     start = np.full(num_weights, -4.0)
     found = scipy.optimize.minimize(
-        value, start, jac=True, method="L-BFGS-B", bounds=[(-14, 2)] * num_weights,
+        value, start, jac=True, method="L-BFGS-B", bounds=[(-14, 0)] * num_weights,
         options={"maxiter": 300, "maxfun": 400, "ftol": 1e-12},
     )  # fmt: skip
     dense = lambda a, b: {
         "design": jnp.asarray(a.toarray(), jnp.float32), "sign": jnp.asarray(b, jnp.float32)
     }  # fmt: skip
-    curvature = 0.25 * scipy.sparse.linalg.norm(design) ** 2 / len(sign)  # a bound
+    # A bound, with the largest regulariser that the projection allows.
+    curvature = 0.25 * scipy.sparse.linalg.norm(design) ** 2 / len(sign) + 1.0
     return Standard(
         f"regularisation, {name}",
         problem,
@@ -176,7 +177,7 @@ def logistic(name: str, data_dir: pathlib.Path) -> Standard:
         Batch(dense(design, sign), dense(*held_out)),
         inner_rate=float(1 / curvature),
         outer_rates=(1.0, 10.0, 100.0, 1000.0, 10_000.0),
-        projection=projections.Box(-14.0, 2.0),
+        projection=projections.Box(-14.0, 0.0),
         score=lambda x, y: value(np.asarray(x, np.float64))[0] - found.fun,
         score_name="suboptimality of the value function",
     )
