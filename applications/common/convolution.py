@@ -22,7 +22,7 @@ class Conv(nn.Module):
         bias: add one number for each output channel; of no use before a normalisation.
         patches: True or False forces a form; None takes patches where JAX's default backend is a
             CPU.
-        dtype: of the products; the kernel itself is float32.
+        dtype: of the products, e.g. bfloat16; None takes that of the input and the kernel together.
     """
 
     features: int
@@ -30,14 +30,15 @@ class Conv(nn.Module):
     stride: int = 1
     bias: bool = False
     patches: bool | None = None
-    dtype: DType = jnp.float32
+    dtype: DType | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[batch, height, width, channels]` to `[batch, height', width', features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        dtype = jnp.promote_types(x.dtype, kernel.dtype) if self.dtype is None else self.dtype
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
         patches = jax.default_backend() == "cpu" if self.patches is None else self.patches
         if patches:
             y = self._patches(x) @ kernel.reshape(-1, self.features)
@@ -52,7 +53,7 @@ class Conv(nn.Module):
             )
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
         return y
 
     def _patches(self, x: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
     num_classes: int
     hidden: tuple[int, ...] = (128,)
-    dtype: DType = jnp.float32
+    dtype: DType | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ class SmallCNN(nn.Module):
     num_classes: int
     channels: tuple[int, ...] = (16, 32)
     hidden: int = 128
-    dtype: DType = jnp.float32
+    dtype: DType | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ class ResNet18(nn.Module):
 
     num_classes: int
     width: int = 64
-    dtype: DType = jnp.float32
+    dtype: DType | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ class _ResidualBlock(nn.Module):
 
     features: int
     stride: int
-    dtype: DType
+    dtype: DType | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -145,7 +145,7 @@ class VGG16(nn.Module):
 
     num_classes: int
     width: int = 64
-    dtype: DType = jnp.float32
+    dtype: DType | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -166,7 +166,7 @@ class VGG16(nn.Module):
         return (*(name for pair in pairs for name in pair), "Dense_0")
 
 
-def _norm(features: int, dtype: DType) -> nn.GroupNorm:
+def _norm(features: int, dtype: DType | None) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=min(32, features), dtype=dtype)
 
 
@@ -188,8 +188,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, num_classes: int, dtype: DType = jnp.float32) -> nn.Module:
-    """The model called `name`, which computes in `dtype`: float32 or bfloat16.
+def build(name: str, num_classes: int, dtype: DType | None = None) -> nn.Module:
+    """The model called `name`, which computes in `dtype`, or if None in that of its input.
 
     Raises:
         InputError: there is no such model.

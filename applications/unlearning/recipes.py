@@ -42,7 +42,7 @@ class ForgetSetRecipe:
 
     def build(self, num_classes: int) -> nn.Module:
         """The model, in its precision."""
-        dtype = jnp.bfloat16 if self.bfloat16 else jnp.float32
+        dtype = jnp.bfloat16 if self.bfloat16 else None
         return models.build(self.model, num_classes, dtype)
 
     def search(self, num_classes: int, num_forget: int, gamma: float, ascent: float) -> Search:
