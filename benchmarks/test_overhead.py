@@ -3,7 +3,7 @@
 The problem is the simulated quadratic of the bilevel benchmark of Dagréou et al. (NeurIPS 2022): on
 each level 1,024 examples of a 100 x 100 Hessian and a 100 x 10 cross term, minibatches of 64,
 float32, rates of 0.1. Everything is timed in alternation on the same data, which comes through
-arguments; the least of all rounds counts. Run `python benchmarks/test_overhead.py` for a table,
+arguments; the least of all rounds counts. Run `python -m benchmarks.test_overhead` for a table,
 or `make bench`.
 
 How the loss is written decides more than anything else. Three equal losses, SOBA, per iteration,
@@ -30,10 +30,20 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from bilevel import SABA, SOBA, Batch, BilevelProblem, StocBiO, run, sampling
-
-NUM_EXAMPLES, NUM_INNER, NUM_OUTER, BATCH_SIZE, RATE = 1024, 100, 10, 64, 0.1
-NUM_TERMS = NUM_STEPS = 10
+from benchmarks import by_hand
+from benchmarks.by_hand import (
+    BATCH_SIZE,
+    NUM_EXAMPLES,
+    NUM_INNER,
+    NUM_OUTER,
+    NUM_STEPS,
+    NUM_TERMS,
+    PENALTY,
+    RATE,
+    sampler,
+    start,
+)
+from bilevel import F2SA, SABA, SOBA, Batch, BilevelProblem, StocBiO, run, sampling
 
 
 def example_loss(outer, inner, example):
@@ -73,14 +83,6 @@ def simulated(key):
     return hessian, cross, jax.random.normal(shift_key, (NUM_EXAMPLES, NUM_INNER))
 
 
-def start():
-    return jnp.ones(NUM_OUTER), jnp.ones(NUM_INNER)
-
-
-def sampler(data, **options):
-    return sampling.minibatches(data, BATCH_SIZE, jax.random.key(0), **options)
-
-
 def stochastic(algorithm, **options):
     """A run of the library: data -> the last variables and the infos."""
 
@@ -88,120 +90,6 @@ def stochastic(algorithm, **options):
         state = algorithm.init(*start())
         state, info = run(algorithm, state, sampler(data, **options), num_steps)
         return state.outer, state.inner, info
-
-    return go
-
-
-def joint(loss, x, y, u, data):
-    slopes = jax.grad(loss, argnums=(0, 1))
-    (_, gradient), (cross, hessian) = jax.jvp(lambda y: slopes(x, y, data), (y,), (u,))
-    return gradient, hessian, cross
-
-
-def hand_soba(loss):
-    def go(data, num_steps):
-        draw = sampler(data)
-
-        def step(carry, index):
-            x, y, u = carry
-            inner, outer, _ = draw(index)
-            gradient, hessian, cross = joint(loss, x, y, u, inner)
-            value, (direct, slope) = jax.value_and_grad(loss, argnums=(0, 1))(x, y, outer)
-            y, u = y - RATE * gradient, u - RATE * (hessian - slope)
-            return (x - RATE * (direct - cross), y, u), value
-
-        x, y = start()
-        (x, y, _), values = jax.lax.scan(step, (x, y, jnp.zeros_like(y)), jnp.arange(num_steps))
-        return x, y, values
-
-    return go
-
-
-def straightforward(loss):
-    """What one writes first: each of the four derivatives by a call of its own."""
-
-    def go(data, num_steps):
-        draw = sampler(data)
-
-        def step(carry, index):
-            x, y, u = carry
-            inner, outer, _ = draw(index)
-            slope_fn = lambda x, y: jax.grad(loss, argnums=1)(x, y, inner)
-            gradient = slope_fn(x, y)
-            hessian = jax.jvp(lambda y: slope_fn(x, y), (y,), (u,))[1]
-            (cross,) = jax.vjp(lambda x: slope_fn(x, y), x)[1](u)
-            value, (direct, slope) = jax.value_and_grad(loss, argnums=(0, 1))(x, y, outer)
-            y, u = y - RATE * gradient, u - RATE * (hessian - slope)
-            return (x - RATE * (direct - cross), y, u), value
-
-        x, y = start()
-        (x, y, _), values = jax.lax.scan(step, (x, y, jnp.zeros_like(y)), jnp.arange(num_steps))
-        return x, y, values
-
-    return go
-
-
-def hand_saba(loss):
-    def saga(table, mean, index, fresh):
-        change = jax.tree.map(lambda a, b: a - b[index], fresh, table)
-        estimate = jax.tree.map(jnp.add, mean, change)
-        size = jax.tree.leaves(table)[0].shape[0]
-        mean = jax.tree.map(lambda a, b: a + b / size, mean, change)
-        return estimate, jax.tree.map(lambda a, b: a.at[index].set(b), table, fresh), mean
-
-    def go(data, num_steps):
-        stacks = sampling.partition(data, BATCH_SIZE)
-        size = NUM_EXAMPLES // BATCH_SIZE
-
-        def step(carry, _):
-            (x, y, u), products, slopes, key = carry
-            key, draw_key = jax.random.split(key)
-            i, j = (jax.random.randint(k, (), 0, size) for k in jax.random.split(draw_key))
-            inner = jax.tree.map(lambda a: a[i], stacks.inner)
-            outer = jax.tree.map(lambda a: a[j], stacks.outer)
-            fresh = joint(loss, x, y, u, inner)
-            (gradient, hessian, cross), *products = saga(*products, i, fresh)
-            value, (direct, slope) = jax.value_and_grad(loss, argnums=(0, 1))(x, y, outer)
-            (value, direct, slope), *slopes = saga(*slopes, j, (value, direct, slope))
-            y, u = y - RATE * gradient, u - RATE * (hessian - slope)
-            return ((x - RATE * (direct - cross), y, u), products, slopes, key), value
-
-        x, y = start()
-        empty = lambda *like: [jax.tree.map(lambda a: jnp.zeros((size, *a.shape)), like), like]
-        zero = jax.tree.map(jnp.zeros_like, (x, y))
-        products, slopes = empty(zero[1], zero[1], zero[0]), empty(jnp.zeros(()), *zero)
-        carry = ((x, y, zero[1]), products, slopes, jax.random.key(0))
-        carry, values = jax.lax.scan(step, carry, length=num_steps)
-        return carry[0][0], carry[0][1], values
-
-    return go
-
-
-def hand_stocbio(loss):
-    slope_fn = jax.grad(loss, argnums=1)
-
-    def go(data, num_steps):
-        draw = sampler(data)
-
-        def step(carry, index):
-            x, y = carry
-            inner, outer, _ = draw(index)
-            descend = lambda y, _: (y - RATE * slope_fn(x, y, inner), None)
-            y, _ = jax.lax.scan(descend, y, length=NUM_STEPS)
-            value, (direct, slope) = jax.value_and_grad(loss, argnums=(0, 1))(x, y, outer)
-            _, hvp = jax.linearize(lambda y: slope_fn(x, y, inner), y)
-
-            def extend(carry, _):
-                power, total = carry
-                power = power - RATE * hvp(power)
-                return (power, total + power), None
-
-            (_, u), _ = jax.lax.scan(extend, (slope, slope), length=NUM_TERMS - 1)
-            cross = joint(loss, x, y, RATE * u, inner)[2]
-            return (x - RATE * (direct - cross), y), value
-
-        (x, y), values = jax.lax.scan(step, start(), jnp.arange(num_steps))
-        return x, y, values
 
     return go
 
@@ -229,8 +117,18 @@ def stocbio(loss):
     return stochastic(StocBiO(problem, optax.sgd(RATE), optax.sgd(RATE), **options))
 
 
-PAIRS = {"SOBA": (soba, hand_soba), "SABA": (saba, hand_saba), "StocBiO": (stocbio, hand_stocbio)}
-NUM_ITERATIONS = {"SOBA": 50, "SABA": 50, "StocBiO": 30}
+def f2sa(loss):
+    problem = BilevelProblem(loss, loss)
+    return stochastic(F2SA(problem, optax.sgd(RATE), optax.sgd(RATE), PENALTY))
+
+
+PAIRS = {
+    "SOBA": (soba, by_hand.soba),
+    "SABA": (saba, by_hand.saba),
+    "StocBiO": (stocbio, by_hand.stocbio),
+    "F2SA": (f2sa, by_hand.f2sa),
+}
+NUM_ITERATIONS = {"SOBA": 50, "SABA": 50, "StocBiO": 30, "F2SA": 50}
 
 
 def value_only(function):
@@ -303,6 +201,7 @@ def overhead(data, name, rounds=15):
         "ratio, all infos read": seconds[2] / seconds[1],
         "median ratio": ratio,
         "compile ratio": compiling[0] / compiling[1],
+        "compile ratio, all infos read": compiling[2] / compiling[1],
         "library value": values[0],
         "hand-written value": values[1],
     }
@@ -313,7 +212,7 @@ def main():
     for name in PAIRS:
         for key, value in overhead(data, name).items():
             print(f"{name}, {key}: {value if isinstance(value, str) else round(value, 3)}")
-    loops = {"per example, straightforward loop": straightforward(per_example)}
+    loops = {"per example, straightforward loop": by_hand.straightforward(per_example)}
     loops |= {name: value_only(soba(loss)) for name, loss in LOSSES.items()}
     seconds, _, values, _ = alternate(list(loops.values()), data, 100, rounds=7)
     for name, second, value in zip(loops, seconds, values, strict=True):

@@ -142,5 +142,5 @@ def settings(num_classes: int = 10) -> dict[str, Setting]:
     }
     return {
         "softmax": Setting(Softmax(num_classes), 0.03, full_batch(150), softmax),
-        "cnn": Setting(SmallCNN(num_classes, (8, 16), 64), 1e-3, stochastic(800, 100, 0.02), cnn),
+        "cnn": Setting(SmallCNN(num_classes, (8, 16), 64), 1e-3, stochastic(3200, 100, 0.02), cnn),
     }
