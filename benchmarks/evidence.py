@@ -156,6 +156,7 @@ def calibration():
     return np.concatenate(rows, axis=1)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _draw_cases(draw, dtype, number):
     keys = jax.random.split(jax.random.key(number), CASES_PER_ROW)
     data = jax.vmap(draw)(keys)

@@ -137,10 +137,10 @@ def settings(num_classes: int = 10) -> dict[str, Setting]:
         "DoubleLoop, CG": Learner(nested, batch_size=None, num_steps=20),
     }
     cnn = {
-        "SOBA": Learner(single(0.03, 3e-3, 0.1), batch_size=200, num_steps=200),
-        "F2SA": Learner(first(0.03, 0.1), batch_size=200, num_steps=200),
+        "SOBA": Learner(single(0.03, 3e-3, 0.1), batch_size=200, num_steps=400),
+        "F2SA": Learner(first(0.03, 0.1), batch_size=200, num_steps=400),
     }
     return {
         "softmax": Setting(Softmax(num_classes), 0.03, full_batch(150), softmax),
-        "cnn": Setting(SmallCNN(num_classes, (8, 16), 64), 1e-3, stochastic(3200, 100, 0.02), cnn),
+        "cnn": Setting(SmallCNN(num_classes, (8, 16), 64), 1e-2, stochastic(3200, 100, 0.05), cnn),
     }
