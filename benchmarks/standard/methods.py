@@ -120,6 +120,7 @@ RANDOM_COST = (TERMS - 1) + 3  # half of the products on average
 REFRESH = 0.05
 
 METHODS: dict[str, Method] = {
+    "fixed x": Method(lambda s, a, b: _single(SOBA)(s, a, 0.0 * b), lambda s: 1),  # the baseline
     "AID, CG": Method(
         _nested(lambda m: Implicit(m, linear.CG(TERMS)), STEPS),
         lambda s: s.full_batch * (STEPS + 2 * TERMS + 3),
