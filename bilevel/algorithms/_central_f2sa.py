@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from bilevel import _check, _tree
+from bilevel import _tree
 from bilevel._parts import _first_order
-from bilevel._parts._first_order import Number, PenaltyInfo, Projection
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._parts._first_order import PenaltyInfo
+from bilevel._parts._pulled import Pulled
+from bilevel._problem import Batch, PyTree, check_problem
 
 
 class CentralF2SAState(NamedTuple):
@@ -41,7 +41,7 @@ class CentralF2SAState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CentralF2SA:
+class CentralF2SA(Pulled):
     """Biased: a central difference in place of the implicit gradient; error `O(1 / penalty^2)`.
 
         y+ <- y+ - b (grad_y G(x, y+) + grad_y F(x, y+) / penalty)       `num_steps` times
@@ -76,35 +76,13 @@ class CentralF2SA:
         ValueError: `penalty` is not > 0, or `num_steps` not an integer >= 1.
     """
 
-    problem: BilevelProblem
-    optimizer: optax.GradientTransformation
-    inner_optimizer: optax.GradientTransformation
-    penalty: Number
-    num_steps: int = 1
-    projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_settings(self.problem, optimizers, self.projection)
-        _first_order.check_schedule("penalty", self.penalty)
-        _check.positive_integer("num_steps", self.num_steps)
-
     def init(self, outer: PyTree, inner: PyTree) -> CentralF2SAState:
         """The state before the first step; y+ and y- start at `inner`, `outer` is projected.
 
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        return CentralF2SAState(
-            outer=outer,
-            inner=inner,
-            mirrored=_first_order.copy(inner),
-            outer_opt=_first_order.start(self.optimizer, outer),
-            inner_opt=_first_order.start(self.inner_optimizer, inner),
-            mirrored_opt=_first_order.start(self.inner_optimizer, inner),
-            step_count=jnp.int32(0),
-        )
+        return CentralF2SAState(*self._start(outer, inner))
 
     def step(self, state: CentralF2SAState, batch: Batch) -> tuple[CentralF2SAState, PenaltyInfo]:
         """`num_steps` steps of y+ and y-, then one of x.
@@ -132,21 +110,8 @@ class CentralF2SA:
             jax.tree.map(jnp.subtract, lower_plus, lower_minus),
         )
 
-        outer, outer_opt = _first_order.update(self.optimizer, direction, state.outer_opt, x)
-        outer = _first_order.project(self.projection, outer)
+        outer, outer_opt = self._move(direction, state.outer_opt, x)
         value, gap = 0.5 * (value_plus + value_minus), jnp.abs(level_plus - level_minus)
         info = _first_order.penalty_info(value, direction, slope, penalty, gap)
         opt_states = (outer_opt, inner_opt, mirrored_opt)
         return CentralF2SAState(outer, plus, minus, *opt_states, state.step_count + 1), info
-
-    def _follow(
-        self, x: PyTree, y: PyTree, opt_state: PyTree, pull: jax.Array | float, batch: Batch
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """`num_steps` steps on `G + pull * F`: y, optimizer state and last gradient."""
-
-        def grad(y: PyTree) -> PyTree:
-            upper = jax.grad(self.problem.outer_loss, 1)(x, y, batch.outer)
-            lower = jax.grad(self.problem.inner_loss, 1)(x, y, batch.inner)
-            return _tree.add_scaled(lower, pull, upper)
-
-        return _first_order.descend(grad, self.inner_optimizer, y, opt_state, self.num_steps)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from bilevel import _check, _tree
+from bilevel import _tree
 from bilevel._parts import _first_order
-from bilevel._parts._first_order import Number, PenaltyInfo, Projection
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._parts._first_order import PenaltyInfo
+from bilevel._parts._pulled import Pulled
+from bilevel._problem import Batch, PyTree, check_problem
 
 
 class F2SAState(NamedTuple):
@@ -40,7 +40,7 @@ class F2SAState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class F2SA:
+class F2SA(Pulled):
     """Biased: a forward difference in place of the implicit gradient; no Hessian at all.
 
         z <- z - b grad_y G(x, z)                                    `num_steps` times
@@ -79,35 +79,13 @@ class F2SA:
         ValueError: `penalty` is not > 0, or `num_steps` not an integer >= 1.
     """
 
-    problem: BilevelProblem
-    optimizer: optax.GradientTransformation
-    inner_optimizer: optax.GradientTransformation
-    penalty: Number
-    num_steps: int = 1
-    projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_settings(self.problem, optimizers, self.projection)
-        _first_order.check_schedule("penalty", self.penalty)
-        _check.positive_integer("num_steps", self.num_steps)
-
     def init(self, outer: PyTree, inner: PyTree) -> F2SAState:
         """The state before the first step; y and z start at `inner`, `outer` is projected.
 
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        return F2SAState(
-            outer=outer,
-            inner=inner,
-            penalized=_first_order.copy(inner),
-            outer_opt=_first_order.start(self.optimizer, outer),
-            inner_opt=_first_order.start(self.inner_optimizer, inner),
-            penalized_opt=_first_order.start(self.inner_optimizer, inner),
-            step_count=jnp.int32(0),
-        )
+        return F2SAState(*self._start(outer, inner))
 
     def step(self, state: F2SAState, batch: Batch) -> tuple[F2SAState, PenaltyInfo]:
         """`num_steps` steps of z and y, then one of x.
@@ -120,22 +98,9 @@ class F2SA:
         outer_loss, inner_loss = self.problem.outer_loss, self.problem.inner_loss
         penalty = _first_order.at(self.penalty, state.step_count)
 
-        def lower_grad(z: PyTree) -> PyTree:
-            return jax.grad(inner_loss, 1)(x, z, batch.inner)
-
-        def penalized_grad(y: PyTree) -> PyTree:
-            pull = jax.grad(outer_loss, 1)(x, y, batch.outer)
-            return _tree.add_scaled(lower_grad(y), 1 / penalty, pull)
-
-        z, inner_opt, lower_slope = _first_order.descend(
-            lower_grad, self.inner_optimizer, state.inner, state.inner_opt, self.num_steps
-        )
-        y, penalized_opt, _ = _first_order.descend(
-            penalized_grad,
-            self.inner_optimizer,
-            state.penalized,
-            state.penalized_opt,
-            self.num_steps,
+        z, inner_opt, lower_slope = self._follow(x, state.inner, state.inner_opt, None, batch)
+        y, penalized_opt, _ = self._follow(
+            x, state.penalized, state.penalized_opt, 1 / penalty, batch
         )
 
         value, direct = jax.value_and_grad(outer_loss)(x, y, batch.outer)
@@ -144,9 +109,7 @@ class F2SA:
         difference = jax.tree.map(jnp.subtract, at_y, at_z)
         direction = _tree.add_scaled(direct, penalty, difference)
 
-        outer, outer_opt = _first_order.update(self.optimizer, direction, state.outer_opt, x)
-        outer = _first_order.project(self.projection, outer)
+        outer, outer_opt = self._move(direction, state.outer_opt, x)
         info = _first_order.penalty_info(value, direction, lower_slope, penalty, level_y - level_z)
-        return F2SAState(
-            outer, z, y, outer_opt, inner_opt, penalized_opt, state.step_count + 1
-        ), info
+        opt_states = (outer_opt, inner_opt, penalized_opt)
+        return F2SAState(outer, z, y, *opt_states, state.step_count + 1), info

@@ -52,14 +52,15 @@ class MinMaxInfo(NamedTuple):
     finite: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
 class _MinMax:
     """What both methods share: settings, the state, one simultaneous move."""
 
     loss: Loss
     optimizer: optax.GradientTransformation
     inner_optimizer: optax.GradientTransformation
-    projection: Projection | None
-    inner_projection: Projection | None
+    projection: Projection | None = None
+    inner_projection: Projection | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.loss):
@@ -131,12 +132,6 @@ class GradientDescentAscent(_MinMax):
         TypeError: a setting is of the wrong kind.
     """
 
-    loss: Loss
-    optimizer: optax.GradientTransformation
-    inner_optimizer: optax.GradientTransformation
-    projection: Projection | None = None
-    inner_projection: Projection | None = None
-
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One simultaneous step.
 
@@ -172,12 +167,6 @@ class Extragradient(_MinMax):
     Raises:
         TypeError: a setting is of the wrong kind.
     """
-
-    loss: Loss
-    optimizer: optax.GradientTransformation
-    inner_optimizer: optax.GradientTransformation
-    projection: Projection | None = None
-    inner_projection: Projection | None = None
 
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One step ahead and one step.
