@@ -21,10 +21,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=["softmax", "cnn"], choices=settings())
     parser.add_argument("--algorithms", nargs="+", help="default: all that are tuned for the model")
     parser.add_argument("--share", type=float, default=0.5, help="of wrong labels")
+    parser.add_argument("--decay", type=float, help="weight decay; default: the model's own")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     if not 0 < options.share < 1:
         parser.error(f"`--share` must lie between 0 and 1, got {options.share}.")
+    if options.decay is not None and not options.decay >= 0:
+        parser.error(f"`--decay` must be at least 0, got {options.decay}.")
     if options.seeds < 2:
         parser.error(f"`--seeds` must be at least 2, for a deviation, got {options.seeds}.")
     known = {name for model in options.models for name in settings()[model].learners}
@@ -36,14 +39,20 @@ def main(arguments: list[str] | None = None) -> None:
         setting = settings()[name]
         chosen = options.algorithms or setting.learners
         learners = {k: v for k, v in setting.learners.items() if k in chosen}
-        setting = dataclasses.replace(setting, learners=learners)
+        decay = setting.decay if options.decay is None else options.decay
+        setting = dataclasses.replace(setting, learners=learners, decay=decay)
         rows = race(setting, images, options.share, range(options.seeds))
         means = summary(rows)
         device = jax.devices()[0].device_kind
-        content = {"device": device, "share": options.share, "summary": means, "rows": rows}
+        content = {
+            "device": device, "share": options.share, "decay": decay, "summary": means, "rows": rows
+        }  # fmt: skip
         (options.output / f"{name}.json").write_text(json.dumps(content))
         picture(rows, options.output / f"{name}.png")
-        print(f"\n### {name}, {options.seeds} seeds, {device}\n\n{table(means)}", flush=True)
+        print(
+            f"\n### {name}, decay {decay:g}, {options.seeds} seeds, {device}\n\n{table(means)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -89,7 +89,12 @@ def test_shares_count_both_sides_of_one_half():
 
 @pytest.mark.parametrize(
     "option",
-    [["--share", "1.5"], ["--seeds", "1"], ["--models", "softmax", "--algorithms", "Magic"]],
+    [
+        ["--share", "1.5"],
+        ["--seeds", "1"],
+        ["--decay", "-1"],
+        ["--models", "softmax", "--algorithms", "Magic"],
+    ],
     ids=lambda o: o[-1],
 )
 def test_bad_options_are_refused(option, capsys):
