@@ -65,6 +65,30 @@ def curves(
     return _png(_plain(canvas))
 
 
+def histograms(
+    panels: Mapping[str, Mapping[str, np.ndarray]], edges: np.ndarray, x_label: str
+) -> bytes:
+    """Shares of points by bins on a logarithmic axis, one panel below the other.
+
+    Args:
+        panels: by title, for each kind of points the count in each bin.
+        edges: of the bins, one more than there are counts; > 0.
+        x_label: below the last panel.
+    """
+    canvas = Figure(figsize=(WIDTH, 1.0 + 1.1 * len(panels)))
+    axes = canvas.subplots(len(panels), sharex=True, squeeze=False).ravel()
+    for axis, (title, kinds) in zip(axes, panels.items(), strict=True):
+        for number, (kind, counts) in enumerate(kinds.items()):
+            shares = counts / max(counts.sum(), 1)
+            axis.stairs(shares, edges, label=kind, color=COLOURS[number % len(COLOURS)], lw=1.5)
+        axis.set_xscale("log")
+        axis.set_yticks([])
+        axis.set_title(title, fontsize=9, loc="right", y=0.7)
+    axes[-1].set_xlabel(x_label)
+    _legend(canvas)
+    return _png(_plain(canvas))
+
+
 def _legend(canvas: Figure) -> None:
     """Above the axes, where it can hide nothing."""
     axis = canvas.axes[0]

@@ -159,9 +159,23 @@ FASHION_MNIST = Strengths(
 # Rates that the papers or their followers give, as multiples of 0.01.
 CIFAR10 = Strengths(GA=0.01, SCRUB=0.05, RL=1.3, SalUn=1.3, BS=5e-4, BE=5e-4, l1=5e-4, FF=1e-3)
 
-STRENGTHS = {
+_SWEPT = {
+    ("digits", "mlp"): DIGITS,
+    ("fashion_mnist", "mlp"): FASHION_MNIST,
+}
+_USUAL = {
     "digits": DIGITS,
     "fashion_mnist": FASHION_MNIST,
     "cifar10": CIFAR10,
+    "cifar100": FASHION_MNIST,
 }
-"""What each data set's table is made with."""
+
+
+def strengths_of(dataset: str, model: str) -> Strengths:
+    """What a table is made with: swept for this data set and model, or else the data set's usual.
+
+    Args:
+        dataset: its name.
+        model: its name.
+    """
+    return _SWEPT.get((dataset, model), _USUAL[dataset])
