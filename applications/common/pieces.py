@@ -69,7 +69,7 @@ class Pieces:
             return _read(path)
         arrays = make()
         _write(self._file, lambda file: file.write((to_json(self._settings) + "\n").encode()))
-        _write(path, lambda file: np.savez(file, **arrays)  # type: ignore[arg-type])
+        _write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         return arrays
 
     def tree(self, name: str, make: Callable[[], PyTree]) -> PyTree:
