@@ -145,7 +145,9 @@ def run(config: Config) -> Result:
             f" {config.by_class}."
         )
     selection.num_to_forget(config.budget, len(dataset.train.y))
-    pieces = Pieces(output.folder / PIECES, dataclasses.asdict(config), FREE, config.resume)
+    strengths = {n: dataclasses.asdict(strengths_of(config.dataset, n)) for n in config.networks}
+    settings = dataclasses.asdict(config) | {"strengths": strengths}
+    pieces = Pieces(output.folder / PIECES, settings, FREE, config.resume)
     output.write_json("config.json", dataclasses.asdict(config))
     console, begin = make_console(), time.perf_counter()
     ticks = len(config.searches) + 3 * len(config.networks) - 1

@@ -148,7 +148,11 @@ def run(config: Config) -> Result:
     num_forget = selection.num_to_forget(config.budget, num_points)
     setting = config.recipe.setting(dataset.num_classes)
     setting.retrain.num_steps(num_points - num_forget)  # or raises
-    settings = dataclasses.asdict(config) | {"recipe": dataclasses.asdict(config.recipe)}
+    base = strengths_of(config.dataset, config.recipe.model)
+    settings = dataclasses.asdict(config) | {
+        "recipe": dataclasses.asdict(config.recipe),
+        "base_strengths": dataclasses.asdict(base),
+    }
     # The sweep's seed is the one after those of the table.
     free = FREE if config.tune else (*FREE, "seeds")
     pieces = Pieces(output.folder / PIECES, settings, free, config.resume)
@@ -161,10 +165,10 @@ def run(config: Config) -> Result:
     console, begin = make_console(), time.perf_counter()
     runs = len(config.seeds) * (1 + len(config.arms) * len(config.sets))
     with progress_bar(console, bool(config.tune) + runs) as tick:
-        strengths, tuning = strengths_of(config.dataset, config.recipe.model), list[Row]()
+        strengths, tuning = base, list[Row]()
         if config.tune:
             tick("tuning each method on a random set of another seed")
-            strengths, tuning = tune(config, seen, setting, num_forget, pieces)
+            strengths, tuning = tune(config, seen, setting, num_forget, base, pieces)
         plan = Plan(
             setting=setting,
             search=config.recipe.search(dataset.num_classes, num_forget, config.gamma, 0.0),
@@ -192,7 +196,12 @@ def chosen(config: Config, setting: Setting, strengths: Strengths) -> dict[str, 
 
 
 def tune(
-    config: Config, seen: Seen, setting: Setting, num_forget: int, pieces: Pieces
+    config: Config,
+    seen: Seen,
+    setting: Setting,
+    num_forget: int,
+    base: Strengths,
+    pieces: Pieces,
 ) -> tuple[Strengths, list[Row]]:
     """Each method's best strength on a random set of a seed that the table does not hold."""
     train_key, set_key, sweep_key = jax.random.split(jax.random.key(max(config.seeds) + 1), 3)
@@ -201,7 +210,6 @@ def tune(
     original = pieces.tree("tuning/original", train)
     forget = selection.random_sets(set_key, len(every), num_forget, config.draws)
     named = set(config.methods) or set(NAMES)
-    base = strengths_of(config.dataset, config.recipe.model)
     common = setting, original, *seen, forget, sweep_key
     return sweep(*common, base, named, config.tune, pieces.within("tuning"))
 
