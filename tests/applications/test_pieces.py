@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from applications.common import sources
 from applications.common.errors import InputError
 from applications.common.pieces import Pieces
 from applications.unlearning import set_archive
@@ -107,3 +108,16 @@ def test_an_archive_is_read_as_written(tmp_path):
 def test_archives_that_cannot_be(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         saved(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.npz")), ids=lambda path: path.stem)
+def test_the_published_sets_are_the_largest_scores(path):
+    archive = set_archive.read(path)
+    num_points = sources.SOURCES[str(archive.dataset)].train_shape[0]
+    assert archive.rows[0] >= 0 and archive.rows[-1] < num_points
+    worst = archive.of("worst_case")
+    np.testing.assert_allclose(archive.scores.sum(axis=1), worst.shape[1], rtol=1e-4)
+    for scores, chosen in zip(archive.scores, worst, strict=True):
+        is_chosen = np.isin(archive.rows, chosen)
+        assert scores[is_chosen].min() >= scores[~is_chosen].max()
+    assert path.stat().st_size < 200_000
