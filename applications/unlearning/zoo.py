@@ -187,7 +187,7 @@ _USUAL = {
     "digits": DIGITS,
     "fashion_mnist": FASHION_MNIST,
     "cifar10": CIFAR10,
-    "cifar100": FASHION_MNIST,
+    "cifar100": Strengths(),
 }
 
 
