@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 COLOURS = (
-    "#2563a8", "#d1662b", "#3d8f5f", "#8a56a8", "#b8355e", "#6b7280", "#c09a1c", "#1c93a0", "#7a4b2a",
+    "#2563a8", "#d1662b", "#3d8f5f", "#8a56a8", "#b8355e", "#6b7280", "#c09a1c", "#1c93a0",
+    "#7a4b2a",
 )  # fmt: skip
 WIDTH = 7.0  # inches
 
