@@ -9,9 +9,10 @@ Nothing here certifies any privacy. docs/applications/unlearning.md has results.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,14 +24,18 @@ from applications.common.console import make_console, progress_bar
 from applications.common.data import Dataset, load
 from applications.common.errors import InputError
 from applications.common.output import Output
+from applications.common.pieces import Pieces
 from applications.common.training import Points, initialise
 from applications.unlearning import searching, selection, transfer_report
 from applications.unlearning.evaluation import evaluate
-from applications.unlearning.methods import fit
+from applications.unlearning.methods import METHODS, Method, Setting, fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
 from applications.unlearning.transfer_report import Result
+from applications.unlearning.zoo import NAMES, all_methods, strengths_of
 
 PyTree = Any
+PIECES = "pieces"  # in the output folder: what is finished
+FREE = ("output", "overwrite", "resume", "seeds")  # what a resumed run may change
 
 
 class Kind(NamedTuple):
@@ -61,10 +66,14 @@ class Config:
     """Folder for result.json, report.html and the sets; must not exist."""
     overwrite: bool = False
     """Replace the files of an earlier run in the output folder."""
-    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
+    resume: bool = False
+    """Go on with a run of the same settings, which may ask for more --seeds: what is finished is
+    read back."""
+    dataset: Literal["digits", "fashion_mnist", "cifar10", "cifar100"] = "digits"
     """Images to work on; digits needs no files, the others are read from --data-dir."""
     data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
+    """Folder that holds fashion_mnist/*.gz, cifar-10-batches-bin/*.bin or cifar-100-binary/*.bin,
+    as published."""
     num_train: int | None = None
     """Keep so many training points, with the class shares of all; fewer is faster."""
     num_validation: int = 0
@@ -79,20 +88,29 @@ class Config:
     """Ways to search: sign, "sign, retrain", truncated, unrolled, implicit."""
     networks: tuple[str, ...] = ("mlp", "small_cnn")
     """The first network searches in every way, the others by sign steps; all of them judge."""
+    methods: tuple[str, ...] = ("FT",)
+    """Methods that judge the sets beside Retrain and the no-op, with the data set's strengths."""
     outer_steps: int | None = None
     """Steps of each search; the unrolled and the implicit ones cost several times as much."""
+    lower_epochs: int | None = None
+    """Passes over the data in each lower level; more unlearn more thoroughly."""
     epochs: int | None = None
     """Passes over the data for the original models and for Retrain."""
     learning_rate: float | None = None
     """First step size of these; one that suits an MLP can be too large for a deeper network."""
 
     def __post_init__(self) -> None:
-        for name, known in (("searches", SEARCHES), ("networks", models.MODELS)):
+        choices: dict[str, Collection[str]] = {
+            "searches": SEARCHES,
+            "networks": models.MODELS,
+            "methods": NAMES,
+        }
+        for name, known in choices.items():
             unknown = sorted(set(getattr(self, name)) - set(known))
-            if unknown or not getattr(self, name):
+            if unknown or (name != "methods" and not getattr(self, name)):
                 got = unknown[0] if unknown else "none"
                 raise InputError(f"`{name}` must be of {', '.join(known)}, got {got!r}.")
-        for name in ("outer_steps", "epochs"):
+        for name in ("outer_steps", "epochs", "lower_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be an integer >= 1, got {value}.")
@@ -105,7 +123,8 @@ class Config:
 
     def recipe(self, network: str, lower: str = "finetune") -> ForgetSetRecipe:
         """The data set's recipe for one network and lower level."""
-        own = {name: getattr(self, name) for name in ("outer_steps", "epochs", "learning_rate")}
+        names = ("outer_steps", "lower_epochs", "epochs", "learning_rate")
+        own = {name: getattr(self, name) for name in names}
         chosen: dict[str, Any] = {"model": network} | own
         recipe = RECIPES[self.dataset, lower]
         return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})
@@ -118,7 +137,7 @@ def run(config: Config) -> Result:
         InputError: a setting or a data file cannot be used.
         NonFiniteError: a training or a search diverged.
     """
-    output = Output(config.output, config.overwrite)
+    output = Output(config.output, config.overwrite, config.resume)
     dataset = load(config.dataset, config.data_dir, config.num_train, config.num_validation)
     if config.by_class >= dataset.num_classes:
         raise InputError(
@@ -126,12 +145,16 @@ def run(config: Config) -> Result:
             f" {config.by_class}."
         )
     selection.num_to_forget(config.budget, len(dataset.train.y))
+    strengths = {n: dataclasses.asdict(strengths_of(config.dataset, n)) for n in config.networks}
+    settings = dataclasses.asdict(config) | {"strengths": strengths}
+    pieces = Pieces(output.folder / PIECES, settings, FREE, config.resume)
+    output.write_json("config.json", dataclasses.asdict(config))
     console, begin = make_console(), time.perf_counter()
-    pieces = len(config.searches) + 2 * len(config.networks)
+    ticks = len(config.searches) + 3 * len(config.networks) - 1
     result = Result([], {}, {}, {}, 0.0)
-    with progress_bar(console, len(config.seeds) * pieces) as tick:
+    with progress_bar(console, len(config.seeds) * ticks) as tick:
         for seed in config.seeds:
-            repeat(config, dataset, seed, result, tick)
+            repeat(config, dataset, seed, result, pieces, tick)
     result = result._replace(seconds=time.perf_counter() - begin)
     transfer_report.show(result, console)
     transfer_report.write(result, dataclasses.asdict(config), output)
@@ -140,9 +163,14 @@ def run(config: Config) -> Result:
 
 
 def repeat(
-    config: Config, dataset: Dataset, seed: int, result: Result, tick: Callable[[str], None]
+    config: Config,
+    dataset: Dataset,
+    seed: int,
+    result: Result,
+    pieces: Pieces,
+    tick: Callable[[str], None],
 ) -> None:
-    """One seed: search, judge, and add to `result`."""
+    """One seed: search, judge, and add to `result`; what `pieces` holds is read back."""
     points = Points.from_split(dataset.train)
     judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
     every = jnp.arange(len(points.y), dtype=jnp.int32)
@@ -151,7 +179,8 @@ def repeat(
     originals = {}
     for name, setting in settings.items():
         tick(f"seed {seed}: training {name}")
-        originals[name] = fit(setting, points, every, train_key)
+        train = functools.partial(fit, setting, points, every, train_key)
+        originals[name] = pieces.tree(f"seed{seed}/original {name}", train)
 
     first, *others = config.networks
     ways = {name: (first, SEARCHES[name]) for name in config.searches}
@@ -159,11 +188,11 @@ def repeat(
     sets, scores, seconds = ({} for _ in range(3))
     for name, (network, kind) in ways.items():
         tick(f"seed {seed}: search {name}")
-        begin = time.perf_counter()
-        scores[name] = searched(
-            config, dataset, points, network, kind, originals[network], search_key
+        make = functools.partial(
+            timed, config, dataset, points, network, kind, originals[network], search_key
         )
-        seconds[name] = time.perf_counter() - begin
+        found = pieces(f"seed{seed}/search {name}", make)
+        scores[name], seconds[name] = found["scores"], float(found["seconds"])
         sets[name] = chosen(config, dataset, scores[name])
     sets["random"] = chosen(config, dataset, random_scores(config, dataset, judge_key))
     result.sets[seed], result.scores[seed] = sets, scores
@@ -174,8 +203,25 @@ def repeat(
         for number, (name, forget) in enumerate(sets.items()):
             key = jax.random.fold_in(judge_key, number)
             place = {"forget_set": name, "network": network, "seed": seed}
-            judgement = evaluate(setting, originals[network], points, judged, forget[None], key)
+            common = setting, originals[network], points, judged, forget[None], key
+            methods = judges(config, setting, network)
+            keep = pieces.within(f"seed{seed}/{network}/{name}")
+            judgement = evaluate(*common, methods=methods, keep=keep)
             result.rows.extend(place | row for row in judgement)
+
+
+def judges(config: Config, setting: Setting, network: str) -> dict[str, Method]:
+    """The methods that judge: Retrain first, the no-op last."""
+    methods = all_methods(setting.finetune, strengths_of(config.dataset, network))
+    own = {name: methods[name] for name in methods if name in config.methods}
+    return {"Retrain": METHODS["Retrain"]} | own | {"none": METHODS["none"]}
+
+
+def timed(*arguments: Any) -> dict[str, np.ndarray]:
+    """The last weights of one search, and the seconds that it took, compiling included."""
+    begin = time.perf_counter()
+    scores = searched(*arguments)
+    return {"scores": scores, "seconds": np.array(time.perf_counter() - begin)}
 
 
 def searched(

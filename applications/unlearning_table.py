@@ -9,33 +9,34 @@ docs/applications/unlearning.md has results, and what they mean.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from applications.common import cli
 from applications.common.console import make_console, progress_bar
-from applications.common.data import Dataset, load
+from applications.common.data import load
 from applications.common.errors import InputError
 from applications.common.output import Output
-from applications.common.training import Points, initialise
-from applications.unlearning import lira, selection, table_report
-from applications.unlearning.choosing import SETS, choose
-from applications.unlearning.evaluation import Row, evaluate
+from applications.common.pieces import Pieces
+from applications.common.training import Points
+from applications.unlearning import selection, table_report
+from applications.unlearning.choosing import SETS
+from applications.unlearning.evaluation import Row
 from applications.unlearning.methods import Method, Setting, fit
 from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
-from applications.unlearning.sparse import prune_and_fit
+from applications.unlearning.repeating import Plan, Seen, repeat
 from applications.unlearning.table_report import Result
 from applications.unlearning.tuning import sweep
-from applications.unlearning.zoo import NAMES, STRENGTHS, Strengths, all_methods
+from applications.unlearning.zoo import NAMES, Strengths, all_methods, strengths_of
 
-PyTree = Any
 MIN_SHADOWS = 3
+PIECES = "pieces"  # in the output folder: what is finished
+FREE = ("output", "overwrite", "resume")  # what a resumed run may change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,14 @@ class Config:
     """Folder for result.json, report.html and the forget sets; must not exist."""
     overwrite: bool = False
     """Replace the files of an earlier run in the output folder."""
-    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
+    resume: bool = False
+    """Go on with a run of the same settings, which may ask for more --seeds where nothing is tuned:
+    what is finished is read back."""
+    dataset: Literal["digits", "fashion_mnist", "cifar10", "cifar100"] = "digits"
     """Images to work on; digits needs no files, the others are read from --data-dir."""
     data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
+    """Folder that holds fashion_mnist/*.gz, cifar-10-batches-bin/*.bin or cifar-100-binary/*.bin,
+    as published."""
     num_train: int | None = None
     """Keep so many training points, with the class shares of all; fewer is faster."""
     num_validation: int = 0
@@ -89,7 +94,9 @@ class Config:
     finetune_epochs: int | None = None
     """Passes over the data for all other methods; more forget more and cost more."""
     outer_steps: int | None = None
-    """Steps of the search; each costs the recipe's lower_epochs of training."""
+    """Steps of the search; each costs --lower-epochs of training."""
+    lower_epochs: int | None = None
+    """Passes over the data in each lower level; more unlearn more thoroughly."""
 
     def __post_init__(self) -> None:
         for name, known in (("sets", SETS), ("methods", NAMES)):
@@ -98,7 +105,7 @@ class Config:
                 raise InputError(f"`{name}` must be of {', '.join(known)}, got {unknown[0]!r}.")
         if not self.sets:
             raise InputError(f"`sets` must name one of {', '.join(SETS)}, or more, got none.")
-        for name in ("epochs", "finetune_epochs", "outer_steps", "draws"):
+        for name in ("epochs", "finetune_epochs", "outer_steps", "lower_epochs", "draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be an integer >= 1, got {value}.")
@@ -116,10 +123,16 @@ class Config:
     @property
     def recipe(self) -> ForgetSetRecipe:
         """The data set's recipe with whatever this configuration sets in its place."""
-        names = ("model", "bfloat16", "epochs", "finetune_epochs", "outer_steps")
-        chosen = {name: getattr(self, name) for name in names}
         recipe = RECIPES[self.dataset, self.lower]
+        names = {field.name for field in dataclasses.fields(recipe)}
+        chosen = {name: getattr(self, name) for name in names & set(vars(self))}
         return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})
+
+    @property
+    def arms(self) -> dict[str, float]:
+        """The kinds of original model, each with the share of its weights that is pruned."""
+        pruned = {f"{100 * self.sparsity:g} % sparse": self.sparsity} if self.sparsity else {}
+        return {"dense": 0.0} | pruned
 
 
 def run(config: Config) -> Result:
@@ -129,45 +142,50 @@ def run(config: Config) -> Result:
         InputError: a setting or a data file cannot be used; raised before any computing.
         NonFiniteError: a training, the search or a method diverged.
     """
-    output = Output(config.output, config.overwrite)
+    output = Output(config.output, config.overwrite, config.resume)
     dataset = load(config.dataset, config.data_dir, config.num_train, config.num_validation)
     num_points = len(dataset.train.y)
     num_forget = selection.num_to_forget(config.budget, num_points)
     setting = config.recipe.setting(dataset.num_classes)
     setting.retrain.num_steps(num_points - num_forget)  # or raises
+    base = strengths_of(config.dataset, config.recipe.model)
+    settings = dataclasses.asdict(config) | {
+        "recipe": dataclasses.asdict(config.recipe),
+        "base_strengths": dataclasses.asdict(base),
+    }
+    # The sweep's seed is the one after those of the table.
+    free = FREE if config.tune else (*FREE, "seeds")
+    pieces = Pieces(output.folder / PIECES, settings, free, config.resume)
+    output.write_json("config.json", dataclasses.asdict(config))
 
-    console = make_console()
-    begin = time.perf_counter()
-    runs = len(config.seeds) * (1 + len(arms(config)) * len(config.sets))
+    seen = Seen(
+        Points.from_split(dataset.train),
+        Points.from_split(dataset.validation if config.num_validation else dataset.test),
+    )
+    console, begin = make_console(), time.perf_counter()
+    runs = len(config.seeds) * (1 + len(config.arms) * len(config.sets))
     with progress_bar(console, bool(config.tune) + runs) as tick:
-        strengths, tuning = STRENGTHS[config.dataset], list[Row]()
+        strengths, tuning = base, list[Row]()
         if config.tune:
             tick("tuning each method on a random set of another seed")
-            strengths, tuning = tune(config, dataset, setting, num_forget)
-        methods = chosen(config, setting, strengths)
-        repetitions = [
-            repeat(config, dataset, setting, methods, num_forget, seed, tick)
-            for seed in config.seeds
-        ]
-    result = Result(
-        rows=[row for rows, _ in repetitions for row in rows],
-        sets={seed: sets for seed, (_, sets) in zip(config.seeds, repetitions, strict=True)},
-        strengths=strengths,
-        tuning=tuning,
-        dataset=dataset,
-        seconds=time.perf_counter() - begin,
-    )
+            strengths, tuning = tune(config, seen, setting, num_forget, base, pieces)
+        plan = Plan(
+            setting=setting,
+            search=config.recipe.search(dataset.num_classes, num_forget, config.gamma, 0.0),
+            outer_steps=config.recipe.outer_steps,
+            fresh_start=config.lower == "retrain",
+            sets=config.sets,
+            draws=config.draws,
+            arms=config.arms,
+            num_shadows=config.num_shadows,
+            methods=chosen(config, setting, strengths),
+        )
+        found = {seed: repeat(plan, seen, seed, pieces, tick) for seed in config.seeds}
+    result = Result(found, strengths, tuning, dataset, time.perf_counter() - begin)
     table_report.show(result, console)
-    settings = dataclasses.asdict(config) | {"recipe": dataclasses.asdict(config.recipe)}
     table_report.write(result, settings, output)
     console.print(f"Written to {output.folder}/; report.html is the page to open.")
     return result
-
-
-def arms(config: Config) -> dict[str, float]:
-    """The kinds of original model, each with the share of its weights that is pruned."""
-    pruned = {f"{100 * config.sparsity:g} % sparse": config.sparsity} if config.sparsity else {}
-    return {"dense": 0.0} | pruned
 
 
 def chosen(config: Config, setting: Setting, strengths: Strengths) -> dict[str, Method]:
@@ -177,72 +195,23 @@ def chosen(config: Config, setting: Setting, strengths: Strengths) -> dict[str, 
     return {name: method for name, method in methods.items() if name in named}
 
 
-def repeat(
-    config: Config,
-    dataset: Dataset,
-    setting: Setting,
-    methods: Mapping[str, Method],
-    num_forget: int,
-    seed: int,
-    tick: Callable[[str], None],
-) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """One seed: the rows of all arms, sets and methods; and the sets, `[draws, m]` each."""
-    points = Points.from_split(dataset.train)
-    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
-    every = jnp.arange(len(points.y), dtype=jnp.int32)
-    # The methods that judge a set see other keys than those that chose it.
-    original_key, set_key, method_key = jax.random.split(jax.random.key(seed), 3)
-    tick(f"seed {seed}: choosing the sets")
-    dense = fit(setting, points, every, original_key)
-    search = config.recipe.search(dataset.num_classes, num_forget, config.gamma, 0.0)
-    init = dense
-    if config.lower == "retrain":
-        init = initialise(setting.model, points.x, jax.random.fold_in(set_key, len(SETS)))
-    sets = choose(
-        config.sets,
-        setting,
-        search,
-        config.recipe.outer_steps,
-        points,
-        dense,
-        init,
-        config.draws,
-        set_key,
-    )
-    rows = []
-    for arm, sparsity in arms(config).items():
-        original, mask = dense, None
-        if sparsity:
-            original, mask = prune_and_fit(setting, points, every, original_key, sparsity)
-        for number, (name, draws) in enumerate(sets.items()):
-            tick(f"seed {seed}: {name}, {arm}")
-            key = jax.random.fold_in(method_key, number)
-            place = {"arm": arm, "forget_set": name, "seed": seed}
-            judgement = evaluate(
-                setting, original, points, judged, draws, key, methods=methods, mask=mask
-            )
-            attack = {}
-            if config.num_shadows:
-                attack = lira.attack_all(
-                    setting, points, draws[0], methods, config.num_shadows, key, mask
-                )
-            rows += [place | row | {"lira": attack.get(row["method"])} for row in judgement]
-    return rows, sets
-
-
 def tune(
-    config: Config, dataset: Dataset, setting: Setting, num_forget: int
+    config: Config,
+    seen: Seen,
+    setting: Setting,
+    num_forget: int,
+    base: Strengths,
+    pieces: Pieces,
 ) -> tuple[Strengths, list[Row]]:
     """Each method's best strength on a random set of a seed that the table does not hold."""
-    points = Points.from_split(dataset.train)
-    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
-    key = jax.random.key(max(config.seeds) + 1)
-    train_key, set_key, sweep_key = jax.random.split(key, 3)
-    original = fit(setting, points, jnp.arange(len(points.y), dtype=jnp.int32), train_key)
-    forget = selection.random_sets(set_key, len(points.y), num_forget, config.draws)
+    train_key, set_key, sweep_key = jax.random.split(jax.random.key(max(config.seeds) + 1), 3)
+    every = jnp.arange(len(seen.points.y), dtype=jnp.int32)
+    train = functools.partial(fit, setting, seen.points, every, train_key)
+    original = pieces.tree("tuning/original", train)
+    forget = selection.random_sets(set_key, len(every), num_forget, config.draws)
     named = set(config.methods) or set(NAMES)
-    base = STRENGTHS[config.dataset]
-    return sweep(setting, original, points, judged, forget, sweep_key, base, named, config.tune)
+    common = setting, original, *seen, forget, sweep_key
+    return sweep(*common, base, named, config.tune, pieces.within("tuning"))
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Labelled images as arrays: read in their owners' format, checked, split and standardised.
 
-`load("digits")` needs no files (the images ship with scikit-learn); `fashion_mnist` and `cifar10`
-read a folder. Every check runs on the host at load: a label of -1 would silently wrap to the last
-class inside a compiled loss, and label K would turn it into NaN.
+`load("digits")` needs no files (the images ship with scikit-learn); the others read a folder. Every
+check runs on the host at load: a label of -1 would silently wrap to the last class inside a
+compiled loss, and label K would turn it into NaN.
 """
 
 import dataclasses
@@ -12,8 +12,6 @@ import numpy as np
 
 from applications.common.errors import InputError
 from applications.common.sources import SOURCES, Source, Split
-
-STATISTICS_TOLERANCE = 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +26,8 @@ class Dataset:
         class_names: one for each class, in the order of the labels.
         mean: `[channels]` float32, subtracted from pixels in [0, 1].
         std: `[channels]` float32, divided by afterwards.
+        train_rows: `[n]`, the place of each training point in its owner's order of training points
+            (that of the files; for digits, of `sources.read_digits`).
 
     Raises:
         InputError: an image holds NaN or infinity, or a label is no class.
@@ -40,6 +40,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
+    train_rows: np.ndarray
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -68,8 +69,8 @@ def load(
 
     Args:
         name: one of `SOURCES`.
-        data_dir: folder that holds `fashion_mnist/*.gz` or `cifar-10-batches-bin/*.bin`; not used
-            by `digits`.
+        data_dir: folder that holds `fashion_mnist/*.gz`, `cifar-10-batches-bin/*.bin` or
+            `cifar-100-binary/*.bin`; not used by `digits`.
         num_train: keep so many training points, with the class shares of the whole; None keeps
             all. Less is faster and less accurate.
         num_validation: training points to hold out first, with the class shares of the whole.
@@ -85,14 +86,17 @@ def load(
     train, test = source.read(pathlib.Path(data_dir))
     _check_source(name, source, train, test)
     check_labels(train.y, len(source.class_names), f"{name} training labels")
-    validation, train = _hold_out(train, num_validation, "num_validation", seed)
+    rows = np.arange(len(train.y))
+    held_out = _choose(train, num_validation, "num_validation", seed)
+    validation, train, rows = _at(train, held_out), _at(train, ~held_out), rows[~held_out]
     if num_train is not None:
-        train, _ = _hold_out(train, num_train, "num_train", seed + 1)
+        kept = _choose(train, num_train, "num_train", seed + 1)
+        train, rows = _at(train, kept), rows[kept]
     if not len(train.y):
         raise InputError(f"`num_train` and `num_validation` leave no training points in {name}.")
     mean, std = np.asarray(source.mean, np.float32), np.asarray(source.std, np.float32)
     train, validation, test = (_standardise(part, mean, std) for part in (train, validation, test))
-    return Dataset(name, train, validation, test, source.class_names, mean, std)
+    return Dataset(name, train, validation, test, source.class_names, mean, std, rows)
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -142,13 +146,17 @@ def check_finite(values: np.ndarray, name: str = "values") -> None:
         )
 
 
-def _hold_out(split: Split, count: int, option: str, seed: int) -> tuple[Split, Split]:
-    """Part `count` stratified points from the rest."""
+def _choose(split: Split, count: int, option: str, seed: int) -> np.ndarray:
+    """`count` stratified points: True for these, False for the rest."""
     if not 0 <= count <= len(split.y):
         raise InputError(f"`{option}` must lie between 0 and {len(split.y)}, got {count}.")
     chosen = np.zeros(len(split.y), bool)
     chosen[stratified(split.y, count, seed)] = True
-    return Split(split.x[chosen], split.y[chosen]), Split(split.x[~chosen], split.y[~chosen])
+    return chosen
+
+
+def _at(split: Split, chosen: np.ndarray) -> Split:
+    return Split(split.x[chosen], split.y[chosen])
 
 
 def _standardise(split: Split, mean: np.ndarray, std: np.ndarray) -> Split:
@@ -158,7 +166,12 @@ def _standardise(split: Split, mean: np.ndarray, std: np.ndarray) -> Split:
 def _check_source(name: str, source: Source, train: Split, test: Split) -> None:
     """Compare shapes and training statistics with those that the owners publish."""
     shapes, expected = (train.x.shape, test.x.shape), (source.train_shape, source.test_shape)
-    if shapes != expected or (len(train.y), len(test.y)) != tuple(s[0] for s in expected):
+    fits = all(
+        w in (None, h)
+        for s, e in zip(shapes, expected, strict=True)
+        for h, w in zip(s, e, strict=True)
+    )
+    if not fits or (len(train.y), len(test.y)) != tuple(s[0] for s in shapes):
         raise InputError(
             f"{name} must have train and test images of shapes {expected}, got {shapes} with"
             f" {len(train.y)} and {len(test.y)} labels. Download it again."
@@ -166,7 +179,7 @@ def _check_source(name: str, source: Source, train: Split, test: Split) -> None:
     axes = (0, 1, 2)
     mean, std = train.x.mean(axes, dtype=np.float64), train.x.std(axes, dtype=np.float64)
     distance = np.max(np.abs(np.concatenate([mean - source.mean, std - source.std])))
-    if not distance <= STATISTICS_TOLERANCE:
+    if not distance <= source.tolerance:
         raise InputError(
             f"{name} must have pixel means {source.mean} and deviations {source.std}, got"
             f" {mean.round(4)} and {std.round(4)}. The files are damaged or of another data set."

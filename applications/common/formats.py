@@ -67,17 +67,37 @@ def read_cifar10(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: the file is missing, or is no whole number of rows.
     """
+    return _read_cifar(path, 1, "cifar-10-binary")
+
+
+def read_cifar100(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one file of CIFAR-100's binary version: as `read_cifar10`, with two label bytes.
+
+    Args:
+        path: `train.bin` or `test.bin`.
+
+    Returns:
+        Images `[n, 32, 32, 3]` and fine labels `[n]`, both uint8.
+
+    Raises:
+        InputError: the file is missing, or is no whole number of rows.
+    """
+    return _read_cifar(path, 2, "cifar-100-binary")
+
+
+def _read_cifar(path: pathlib.Path, num_labels: int, archive: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images, and the last of the labels in front of each."""
     content = _read(path)
-    row = 1 + 3 * CIFAR_SIDE**2
+    row = num_labels + 3 * CIFAR_SIDE**2
     if not content or len(content) % row:
         raise InputError(
             f"{path} must hold a whole number of {row}-byte rows, got {len(content)} bytes."
-            " Download CIFAR-10's binary version again"
-            " (https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz)."
+            " Download the binary version again"
+            f" (https://www.cs.toronto.edu/~kriz/{archive}.tar.gz)."
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, row)
-    planes = rows[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-    return planes.transpose(0, 2, 3, 1), rows[:, 0]
+    planes = rows[:, num_labels:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    return planes.transpose(0, 2, 3, 1), rows[:, num_labels - 1]
 
 
 def read_libsvm(

@@ -5,12 +5,14 @@ was asked for; then only the files that are written again are replaced.
 """
 
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,6 +63,12 @@ class Output:
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(temporary, array, allow_pickle=False)
         os.replace(temporary, self.folder / name)
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a compressed `.npz` file of plain arrays."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        self.write(name, buffer.getvalue())
 
 
 def environment() -> dict[str, Any]:

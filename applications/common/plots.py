@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = ("#2563a8", "#d1662b", "#3d8f5f", "#8a56a8")
+COLOURS = (
+    "#2563a8", "#d1662b", "#3d8f5f", "#8a56a8", "#b8355e", "#6b7280", "#c09a1c", "#1c93a0",
+    "#7a4b2a",
+)  # fmt: skip
 WIDTH = 7.0  # inches
 
 
@@ -61,6 +64,30 @@ def curves(
     axis.set_ylabel(y_label)
     if log_y:
         axis.set_yscale("log")
+    _legend(canvas)
+    return _png(_plain(canvas))
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, np.ndarray]], edges: np.ndarray, x_label: str
+) -> bytes:
+    """Shares of points by bins on a logarithmic axis, one panel below the other.
+
+    Args:
+        panels: by title, for each kind of points the count in each bin.
+        edges: of the bins, one more than there are counts; > 0.
+        x_label: below the last panel.
+    """
+    canvas = Figure(figsize=(WIDTH, 1.0 + 1.1 * len(panels)))
+    axes = canvas.subplots(len(panels), sharex=True, squeeze=False).ravel()
+    for axis, (title, kinds) in zip(axes, panels.items(), strict=True):
+        for number, (kind, counts) in enumerate(kinds.items()):
+            shares = counts / max(counts.sum(), 1)
+            axis.stairs(shares, edges, label=kind, color=COLOURS[number % len(COLOURS)], lw=1.5)
+        axis.set_xscale("log")
+        axis.set_yticks([])
+        axis.set_title(title, fontsize=9, loc="right", y=0.7)
+    axes[-1].set_xlabel(x_label)
     _legend(canvas)
     return _png(_plain(canvas))
 

@@ -31,18 +31,20 @@ class Source(NamedTuple):
     Attributes:
         read: from the data folder to the training and test points, pixels in [0, 1].
         class_names: one for each class, in the order of the labels.
-        train_shape: of the training images.
-        test_shape: of the test images.
+        train_shape: of the training images; any number of them where it begins with None.
+        test_shape: of the test images, likewise.
         mean: of the training pixels, one for each channel.
         std: their deviation, likewise.
+        tolerance: how far the files may be from these two; more where a sample will do.
     """
 
     read: Callable[[pathlib.Path], tuple[Split, Split]]
     class_names: tuple[str, ...]
-    train_shape: tuple[int, ...]
-    test_shape: tuple[int, ...]
+    train_shape: tuple[int | None, ...]
+    test_shape: tuple[int | None, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    tolerance: float = 5e-4
 
 
 def read_digits(data_dir: pathlib.Path) -> tuple[Split, Split]:
@@ -77,6 +79,14 @@ def read_cifar10(data_dir: pathlib.Path) -> tuple[Split, Split]:
     return Split(_unit(images), labels), Split(_unit(test_images), test_labels)
 
 
+def read_cifar100(data_dir: pathlib.Path) -> tuple[Split, Split]:
+    """The two files of CIFAR-100's binary version, or of a sample of it, with its fine labels."""
+    folder = data_dir / "cifar-100-binary"
+    parts = [formats.read_cifar100(folder / f"{name}.bin") for name in ("train", "test")]
+    train, test = (Split(_unit(images), labels) for images, labels in parts)
+    return train, test
+
+
 def _unit(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
@@ -85,6 +95,18 @@ FASHION = "top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sne
 CIFAR10 = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+
+_CIFAR100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus"
+    " butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch"
+    " crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo"
+    " keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse"
+    " mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy"
+    " porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper"
+    " snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television"
+    " tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+CIFAR100 = tuple(_CIFAR100.split())
 
 SOURCES = {
     "digits": Source(
@@ -110,5 +132,14 @@ SOURCES = {
         test_shape=(10_000, 32, 32, 3),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Source(
+        read_cifar100,
+        CIFAR100,
+        train_shape=(None, 32, 32, 3),
+        test_shape=(None, 32, 32, 3),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        tolerance=5e-3,
     ),
 }

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from applications.common.errors import InputError
+from applications.common.settings import is_known, numbers_as_data
 from applications.common.sources import Split
 
 PyTree = Any
@@ -38,9 +39,12 @@ class Points(NamedTuple):
         return cls(jnp.asarray(split.x), jnp.asarray(split.y))
 
 
+@numbers_as_data("learning_rate")
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to train: SGD with momentum over shuffled epochs.
+
+    A compiled training serves every learning rate; whatever else changes compiles again.
 
     Attributes:
         num_epochs: passes over the points.
@@ -67,7 +71,7 @@ class Recipe:
         for name in ("num_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
-        if not 0 < self.learning_rate < float("inf"):
+        if is_known(self.learning_rate) and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"`learning_rate` must be a number > 0, got {self.learning_rate}.")
 
     def num_steps(self, num_points: int) -> int:
@@ -103,7 +107,7 @@ def initialise(model: nn.Module, x: jax.Array, key: jax.Array) -> PyTree:
     return model.init(key, x[:1])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "recipe"))
+@functools.partial(jax.jit, static_argnames="model")
 def train(
     model: nn.Module,
     recipe: Recipe,
@@ -188,9 +192,18 @@ def descend(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def predict(model: nn.Module, params: PyTree, x: jax.Array, chunk: int = 500) -> jax.Array:
-    """Logits `[n, num_classes]` of images `[n, ...]`, `chunk` of them in memory at a time."""
+def predict(model: nn.Module, params: PyTree, x: jax.Array, chunk: int | None = None) -> jax.Array:
+    """Logits `[n, num_classes]` of images `[n, ...]`, `chunk` of them in memory at a time.
+
+    None takes `chunk_size()`.
+    """
+    chunk = chunk_size() if chunk is None else chunk
     return jax.lax.map(lambda image: logits(model, params, image[None])[0], x, batch_size=chunk)
+
+
+def chunk_size() -> int:
+    """Images at a time where nothing else decides: what a CPU's caches hold, or an accelerator."""
+    return 50 if jax.default_backend() == "cpu" else 500
 
 
 def logits(model: nn.Module, params: PyTree, x: jax.Array) -> jax.Array:

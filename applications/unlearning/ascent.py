@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from applications.common.errors import InputError
+from applications.common.settings import numbers_as_data
 from applications.common.training import Recipe, cross_entropy, descend, logits
 from applications.unlearning.batches import cycled, epochs
 from applications.unlearning.methods import Setting, Task
@@ -14,6 +15,7 @@ from applications.unlearning.methods import Setting, Task
 PyTree = Any
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class GradientAscent:
     """Climb on the loss of the forget set, and look at nothing else.
@@ -37,6 +39,7 @@ class GradientAscent:
         return descend(self.recipe, task.original, loss_fn, seen, task.mask)
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class NegGradPlus:
     """Descend on the points to retain while climbing on those to forget.
@@ -81,6 +84,7 @@ class _Step(NamedTuple):
     divergence: jax.Array
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class SCRUB:
     """A student that leaves its teacher on the forget set and follows it on the rest.

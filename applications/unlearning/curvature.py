@@ -9,13 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from applications.common.training import Points, cross_entropy, logits
+from applications.common.training import Points, chunk_size, cross_entropy, logits
 
 PyTree = Any
 
 
 def weighted_gradient(
-    model: nn.Module, params: PyTree, points: Points, weight: jax.Array, chunk: int = 500
+    model: nn.Module, params: PyTree, points: Points, weight: jax.Array, chunk: int | None = None
 ) -> PyTree:
     """The gradient of `sum_i weight_i l_i`, a pytree like `params`.
 
@@ -24,7 +24,7 @@ def weighted_gradient(
         params: where.
         points: `x[n, ...]` and `y[n]`.
         weight: `[n]`.
-        chunk: points in memory at a time.
+        chunk: points in memory at a time; None takes `training.chunk_size()`.
     """
 
     def part(seen: tuple[Points, jax.Array]) -> PyTree:
@@ -44,7 +44,7 @@ def gauss_newton_product(
     points: Points,
     weight: jax.Array,
     vector: PyTree,
-    chunk: int = 500,
+    chunk: int | None = None,
 ) -> PyTree:
     """`sum_i weight_i J_i' (diag(p_i) - p_i p_i') J_i v`, J the Jacobian of the logits.
 
@@ -57,7 +57,7 @@ def gauss_newton_product(
         points: `x[n, ...]`; the labels play no part.
         weight: `[n]`.
         vector: v, like `params`.
-        chunk: points in memory at a time.
+        chunk: points in memory at a time; None takes `training.chunk_size()`.
     """
 
     def part(seen: tuple[Points, jax.Array]) -> PyTree:
@@ -80,7 +80,7 @@ def hessian_product(
     points: Points,
     weight: jax.Array,
     vector: PyTree,
-    chunk: int = 500,
+    chunk: int | None = None,
 ) -> PyTree:
     """`H v` with H the Hessian of `sum_i weight_i l_i`, which a network makes indefinite.
 
@@ -126,10 +126,10 @@ def _example_gradients(model: nn.Module, params: PyTree, points: Points) -> PyTr
     return jax.vmap(jax.grad(loss_fn), (None, 0, 0))(params, points.x, points.y)
 
 
-def _summed(part: Any, seen: tuple[Points, jax.Array], chunk: int, params: PyTree) -> PyTree:
+def _summed(part: Any, seen: tuple[Points, jax.Array], chunk: int | None, params: PyTree) -> PyTree:
     """The sum of `part` over chunks of points; the last is filled up with points of weight 0."""
     count = len(seen[1])
-    chunk = min(chunk, count)
+    chunk = min(chunk_size() if chunk is None else chunk, count)
     padding = -count % chunk
 
     def chunked(a: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from applications.common.errors import InputError
+from applications.common.settings import is_known, numbers_as_data
 from applications.common.training import Points
 from applications.unlearning.curvature import (
     example_gradients,
@@ -27,6 +28,7 @@ from applications.unlearning.methods import Setting, Task, masked
 PyTree = Any
 
 
+@numbers_as_data("ridge", "scale")
 @dataclasses.dataclass(frozen=True)
 class Influence:
     """One linear solve: where the minimiser moves, to first order, once the forget set is left out.
@@ -44,12 +46,15 @@ class Influence:
         scale: of the step; 1 is the formula.
         curvature: "gauss_newton" is never negative; "hessian" is the exact one, indefinite for
             networks, where conjugate gradients then damp it by themselves.
-        max_steps: of conjugate gradients, each one product with H over all points.
+        max_steps: of conjugate gradients, each one product with H.
         tolerance: their relative residual to stop at.
-        chunk: points in memory at a time.
+        num_points: points that H is the mean over, drawn once; fewer are faster and noisier. A
+            smaller training set is taken whole. v is always that of all points.
+        chunk: points in memory at a time; None takes `training.chunk_size()`.
 
     Raises:
-        InputError: `curvature` is neither of the two, or `ridge` is negative.
+        InputError: `curvature` is neither of the two, `ridge` is negative, or `num_points` is below
+            1.
     """
 
     ridge: float = 1e-2
@@ -57,39 +62,46 @@ class Influence:
     curvature: str = "gauss_newton"
     max_steps: int = 50
     tolerance: float = 1e-3
-    chunk: int = 500
+    num_points: int = 1000
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_points < 1:
+            raise InputError(f"`num_points` must be an integer >= 1, got {self.num_points}.")
         if self.curvature not in ("gauss_newton", "hessian"):
             raise InputError(
                 f"`curvature` must be 'gauss_newton' or 'hessian', got {self.curvature!r}."
             )
-        if not self.ridge >= 0:
+        if is_known(self.ridge) and not self.ridge >= 0:
             raise InputError(f"`ridge` must be a number >= 0, got {self.ridge}.")
 
     def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
-        """Unlearn; `key` plays no part."""
-        del key
-        return _moved(task.original, self.scale, self.solve(setting, task).value)
+        """Unlearn; `key` draws the points of H where not all are taken."""
+        return _moved(task.original, self.scale, self.solve(setting, task, key).value)
 
-    def solve(self, setting: Setting, task: Task) -> bilevel.linear.LinearSolution:
+    def solve(self, setting: Setting, task: Task, key: jax.Array) -> bilevel.linear.LinearSolution:
         """`H^-1 v` with the evidence of its solve, in the subspace that the mask leaves."""
-        count = len(task.points.y)
+        points = task.points
+        count = min(self.num_points, len(points.y))
+        if count < len(points.y):
+            rows = jax.random.permutation(key, len(points.y))[:count]
+            points = Points(points.x[rows], points.y[rows])
         mean = jnp.full(count, 1.0 / count)
         product = gauss_newton_product if self.curvature == "gauss_newton" else hessian_product
 
         def matvec(vector: PyTree) -> PyTree:
             vector = masked(vector, task.mask)
-            image = product(
-                setting.model, task.original, task.points, mean, vector, chunk=self.chunk
-            )
+            image = product(setting.model, task.original, points, mean, vector, chunk=self.chunk)
+            # The ridge is traced, and so belongs here and not into the settings of the solver.
+            image = jax.tree.map(lambda a, v: a + self.ridge * v, image, vector)
             return masked(image, task.mask)
 
         rhs = removal_gradient(setting, task, self.chunk)
-        solver = bilevel.linear.CG(self.max_steps, self.tolerance, ridge=self.ridge)
+        solver = bilevel.linear.CG(self.max_steps, self.tolerance)
         return solver(matvec, rhs)
 
 
+@numbers_as_data("ridge", "scale")
 @dataclasses.dataclass(frozen=True)
 class WoodFisher:
     """`Influence` with the empirical Fisher matrix of a few points, inverted exactly.
@@ -104,7 +116,7 @@ class WoodFisher:
         ridge: see the formula; the smaller, the longer the step along what the n gradients miss.
         scale: of the step; 1 is the formula of `Influence`.
         num_samples: n, points to retain, drawn at random; their gradients are all in memory.
-        chunk: points in memory at a time in the gradient.
+        chunk: points in memory at a time in the gradient; None takes `training.chunk_size()`.
 
     Raises:
         InputError: `ridge` is not > 0, or `num_samples` is below 1.
@@ -113,10 +125,10 @@ class WoodFisher:
     ridge: float = 1e-2
     scale: float = 1.0
     num_samples: int = 256
-    chunk: int = 500
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.ridge > 0:
+        if is_known(self.ridge) and not self.ridge > 0:
             raise InputError(f"`ridge` must be a number > 0, got {self.ridge}.")
         if self.num_samples < 1:
             raise InputError(f"`num_samples` must be an integer >= 1, got {self.num_samples}.")
@@ -133,6 +145,7 @@ class WoodFisher:
         return _moved(task.original, self.scale, unravel(step))
 
 
+@numbers_as_data("alpha", "largest")
 @dataclasses.dataclass(frozen=True)
 class FisherForgetting:
     """Gaussian noise on every weight, as much as the points to retain allow.
@@ -160,7 +173,7 @@ class FisherForgetting:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "largest"):
-            if not getattr(self, name) > 0:
+            if is_known(getattr(self, name)) and not getattr(self, name) > 0:
                 raise InputError(f"`{name}` must be a number > 0, got {getattr(self, name)}.")
 
     def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
@@ -185,7 +198,7 @@ class FisherForgetting:
         )
 
 
-def removal_gradient(setting: Setting, task: Task, chunk: int = 500) -> PyTree:
+def removal_gradient(setting: Setting, task: Task, chunk: int | None = None) -> PyTree:
     """`v = (1/N) sum_F grad l - |F| / (N |R|) sum_R grad l`, within the mask."""
     count = len(task.points.y)
     num_forget, num_retain = len(task.forget), len(task.retain)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from applications.common.errors import InputError
+from applications.common.settings import numbers_as_data
 from applications.common.training import Recipe, initialise, train
 from applications.unlearning.methods import Setting, Task, masked
 
 PyTree = Any
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class EUk:
     """Exact unlearning of the last k layers: fresh weights, trained on the points to retain.
@@ -47,6 +49,7 @@ class EUk:
         return _train(self.recipe, setting.model, start, free, task, train_key)
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class CFk:
     """Catastrophic forgetting of the last k layers: train only those on, on the points to retain.

@@ -8,7 +8,7 @@ advise for few models.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from applications.common.errors import InputError
+from applications.common.pieces import Keep, recompute
 from applications.common.training import Points, predict
 from applications.unlearning.methods import Method, Setting, Task, fit, retained
 
@@ -30,7 +31,7 @@ def originals(
     return jax.vmap(lambda key: fit(setting, points, rows, key, mask))(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "setting"))
+@functools.partial(jax.jit, static_argnames="setting")
 def population(
     method: Method, setting: Setting, task: Task, originals: PyTree, keys: jax.Array
 ) -> jax.Array:
@@ -57,9 +58,11 @@ def attack_all(
     points: Points,
     forget: np.ndarray,
     methods: Mapping[str, Method],
+    models: Callable[[], PyTree],
     num_models: int,
     key: jax.Array,
     mask: PyTree | None = None,
+    keep: Keep = recompute,
 ) -> dict[str, float]:
     """The accuracy of the attack on every method, in percent.
 
@@ -69,26 +72,31 @@ def attack_all(
         forget: `[m]` rows to forget.
         methods: by name, `Retrain` among them: the models that never saw the set come from it,
             and it is itself attacked with other keys, which shows the noise of the number.
-        num_models: K of each kind, 3 or more; all are trained at once. With few, the number is
-            noisy where points rise and fall together.
-        key: of all trainings.
+        models: gives K models that were trained on all points, from `originals`; not called where
+            `keep` knows all that is asked for.
+        num_models: K, 3 or more. With few, the number is noisy where points rise and fall together.
+        key: of all trainings; independent of the models' own.
         mask: see `Task.mask`.
+        keep: `(name, make) -> arrays`, where to look for a method's answers before it is run.
     """
     forget, num_points = np.sort(forget).astype(np.int32), len(points.y)
-    every = jnp.arange(num_points, dtype=jnp.int32)
-    train_key, retrain_key, method_key = jax.random.split(jax.random.fold_in(key, 99), 3)
-    split = functools.partial(jax.random.split, num=num_models)
-    models = originals(setting, points, every, split(train_key), mask)
+    retrain_key, method_key = jax.random.split(jax.random.fold_in(key, 99))
     task = Task(None, points, jnp.asarray(forget), jnp.asarray(retained(forget, num_points)), mask)
-    never_saw = np.asarray(
-        population(methods["Retrain"], setting, task, models, split(retrain_key))
-    )
-    accuracies = {}
-    for number, (name, method) in enumerate(methods.items()):
-        keys = split(jax.random.fold_in(method_key, number))
-        unlearned = population(method, setting, task, models, keys)
-        accuracies[name] = attack_accuracy(np.asarray(unlearned), never_saw)
-    return accuracies
+
+    def answers(name: str, method: Method, key: jax.Array) -> np.ndarray:
+        def make() -> dict[str, np.ndarray]:
+            keys = jax.random.split(key, num_models)
+            return {"confidence": np.asarray(population(method, setting, task, models(), keys))}
+
+        return keep(name, make)["confidence"]
+
+    never_saw = answers("never saw", methods["Retrain"], retrain_key)
+    return {
+        name: attack_accuracy(
+            answers(name, method, jax.random.fold_in(method_key, number)), never_saw
+        )
+        for number, (name, method) in enumerate(methods.items())
+    }
 
 
 def confidence(logits: jax.Array, labels: jax.Array) -> jax.Array:

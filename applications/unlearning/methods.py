@@ -1,7 +1,8 @@
 """Unlearning methods: each turns a trained model into one that should not know the forget set.
 
 None gives a certified privacy guarantee. A method is one pure function, or a frozen dataclass that
-is called like one and prints its settings; `unlearn` compiles it once. The three here are what
+is called like one and prints its settings. The numbers that it depends on most, its rate above all,
+are data to `unlearn`, which therefore compiles it once for all of them. The three here are what
 every table holds; `unlearning.zoo` collects the others.
 """
 
@@ -14,8 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from applications.common.errors import InputError
+from applications.common.settings import numbers_as_data
 from applications.common.training import Points, Recipe, initialise, train
 
 PyTree = Any
@@ -68,6 +71,7 @@ def finetune(setting: Setting, task: Task, key: jax.Array) -> PyTree:
     return FineTune(setting.finetune)(setting, task, key)
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class FineTune:
     """Keep training the original model on the points to retain, and hope that it forgets the rest.
@@ -92,7 +96,12 @@ def none(setting: Setting, task: Task, key: jax.Array) -> PyTree:
     return task.original
 
 
-METHODS: dict[str, Method] = {"Retrain": retrain, "FT": finetune, "none": none}
+# A function as a pytree without leaves, as `unlearn` takes it.
+METHODS: dict[str, Method] = {
+    "Retrain": Partial(retrain),
+    "FT": Partial(finetune),
+    "none": Partial(none),
+}
 
 
 def fit(
@@ -116,9 +125,21 @@ def masked(params: PyTree, mask: PyTree | None) -> PyTree:
     return params if mask is None else jax.tree.map(jnp.multiply, params, mask)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "setting"))
+@functools.partial(jax.jit, static_argnames="setting")
 def unlearn(method: Method, setting: Setting, task: Task, key: jax.Array) -> PyTree:
-    """Run one method in one compiled call; sets of the same size share the compiled program."""
+    """Run one method in one compiled call.
+
+    Sets of the same size share the compiled program, and so do the strengths of one method.
+
+    Args:
+        method: one of `unlearning.zoo`, or `jax.tree_util.Partial` of a function of your own.
+        setting: what the methods have in common.
+        task: the model and the sets.
+        key: of everything random in the method.
+
+    Returns:
+        The unlearned parameters, a pytree like `task.original`.
+    """
     return method(setting, task, key)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from applications.common.errors import InputError
+from applications.common.settings import numbers_as_data
 from applications.common.training import (
     Points,
     Recipe,
@@ -22,6 +23,7 @@ from applications.unlearning.methods import Setting, Task, masked
 PyTree = Any
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class RandomLabels:
     """Train on everything, the forget set with labels that are drawn anew in each epoch.
@@ -40,6 +42,7 @@ class RandomLabels:
         return _random_labels(self.recipe, setting, task, key, task.mask)
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class SalUn:
     """Random labels, but only the weights that the forget set cares most about may move.
@@ -79,6 +82,7 @@ class SalUn:
         return jax.tree.map(jnp.abs, jax.grad(loss_fn)(task.original))
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class BoundaryShrink:
     """Train each forgotten point on the wrong class that an attack on it finds nearest.
@@ -115,6 +119,7 @@ class BoundaryShrink:
         return jnp.argmax(predict(setting.model, params, attacked), axis=-1).astype(y.dtype)
 
 
+@numbers_as_data("recipe")
 @dataclasses.dataclass(frozen=True)
 class BoundaryExpand:
     """Train the forget set on a class of its own, and take that class away afterwards.

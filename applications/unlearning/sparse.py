@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from applications.common.errors import InputError
+from applications.common.settings import is_known, numbers_as_data
 from applications.common.training import Points, Recipe, cross_entropy, descend, logits
 from applications.unlearning.batches import epoch_of_step, epochs
 from applications.unlearning.methods import Setting, Task, fit
@@ -19,6 +20,7 @@ from applications.unlearning.relabel import largest_share
 PyTree = Any
 
 
+@numbers_as_data("recipe", "alpha")
 @dataclasses.dataclass(frozen=True)
 class L1Sparse:
     """Fine-tune on the points to retain under a penalty `alpha_t ||theta||_1`.
@@ -41,7 +43,7 @@ class L1Sparse:
     proximal: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < float("inf"):
+        if is_known(self.alpha) and not 0 <= self.alpha < float("inf"):
             raise InputError(f"`alpha` must be a number >= 0, got {self.alpha}.")
 
     def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:

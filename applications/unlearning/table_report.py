@@ -1,6 +1,7 @@
 """The table of unlearning methods, on the console, in files and on one page."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,14 @@ import rich.console
 from applications.common import plots, report
 from applications.common.data import Dataset
 from applications.common.output import Output, environment, to_json
-from applications.unlearning.evaluation import Row
+from applications.unlearning.evaluation import LOSS_BINS, PARTS, Row
+from applications.unlearning.repeating import Repetition
+from applications.unlearning.set_archive import SetArchive
 from applications.unlearning.zoo import Strengths
 
 COLUMNS = ("UA", "RA", "TA", "MIA", "gap")
 NUM_PICTURES = 32
+SHOWN = ("none", "Retrain", "FT", "RL")  # in the histograms, where they were run
 CAUTION = "No certified privacy guarantee: these are measurements of models."
 READING = (
     "Percent, mean ± standard deviation over the seeds. UA: errors on the forget set. RA and TA:"
@@ -30,26 +34,35 @@ class Result(NamedTuple):
     """What a run found.
 
     Attributes:
-        rows: one for each arm, forget set, seed and method.
-        sets: for each seed and name the rows to forget, `[draws, m]`.
+        repetitions: by seed.
         strengths: what the methods ran with.
         tuning: a row for each trial of the sweep, if there was one.
         dataset: what they saw.
         seconds: of all.
     """
 
-    rows: list[Row]
-    sets: dict[int, dict[str, np.ndarray]]
+    repetitions: dict[int, Repetition]
     strengths: Strengths
     tuning: list[Row]
     dataset: Dataset
     seconds: float
+
+    @property
+    def rows(self) -> list[Row]:
+        """One for each seed, arm, forget set and method."""
+        return [row for repetition in self.repetitions.values() for row in repetition.rows]
+
+    @property
+    def sets(self) -> dict[int, dict[str, np.ndarray]]:
+        """For each seed and name the rows to forget, `[draws, m]`."""
+        return {seed: repetition.found.sets for seed, repetition in self.repetitions.items()}
 
 
 def show(result: Result, console: rich.console.Console) -> None:
     """Print the table."""
     for arm in _distinct(result.rows, "arm"):
         summary(result.rows, arm).print(f"Unlearning methods, {arm} model", console)
+    selectors(result).print("Forget sets, judged by Retrain", console)
     console.print(f"{result.seconds:.0f} s. {CAUTION}")
 
 
@@ -58,6 +71,8 @@ def write(result: Result, config: dict[str, Any], output: Output) -> None:
     for seed, sets in result.sets.items():
         for name, draws in sets.items():
             output.write_array(f"{name}_seed{seed}.npy", np.sort(draws))
+    if all(repetition.found.scores is not None for repetition in result.repetitions.values()):
+        output.write_arrays("forget_sets.npz", archive(result)._asdict())
     facts = environment() | {"strengths": dataclasses.asdict(result.strengths)}
     content = {"config": config, **facts, "seconds": result.seconds, "tuning": result.tuning}
     output.write_json("result.json", content | {"rows": result.rows})
@@ -80,6 +95,52 @@ def summary(rows: list[Row], arm: str) -> report.Table:
             line.append(spread([row["lira"] for row in group], 1))
         cells.append([*names, *line, f"{np.mean([row['seconds'] for row in group]):.2f}"])
     return report.Table(headers, cells, num_text=2)
+
+
+def selectors(result: Result) -> report.Table:
+    """What Retrain scores on each set of the dense model, and what each shares with others."""
+    first = next(iter(result.sets.values()))
+    other = "worst_case" if "worst_case" in first else "random"
+    cells = []
+    for name in first:
+        rows = [
+            r
+            for r in result.rows
+            if (r["arm"], r["forget_set"], r["method"]) == ("dense", name, "Retrain")
+        ]
+        shared = [_shared(sets[name][0], sets[other][0]) for sets in result.sets.values()]
+        own = list(result.sets.values())
+        seeds = [_shared(a[name][0], b[name][0]) for a, b in itertools.combinations(own, 2)]
+        cells.append(
+            [
+                name,
+                spread([row["UA"] for row in rows], 2),
+                spread([row["TA"] for row in rows], 2),
+                f"{np.mean([row['forget_loss'] for row in rows]):.1e}",
+                f"{np.mean(shared):.2f}",
+                f"{np.mean(seeds):.2f}" if seeds else "",
+            ]
+        )
+    headers = ["forget set", "UA", "TA", "forget loss", f"shared with {other}", "with other seeds"]
+    return report.Table(headers, cells)
+
+
+def archive(result: Result) -> SetArchive:
+    """The chosen sets and the scores of the search, by the owner's order of the points."""
+    places, seeds = result.dataset.train_rows, list(result.repetitions)
+    names = [name for name in result.sets[seeds[0]] if name != "random"]
+    return SetArchive(
+        dataset=np.array(result.dataset.name),
+        rows=places.astype(np.int32),
+        seeds=np.array(seeds),
+        scores=np.stack([np.asarray(r.found.scores) for r in result.repetitions.values()]),
+        names=np.array(names),
+        sets=np.array([[places[result.sets[s][n][0]] for s in seeds] for n in names], np.int32),
+    )
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> float:
+    return len(np.intersect1d(a, b)) / len(a)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -105,6 +166,13 @@ def page(result: Result, config: dict[str, Any], facts: dict[str, Any]) -> str:
             for key, label in (("gap", "Average gap to Retrain"), ("divergence", "KL to Retrain"))
         )
         sections.append((f"Unlearning methods, {arm} model", table + report.side_by_side(*bars)))
+        losses = (
+            report.figure(losses_of(result, arm, name), f"{name}: losses of all seeds and draws")
+            for name in first
+        )
+        heading = f"Losses of forgotten, retained and test points, {arm} model"
+        sections.append((heading, report.side_by_side(*losses)))
+    sections.append(("Forget sets, judged by Retrain", selectors(result).html()))
     grids = (report.figure(_images(result, draws[0]), name) for name, draws in first.items())
     sections.append(("The forget sets of the first seed", report.side_by_side(*grids)))
     if result.tuning:
@@ -121,6 +189,16 @@ def tuning_table(trials: list[Row]) -> report.Table:
         gaps = ["diverged" if t["gap"] is None else f"{t['gap']:.2f}" for t in own]
         cells.append([method, *(f"{t['value']:.3g}: {g}" for t, g in zip(own, gaps, strict=True))])
     return report.Table(["method", *[""] * (len(cells[0]) - 1)], cells)
+
+
+def losses_of(result: Result, arm: str, forget_set: str) -> bytes:
+    """Histograms of the losses before and after: of `none`, of `Retrain`, and of two methods."""
+    scored = [r.judgements[arm, forget_set] for r in result.repetitions.values()]
+    names = [name for name in SHOWN if name in scored[0]]
+    counts = {n: sum(one[n].histogram.sum(axis=0) for one in scored) for n in names}
+    titles = {name: "none: before" if name == "none" else f"{name}: after" for name in names}
+    lines = {titles[n]: dict(zip(PARTS, counts[n], strict=True)) for n in names}
+    return plots.histograms(lines, LOSS_BINS, "loss of a point")
 
 
 def _bars(rows: list[Row], arm: str, key: str) -> bytes:

@@ -8,7 +8,7 @@ import rich.console
 from applications.common import report
 from applications.common.output import Output, environment, to_json
 from applications.unlearning.evaluation import Row
-from applications.unlearning.table_report import spread
+from applications.unlearning.table_report import COLUMNS, spread
 
 
 class Result(NamedTuple):
@@ -48,6 +48,20 @@ def transfer_table(rows: list[Row], method: str = "Retrain") -> report.Table:
     return report.Table(["set found by", *headers], cells)
 
 
+def method_table(rows: list[Row], network: str) -> report.Table:
+    """Every method on every set, judged on one network."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["network"] == network:
+            groups.setdefault((row["forget_set"], row["method"]), []).append(row)
+    cells = []
+    for names, own in groups.items():
+        spreads = [spread([row[key] for row in own], 1) for key in COLUMNS]
+        losses = spread([row["forget_loss"] for row in own], 3)
+        cells.append([*names, *spreads, spread([row["divergence"] for row in own], 3), losses])
+    return report.Table(["set found by", "method", *COLUMNS, "KL", "forget loss"], cells, 2)
+
+
 def overlap_table(result: Result) -> report.Table:
     """The mean share of points that the sets of two searches have in common, seed by seed."""
     names = list(next(iter(result.sets.values())))
@@ -78,8 +92,10 @@ def show(result: Result, console: rich.console.Console) -> None:
 
 def all_tables(result: Result) -> dict[str, report.Table]:
     """The tables by their titles."""
+    network = result.rows[0]["network"]
     return {
         "UA in percent and forget loss, of Retrain": transfer_table(result.rows),
+        f"Every method, {network}": method_table(result.rows, network),
         "Share of points in common": overlap_table(result),
         "Seconds of a search": time_table(result),
     }

@@ -113,7 +113,7 @@ def parts(x=None, y=None):
 def test_bad_points_are_refused_before_any_computing(bad, message):
     unit = np.ones(1, np.float32)
     with pytest.raises(InputError, match=message):
-        Dataset("toy", bad, parts(), parts(), ("a", "b"), unit, unit)
+        Dataset("toy", bad, parts(), parts(), ("a", "b"), unit, unit, np.arange(4))
 
 
 def test_stratified_keeps_the_shares():

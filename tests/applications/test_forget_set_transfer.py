@@ -1,12 +1,13 @@
 """Searches compared, small; the smooth hypergradients are tested in `test_unlearning`."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from applications.common import models
+from applications.common import models, pieces
 from applications.common.data import load
 from applications.common.errors import InputError
 from applications.common.training import Points, initialise
@@ -15,10 +16,11 @@ from applications.forget_set_transfer import SEARCHES, Config, chosen, run, sear
 SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, outer_steps=2)
 
 
-def test_every_search_is_judged_on_every_network(tmp_path):
+def test_every_search_is_judged_on_every_network(tmp_path, monkeypatch):
     folder = tmp_path / "out"
     searches = ("sign", "sign, retrain")
-    result = run(Config(output=folder, searches=searches, networks=("mlp",), **SMALL))
+    config = Config(output=folder, searches=searches, networks=("mlp",), **SMALL)
+    result = run(config)
     content = json.loads((folder / "result.json").read_text())
     assert content["rows"] == result.rows
     seen = {(row["forget_set"], row["network"], row["method"]) for row in result.rows}
@@ -29,6 +31,11 @@ def test_every_search_is_judged_on_every_network(tmp_path):
         assert len(np.unique(rows)) == 20, name
     assert (folder / "sign_retrain_seed0.npy").exists()
     assert "Do worst-case forget sets transfer?" in (folder / "report.html").read_text()
+    monkeypatch.setattr(pieces, "_write", lambda *args: pytest.fail("computed again"))
+    again = run(dataclasses.replace(config, resume=True))
+    assert again.rows == result.rows and again.search_seconds == result.search_seconds
+    with pytest.raises(InputError, match="`outer_steps` was 2 and is now 3"):
+        run(dataclasses.replace(config, resume=True, outer_steps=3))
 
 
 def test_classes_are_forgotten_whole():
@@ -48,6 +55,7 @@ BAD = {
     "search": (dict(searches=("sine",)), "`searches` must be of sign, .*got 'sine'"),
     "no search": (dict(searches=()), "`searches` must be of sign, .*got 'none'"),
     "network": (dict(networks=("vgg",)), "`networks` must be of mlp, .*got 'vgg'"),
+    "method": (dict(methods=("XX",)), "`methods` must be of Retrain, .*got 'XX'"),
     "steps": (dict(outer_steps=0), "`outer_steps` must be an integer >= 1, got 0"),
     "rate": (dict(learning_rate=0.0), "`learning_rate` must be a number > 0, got 0.0"),
     "classes": (dict(by_class=-1), "`by_class` must be 0 or a number of classes, got -1"),

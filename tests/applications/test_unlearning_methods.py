@@ -233,11 +233,27 @@ def test_influence_is_retraining_to_first_order(x64):
         weight = jnp.zeros(60).at[retain].set(1 / len(retain))
         exact = vector(trained_to_the_end(model, params, points, weight, ridge))
         case = Task(original, points, jnp.asarray(forget), jnp.asarray(retain))
-        solution = jax.jit(method.solve, static_argnums=0)(setting, case)
+        solution = jax.jit(method.solve, static_argnums=0)(setting, case, KEY)
         assert bool(solution.info.converged)
         errors.append(jnp.linalg.norm(vector(original) + vector(solution.value) - exact))
         assert errors[-1] < 0.5 * jnp.linalg.norm(exact - vector(original))
     assert 8 < errors[1] / errors[0] < 32  # 16 at second order
+
+
+def test_influence_of_some_points_solves_with_their_curvature():
+    method = Influence(0.3, tolerance=1e-5, num_points=10)
+    rows = jax.random.permutation(KEY, 40)[:10]
+    some = Points(task().points.x[rows], task().points.y[rows])
+
+    @jax.jit
+    def both_sides():
+        value = method.solve(SETTING, task(), KEY).value
+        weight = jnp.full(10, 0.1)
+        image = curvature.gauss_newton_product(SETTING.model, task().original, some, weight, value)
+        return vector(image) + 0.3 * vector(value), vector(removal_gradient(SETTING, task()))
+
+    found, expected = both_sides()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.linalg.norm(expected)))
 
 
 def test_curvature_products():
@@ -328,6 +344,7 @@ BAD = {
     "sparsity": (lambda: magnitude_mask({}, 1.0), r"`sparsity` must lie in \[0, 1\), got 1.0"),
     "curvature": (lambda: Influence(curvature="fisher"), "`curvature` must be 'gauss_newton'"),
     "ridge": (lambda: Influence(ridge=-1.0), "`ridge` must be a number >= 0, got -1.0"),
+    "points": (lambda: Influence(num_points=0), "`num_points` must be an integer >= 1, got 0"),
     "no ridge": (lambda: WoodFisher(ridge=0.0), "`ridge` must be a number > 0, got 0.0"),
     "samples": (lambda: WoodFisher(num_samples=0), "`num_samples` must be an integer >= 1"),
     "noise": (lambda: FisherForgetting(alpha=0.0), "`alpha` must be a number > 0, got 0.0"),

@@ -7,23 +7,28 @@ import numpy as np
 import pytest
 
 from applications import unlearning_table
+from applications.common import pieces
+from applications.common.data import load
 from applications.common.errors import InputError
+from applications.unlearning import set_archive, table_report
 from applications.unlearning_table import Config, run
 
 SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, finetune_epochs=1)
 
 
+TABLE = SMALL | dict(
+    sets=("random", "worst_case", "easiest"),
+    methods=("FT",),
+    sparsity=0.5,
+    outer_steps=2,
+    tune=(0.3, 1.0),
+)
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "table"
-    settings = dict(
-        sets=("random", "worst_case", "easiest"),
-        methods=("FT",),
-        sparsity=0.5,
-        outer_steps=2,
-        tune=(0.3, 1.0),
-    )
-    return folder, run(Config(output=folder, **SMALL, **settings))
+    return folder, run(Config(output=folder, **TABLE))
 
 
 def test_every_arm_set_and_method_has_a_row(table):
@@ -64,9 +69,59 @@ def test_the_page_has_every_table(table):
         assert words in page
 
 
-def test_shadow_models_add_a_column(tmp_path):
+def test_histograms_hold_every_point(table):
+    for scored in table[1].repetitions[0].judgements.values():
+        for judgement in scored.values():
+            assert judgement.histogram.sum(axis=2).tolist() == [[20, 180, 100]]
+
+
+def test_the_archive_names_points_of_the_published_data(table):
+    folder, result = table
+    archive = set_archive.read(folder / "forget_sets.npz")
+    sets, places = result.sets[0], result.dataset.train_rows
+    assert archive.of("worst_case")[0].tolist() == places[sets["worst_case"][0]].tolist()
+    whole = load("digits").train
+    np.testing.assert_array_equal(whole.x[archive.rows], result.dataset.train.x)
+    assert archive.scores.shape == (1, 200) and archive.scores.sum() == pytest.approx(20, rel=1e-3)
+
+
+def test_selectors_are_compared_with_the_worst_case(table):
+    lines = {cells[0]: cells for cells in table_report.selectors(table[1]).rows}
+    assert lines["worst_case"][4] == "1.00" and lines["easiest"][4] == "0.00"
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The pieces that a run computes, by the names of their files."""
+    names, write = [], pieces._write
+    monkeypatch.setattr(pieces, "_write", lambda path, w: names.append(path.name) or write(path, w))
+    return names
+
+
+def test_a_resumed_run_computes_what_is_missing_and_nothing_else(table, written):
+    folder, result = table
+    again = run(Config(output=folder, resume=True, **TABLE))
+    assert again.rows == result.rows and again.tuning == result.tuning and written == []
+    (folder / "pieces" / "seed0" / "dense" / "random" / "FT.npz").unlink()
+    again = run(Config(output=folder, resume=True, **TABLE))
+    without = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert without(again.rows) == without(result.rows)
+    assert written == ["settings.json", "FT.npz"]
+
+
+def test_what_is_there_is_neither_overwritten_nor_mixed(table):
+    with pytest.raises(InputError, match="exists and is left as it is.*--resume"):
+        run(Config(output=table[0], **TABLE))
+    with pytest.raises(InputError, match="`draws` was 1 and is now 2"):
+        run(Config(output=table[0], resume=True, **TABLE | {"draws": 2}))
+
+
+def test_shadow_models_add_a_column(tmp_path, written):
     settings = SMALL | dict(sets=("random",), methods=("none",), num_shadows=3)
     result = run(Config(output=tmp_path / "out", **settings))
+    written.clear()
+    assert run(Config(output=tmp_path / "out", resume=True, **settings)).rows == result.rows
+    assert written == []
     assert [row["method"] for row in result.rows] == ["Retrain", "none"]
     assert all(0 <= row["lira"] <= 100 for row in result.rows)
     assert "<th>U-LiRA" in (tmp_path / "out" / "report.html").read_text()
