@@ -31,6 +31,7 @@ class Recipe:
         network_steps: SGD steps that a network takes on the synthetic set after each use.
         max_uses: after which a network is drawn anew; 1 uses fresh ones only.
         per_class: real images of each class in a step.
+        average: decay of a moving average of the set, which is the result; 0 takes the last set.
     """
 
     method: Method
@@ -41,6 +42,7 @@ class Recipe:
     network_steps: int = 0
     max_uses: int = 1
     per_class: int = 32
+    average: float = 0.0
 
 
 def recipes(num_classes: int, ipc: int, width: int = 16) -> dict[str, Recipe]:
