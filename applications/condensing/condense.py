@@ -116,9 +116,9 @@ def draw(real: Real, key: jax.Array, per_class: int) -> jax.Array:
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    images, labels = (optax.adam(rate) for rate in (recipe.image_rate, recipe.label_rate))
-    where = Synthetic(x="images", y="labels", log_scale="labels")  # type: ignore[arg-type]
-    return optax.partition({"images": images, "labels": labels}, where)
+    rates = {"x": recipe.image_rate, "y": recipe.label_rate, "log_scale": recipe.scale_rate}
+    where = Synthetic(**{name: name for name in rates})  # type: ignore[arg-type]
+    return optax.partition({name: optax.adam(rate) for name, rate in rates.items()}, where)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
