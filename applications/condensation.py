@@ -114,18 +114,26 @@ def run(config: Config) -> Result:
             for name in config.methods:
                 course = sets(config, name, train, real, seed, tick)
                 for number, point in enumerate(course, start=1):
-                    row = {"method": name, "seed": seed, "checkpoint": number} | point._asdict()
-                    outer = row.pop("outer")
-                    for place, (title, judge) in enumerate(judges.items()):
-                        if place == 0 or number == len(course):
-                            row[title] = judge.accuracy(outer, test, jax.random.key(seed + place))
-                    rows.append(row)
+                    row = {"method": name, "seed": seed, "checkpoint": number}
+                    rows.append(row | judged(point, judges, test, seed, number == len(course)))
                 images[f"{name}_seed{seed}"] = dataset.pictures(np.asarray(course[-1].outer.x))
     result = Result(rows, images, dataset, time.perf_counter() - begin)
     condensation_report.show(result, console)
     condensation_report.write(result, dataclasses.asdict(config), output)
     console.print(f"Written to {output.folder}/; report.html is the page to open.")
     return result
+
+
+def judged(
+    point: Course, judges: dict[str, Judge], test: Points, seed: int, last: bool
+) -> dict[str, Any]:
+    """Where a set stands on its way, and its accuracies: by the first judge, or by all."""
+    row: dict[str, Any] = point._asdict()
+    outer = row.pop("outer")
+    for place, (title, judge) in enumerate(judges.items()):
+        if place == 0 or last:
+            row[title] = judge.accuracy(outer, test, jax.random.key(seed + place))
+    return row
 
 
 def sets(
