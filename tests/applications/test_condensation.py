@@ -191,7 +191,7 @@ def digits(tmp_path_factory):
 
 def test_condensed_images_beat_random_ones(digits):
     folder, result = digits
-    last = {row["method"]: np.mean(row["mlp"]) for row in result.rows}
+    last = {row["method"]: np.mean(row["mlp"]) for row in result.rows if "mlp" in row}
     assert last["kip"] > last["random"] + 10
     content = json.loads((folder / "result.json").read_text())
     assert content["rows"] == result.rows and len(content["rows"]) == 3
