@@ -91,7 +91,7 @@ def draw(groups, path):
         if name in groups:
             level = mean(groups[name][1], JUDGES[0])
             axis.axhline(level, linestyle=style, color="#888888", linewidth=1, label=name)
-    axis.set_xscale("log")
+    axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axis.set_xlabel("seconds of learning")
