@@ -50,8 +50,8 @@ class Recipe:
 def recipes(num_classes: int, ipc: int, width: int = 16) -> dict[str, Recipe]:
     """All methods.
 
-    The rates, real images and network steps are the best of the few that were tried for each method
-    at 1 and at 10 images per class of Fashion-MNIST, on validation images and a seed of their own.
+    The settings were chosen among a few at 1 and at 10 images per class of Fashion-MNIST, on
+    validation images and a seed of their own; docs/applications/condensation.md says how many.
 
     Args:
         num_classes: of the data.
