@@ -7,6 +7,7 @@ its source. docs/applications/condensation.md has results and what they mean.
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from applications.common.sources import Split
 from applications.common.training import Points
 from applications.condensing import condensation_report
 from applications.condensing.condensation_report import Result
-from applications.condensing.condense import condense
+from applications.condensing.condense import Course, condense
 from applications.condensing.evaluation import Judge
 from applications.condensing.methods import recipes
 from applications.condensing.synthetic import ConvNet, Real, Synthetic, labelled, make_real, start
@@ -58,9 +59,12 @@ class Config:
     methods: tuple[str, ...] = METHODS
     """Which to compare; random and k_means are the trivial ones."""
     num_steps: int = 300
-    """Outer steps of each method."""
+    """Outer steps of each method, at most."""
+    seconds: float | None = None
+    """Seconds of learning of each method, at most; compilation is not counted."""
     checkpoints: int = 3
-    """Sets to judge along the way, the last included: shows accuracy against time."""
+    """Sets to judge along the way: the last, that of half the way, of a quarter ...; the first
+    network judges all of them, which shows accuracy against time, the others judge the last."""
     width: int = 16
     """Channels of the networks."""
     networks: int = 3
@@ -81,6 +85,8 @@ class Config:
                 f"`checkpoints` must not exceed `num_steps` = {self.num_steps}, got"
                 f" {self.checkpoints}."
             )
+        if self.seconds is not None and not self.seconds > 0:
+            raise InputError(f"`seconds` must be a number > 0, got {self.seconds}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
 
@@ -106,16 +112,28 @@ def run(config: Config) -> Result:
     with progress_bar(console, len(config.seeds) * len(learned) * config.num_steps) as tick:
         for seed in config.seeds:
             for name in config.methods:
-                for row, outer in sets(config, name, train, real, seed, tick):
-                    for place, (title, judge) in enumerate(judges.items()):
-                        row[title] = judge.accuracy(outer, test, jax.random.key(seed + place))
-                    rows.append({"method": name, "seed": seed} | row)
-                images[f"{name}_seed{seed}"] = dataset.pictures(np.asarray(outer.x))
+                course = sets(config, name, train, real, seed, tick)
+                for number, point in enumerate(course, start=1):
+                    row = {"method": name, "seed": seed, "checkpoint": number}
+                    rows.append(row | judged(point, judges, test, seed, number == len(course)))
+                images[f"{name}_seed{seed}"] = dataset.pictures(np.asarray(course[-1].outer.x))
     result = Result(rows, images, dataset, time.perf_counter() - begin)
     condensation_report.show(result, console)
     condensation_report.write(result, dataclasses.asdict(config), output)
     console.print(f"Written to {output.folder}/; report.html is the page to open.")
     return result
+
+
+def judged(
+    point: Course, judges: dict[str, Judge], test: Points, seed: int, last: bool
+) -> dict[str, Any]:
+    """Where a set stands on its way, and its accuracies: by the first judge, or by all."""
+    row: dict[str, Any] = point._asdict()
+    outer = row.pop("outer")
+    for place, (title, judge) in enumerate(judges.items()):
+        if place == 0 or last:
+            row[title] = judge.accuracy(outer, test, jax.random.key(seed + place))
+    return row
 
 
 def sets(
@@ -125,28 +143,27 @@ def sets(
     real: Real,
     seed: int,
     tick: Callable[[str], None],
-) -> list[tuple[dict[str, Any], Synthetic]]:
-    """The synthetic sets of one method along its way, each with the start of its row."""
+) -> list[Course]:
+    """The synthetic sets of one method along its way."""
     start_key, key = jax.random.split(jax.random.key(seed))
     num_classes = len(real.table)
     if name == "k_means":
         begin = time.perf_counter()
         outer = k_means(train, num_classes, config.ipc, seed)
-        return [({"step": 0, "seconds": time.perf_counter() - begin}, outer)]
+        return [Course(0, time.perf_counter() - begin, 0.0, outer)]
     outer = start(real, config.ipc, start_key)
     if name == "random":
-        return [({"step": 0, "seconds": 0.0}, outer)]
-    recipe = recipes(num_classes, config.ipc, config.width)[name]
-    course = condense(
-        recipe,
+        return [Course(0, 0.0, 0.0, outer)]
+    return condense(
+        recipes(num_classes, config.ipc, config.width)[name],
         real,
         outer,
         config.num_steps,
         key,
         config.checkpoints,
         lambda: tick(f"seed {seed}: {name}"),
+        math.inf if config.seconds is None else config.seconds,
     )
-    return [({"step": p.step, "seconds": p.seconds}, p.outer) for p in course]
 
 
 def k_means(train: Split, num_classes: int, ipc: int, seed: int) -> Synthetic:

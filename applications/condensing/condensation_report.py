@@ -14,8 +14,8 @@ SHOWN = 3  # images of each class in a picture; the file has all
 READING = (
     "Test accuracy in percent of fresh networks that saw the synthetic set alone, mean ± standard"
     " deviation over networks and seeds. conv, mlp: fitted to the label vectors by squares. conv,"
-    " classes only: by cross-entropy, learned labels left out. seconds: of the condensation,"
-    " compilation included. No augmentation, no whitening, no normalisation layers."
+    " classes only: by cross-entropy, learned labels left out. seconds: of learning; compile:"
+    " before it, the longest over seeds. No augmentation, no whitening, no normalisation layers."
 )
 
 
@@ -23,7 +23,8 @@ class Result(NamedTuple):
     """What a run found.
 
     Attributes:
-        rows: one for each method, seed and checkpoint: steps, seconds, accuracies of each network.
+        rows: one for each method, seed and checkpoint: steps, seconds, accuracies of each network
+            (those of the first judge alone but for the last checkpoint).
         images: `{method}_seed{seed}` to the final images in [0, 1], ordered by class.
         dataset: what was condensed.
         seconds: of all of it.
@@ -63,13 +64,14 @@ def summary(rows: list[dict[str, Any]]) -> report.Table:
     """Mean and deviation of every method and checkpoint."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["step"]), []).append(row)
+        groups.setdefault((row["method"], row["checkpoint"]), []).append(row)
     cells = []
-    for (method, step), group in groups.items():
-        spreads = [_spread([a for row in group for a in row[judge]]) for judge in JUDGES]
-        seconds = np.mean([row["seconds"] for row in group])
-        cells.append([method, str(step), *spreads, f"{seconds:.1f}"])
-    return report.Table(["method", "step", *JUDGES, "seconds"], cells)
+    for (method, _), group in groups.items():
+        spreads = [_spread([a for row in group for a in row.get(judge, [])]) for judge in JUDGES]
+        step, seconds = (np.mean([row[name] for row in group]) for name in ("step", "seconds"))
+        compiling = max(row["compile_seconds"] for row in group)
+        cells.append([method, f"{step:.0f}", *spreads, f"{seconds:.1f}", f"{compiling:.1f}"])
+    return report.Table(["method", "step", *JUDGES, "seconds", "compile"], cells)
 
 
 def draw(result: Result, images: np.ndarray) -> bytes:
@@ -82,7 +84,9 @@ def draw(result: Result, images: np.ndarray) -> bytes:
 
 
 def _spread(values: list[float]) -> str:
-    """Mean and sample deviation; of a single value the value alone."""
+    """Mean and sample deviation; of a single value the value alone, of none a blank."""
+    if not values:
+        return ""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"

@@ -1,6 +1,7 @@
 """The loop of every method: draw real images, improve the synthetic set, train a network on it."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,13 +25,25 @@ class Course(NamedTuple):
 
     Attributes:
         step: outer steps so far.
-        seconds: of computing so far, compilation of the first step included.
-        outer: the set.
+        seconds: of learning so far, compilation excluded.
+        compile_seconds: before the first step; next to nothing where the program was compiled by an
+            earlier call.
+        outer: the set: the moving average, if there is one.
     """
 
     step: int
     seconds: float
+    compile_seconds: float
     outer: Synthetic
+
+
+class State(NamedTuple):
+    """What one step hands to the next, beside the networks."""
+
+    outer: Synthetic
+    mean: Synthetic
+    opt_state: PyTree
+    step: jax.Array
 
 
 def condense(
@@ -41,47 +54,58 @@ def condense(
     key: jax.Array,
     checkpoints: int = 1,
     on_step: Callable[[], None] = lambda: None,
+    seconds: float = math.inf,
 ) -> list[Course]:
-    """Improve a synthetic set; only the first step compiles.
+    """Improve a synthetic set; compiles once, before the clock starts.
 
     Args:
         recipe: how.
         real: the points that it shall stand for.
         outer: where to start.
-        num_steps: outer steps.
+        num_steps: outer steps at most.
         key: of batches, networks and augmentation.
-        checkpoints: how many sets to return, evenly spaced; the last one is the result.
+        checkpoints: how many sets to return: the last one, that of half the way, of a quarter ...;
+            fewer where two of them would be the same step.
         on_step: called after each step.
+        seconds: of learning at most; the steps taken then depend on the machine.
 
     Raises:
         NonFiniteError: the loss, or the set, left the finite numbers.
     """
-    fresh_key, batch_key, method_key = jax.random.split(key, 3)
-    fresh = lambda number: initialise(recipe.model, outer.x, jax.random.fold_in(fresh_key, number))
-    networks = [fresh(num_steps + turn) for turn in range(recipe.networks)]
+    begin = time.perf_counter()
+    first_key, fresh_key, batch_key, method_key = jax.random.split(key, 4)
+    fresh = lambda key, number: initialise(recipe.model, outer.x, jax.random.fold_in(key, number))
+    networks = [fresh(first_key, turn) for turn in range(recipe.networks)]
     # Networks of all ages from the beginning on.
     uses = [turn * recipe.max_uses // recipe.networks for turn in range(recipe.networks)]
-    opt_state = _optimizer(recipe).init(outer)
-    stops = {round(num_steps * (i + 1) / checkpoints) for i in range(checkpoints)}
+    state = State(outer, outer, _optimizer(recipe).init(outer), jnp.int32(0))
+
+    def advance(state: State, network: PyTree, step: int) -> tuple[jax.Array, State, PyTree]:
+        batch = draw(real, jax.random.fold_in(batch_key, step), recipe.per_class)
+        return _step(recipe, batch, state, network, jax.random.fold_in(method_key, step))
+
+    jax.block_until_ready(advance(state, networks[0], 0))
+    compile_seconds = time.perf_counter() - begin
     course, begin = list[Course](), time.perf_counter()
     for step in range(num_steps):
         turn = step % recipe.networks
-        batch = draw(real, jax.random.fold_in(batch_key, step), recipe.per_class)
-        value, outer, opt_state, networks[turn] = _step(
-            recipe, batch, outer, opt_state, networks[turn], jax.random.fold_in(method_key, step)
-        )
+        value, state, networks[turn] = advance(state, networks[turn], step)
         uses[turn] += 1
         if uses[turn] >= recipe.max_uses:
-            networks[turn], uses[turn] = fresh(step), 0
-        if not jnp.isfinite(value) or not jnp.isfinite(outer.x).all():
+            networks[turn], uses[turn] = fresh(fresh_key, step), 0
+        if not jnp.isfinite(value) or not jnp.isfinite(state.outer.x).all():
             raise NonFiniteError(
                 f"The condensation left the finite numbers at step {step}, where its loss was"
                 f" {float(value)}. Lower `image_rate`, which is {recipe.image_rate}, or"
                 " `label_rate`."
             )
-        if step + 1 in stops:
-            course.append(Course(step + 1, time.perf_counter() - begin, outer))
+        spent = time.perf_counter() - begin
+        done = max((step + 1) / num_steps, spent / seconds)
+        if done >= 2.0 ** (len(course) + 1 - checkpoints):
+            course.append(Course(step + 1, spent, compile_seconds, state.mean))
         on_step()
+        if done >= 1:
+            break
     return course
 
 
@@ -92,27 +116,25 @@ def draw(real: Real, key: jax.Array, per_class: int) -> jax.Array:
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    images, labels = (optax.adam(rate) for rate in (recipe.image_rate, recipe.label_rate))
-    where = Synthetic(x="images", y="labels", log_scale="labels")  # type: ignore[arg-type]
-    return optax.partition({"images": images, "labels": labels}, where)
+    rates = {"x": recipe.image_rate, "y": recipe.label_rate, "log_scale": recipe.scale_rate}
+    where = Synthetic(**{name: name for name in rates})  # type: ignore[arg-type]
+    return optax.partition({name: optax.adam(rate) for name, rate in rates.items()}, where)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
 def _step(
-    recipe: Recipe,
-    batch: jax.Array,
-    outer: Synthetic,
-    opt_state: PyTree,
-    params: PyTree,
-    key: jax.Array,
-) -> tuple[jax.Array, Synthetic, PyTree, PyTree]:
+    recipe: Recipe, batch: jax.Array, state: State, params: PyTree, key: jax.Array
+) -> tuple[jax.Array, State, PyTree]:
     """One gradient of the method, one update of the set, some steps of the network used."""
-    value, slopes = recipe.method(outer, params, batch, key)
-    updates, opt_state = _optimizer(recipe).update(slopes, opt_state, outer)
-    outer = optax.apply_updates(outer, updates)
+    value, slopes = recipe.method(state.outer, params, batch, key)
+    updates, opt_state = _optimizer(recipe).update(slopes, state.opt_state, state.outer)
+    outer = optax.apply_updates(state.outer, updates)
+    # A plain mean at first, which forgets the start at once.
+    weight = jnp.maximum(1 - recipe.average, 1 / (state.step + 1))
+    mean = jax.tree.map(lambda old, new: old + weight * (new - old), state.mean, outer)
     if recipe.network_steps:
         params = train_on(recipe.model, params, outer, recipe.network_steps)
-    return value, outer, opt_state, params
+    return value, State(outer, mean, opt_state, state.step + 1), params
 
 
 def train_on(model: ConvNet, params: PyTree, outer: Synthetic, num_steps: int) -> PyTree:

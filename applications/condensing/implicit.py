@@ -5,12 +5,13 @@
     L_out      = CE( e^tau (f_lin(x_t) + K_ts w), y_t ),  w = (K + ridge I)^-1 r
 
 K = h h' with h the features at p0; the head w is eliminated. L_in is quadratic in d and strongly
-convex, so that conjugate gradients find its minimiser and the adjoint alike, and the implicit
-function theorem applies as it stands.
+convex, so that one linear solve gives its minimiser and one the adjoint, and the implicit function
+theorem applies as it stands.
 
 Source: Loo, Hasani, Lechner and Rus, "Dataset Distillation with Convexified Implicit Gradients",
-ICML 2023, section 3.2. Differs from the paper in that the lower level and the adjoint are solved by
-CG, not by 20 steps of a tuned Adam; hence the implicit part needs no clipping.
+ICML 2023, section 3.2. Differs from the paper in that the lower level and the adjoint are solved
+exactly (`condensing.dual`), not by 20 steps of a tuned Adam; hence the implicit part needs no
+clipping.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 
 import bilevel
 from applications.common.training import cross_entropy, logits
+from applications.condensing.dual import woodbury
 from applications.condensing.ridge import label_margin
 from applications.condensing.synthetic import ConvNet, Synthetic, features, flattened
 
@@ -59,15 +61,15 @@ class Convexified:
 
     Attributes:
         model: smooth, since its second derivatives matter.
-        solver: of the lower level, with the gradient rule. The problem is the same for each.
+        solver: of the lower level, with the gradient rule. The problem is the same for each. None:
+            `Implicit` with the exact inverse of `dual.woodbury`, which suits up to a thousand label
+            entries (images times classes); `NewtonStep` and `linear.CG` serve beyond that.
         relative_ridge: lambda over the number of images.
         margin: weight of the term that keeps label vectors labels.
     """
 
     model: ConvNet
-    solver: bilevel.Solver = bilevel.Implicit(
-        NewtonStep(bilevel.linear.CG(20)), bilevel.linear.CG(20)
-    )
+    solver: bilevel.Solver | None = None
     relative_ridge: float = 5e-4
     margin: float = 1.0
 
@@ -86,7 +88,13 @@ class Convexified:
         seen = Seen(params, *flattened(batch))
         start = jax.tree.map(jnp.zeros_like, params)
         both = bilevel.Batch(inner=seen, outer=seen)
-        return bilevel.hypergradient(self.problem, self.solver, outer, start, both)
+        solver = self.exact(outer, params) if self.solver is None else self.solver
+        return bilevel.hypergradient(self.problem, solver, outer, start, both)
+
+    def exact(self, outer: Synthetic, params: PyTree) -> bilevel.Implicit:
+        """The rule in closed form: one factor for the lower level and the adjoint."""
+        inverse = woodbury(self.model, params, outer.x, self.relative_ridge * len(outer.x))
+        return bilevel.Implicit(NewtonStep(inverse), inverse)
 
     @property
     def problem(self) -> bilevel.BilevelProblem:

@@ -26,25 +26,32 @@ class Recipe:
         method: gives the gradient.
         model: of the networks that it is given.
         image_rate: of Adam on the images; pixels have deviation 1.
-        label_rate: of Adam on the label vectors and the scale; 0 keeps them.
+        label_rate: of Adam on the label vectors; 0 keeps them.
+        scale_rate: of Adam on the scale of the logits, where the method has one.
         networks: how many take turns.
         network_steps: SGD steps that a network takes on the synthetic set after each use.
         max_uses: after which a network is drawn anew; 1 uses fresh ones only.
         per_class: real images of each class in a step.
+        average: decay of a moving average of the set, which is the result; 0 takes the last set.
     """
 
     method: Method
     model: ConvNet
     image_rate: float = 0.02
     label_rate: float = 0.0
+    scale_rate: float = 0.03
     networks: int = 1
     network_steps: int = 0
     max_uses: int = 1
     per_class: int = 32
+    average: float = 0.95
 
 
 def recipes(num_classes: int, ipc: int, width: int = 16) -> dict[str, Recipe]:
     """All methods.
+
+    The settings were chosen among a few at 1 and at 10 images per class of Fashion-MNIST, on
+    validation images and a seed of their own; docs/applications/condensation.md says how many.
 
     Args:
         num_classes: of the data.
@@ -52,19 +59,35 @@ def recipes(num_classes: int, ipc: int, width: int = 16) -> dict[str, Recipe]:
         width: channels of the networks.
     """
     model, smooth = ConvNet(num_classes, width), ConvNet(num_classes, width, smooth=True)
+    few = ipc < 5
     recipe = functools.partial(Recipe, model=model)
     learned = functools.partial(recipe, label_rate=0.005)
     pool = functools.partial(recipe, networks=5, network_steps=1, max_uses=20)
     # Gradient matching follows the network along its training, but at a single image per class.
     path = functools.partial(recipe, network_steps=10, max_uses=10) if ipc > 1 else recipe
+    matching = functools.partial(path, image_rate=0.05 if few else 0.02)
+    features = FeatureRegression(model)
+    convexified = functools.partial(
+        pool,
+        Convexified(smooth),
+        model=smooth,
+        network_steps=4 if few else 1,
+        per_class=24 if few else 32,
+        average=0.98 if few else 0.95,
+    )
     return {
         "unrolled": learned(Unrolled(model)),
         "random_window": learned(Unrolled(model, 80, 20, "random")),
-        "dc": path(GradientMatching(model)),
-        "dsa": path(GradientMatching(model, augmented=True)),
+        "dc": matching(GradientMatching(model)),
+        "dsa": matching(GradientMatching(model, augmented=True)),
         "dm": recipe(DistributionMatching(model)),
         "kip": learned(KernelInducingPoints()),
-        "frepo": pool(FeatureRegression(model), label_rate=0.005),
-        "rcig": pool(Convexified(smooth), model=smooth, label_rate=0.005),
-        "rcig_fixed_labels": pool(Convexified(smooth), model=smooth),
+        "frepo": pool(features, image_rate=0.05, label_rate=0.01)
+        if few
+        else pool(features, label_rate=0.005),
+        "rcig": convexified(
+            image_rate=0.05 if few else 0.1,
+            label_rate=0.01 if few else 0.02,
+        ),
+        "rcig_fixed_labels": convexified(image_rate=0.05 if few else 0.02),
     }
