@@ -48,7 +48,7 @@ class Study:
 
     def __init__(self, pool: Pool, seed: int, settings: Settings) -> None:
         self.pool, self.seed, self.settings = pool, seed, settings
-        self.targets = jnp.asarray(one_hot(pool.y, pool.num_classes))
+        self.targets = one_hot(pool.y, pool.num_classes)
 
     @functools.cached_property
     def kernel(self) -> jax.Array:
@@ -82,14 +82,10 @@ class Study:
 
 def coreset(study: Study, size: int) -> Coreset:
     """Greedy on the kernel proxy, all weights 1."""
-    settings = study.settings
+    settings, count = study.settings, study.settings.num_candidates
+    key = None if count is None else jax.random.key(study.seed)
     chosen = greedy.select(
-        study.kernel,
-        study.targets,
-        size,
-        settings.ridge,
-        jax.random.key(study.seed),
-        num_candidates=settings.num_candidates,
+        study.kernel, study.targets, size, settings.ridge, key, num_candidates=count
     )
     return Coreset.unweighted(chosen.rows)
 

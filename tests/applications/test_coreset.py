@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import bilevel
 from applications import coreset
@@ -20,7 +21,7 @@ from applications.coresets import gradients, greedy, kernels
 from applications.coresets.evaluation import Judge, svm_accuracy
 from applications.coresets.methods import METHODS, Settings, Study
 from applications.coresets.pool import Coreset, check_size, make_pool, one_hot
-from applications.coresets.proxy import Data, Proxy, learn_weights, optimise
+from applications.coresets.proxy import Data, Proxy, RidgeSolver, learn_weights, optimise
 
 RIDGE = 0.1
 
@@ -80,6 +81,13 @@ def test_weights_by_implicit_cg_are_those_of_the_closed_form(pool, x64):
     ]
     assert float(jnp.ptp(both[0])) > 0.1
     np.testing.assert_allclose(*both, rtol=0, atol=1e-6)
+
+
+def test_the_exact_solver_has_the_derivative_of_its_steps(x64):
+    """In the weights and in the data, against finite differences."""
+    phi, target = (jax.random.normal(jax.random.key(i), (6, n)) for i, n in enumerate((3, 2)))
+    solve = jax.jit(lambda w, data: RidgeSolver(0.3)(None, None, w, data))
+    check_grads(solve, (jnp.linspace(0.5, 2.0, 6), Data(phi, target)), order=1, modes=["rev"])
 
 
 def test_weights_for_cross_entropy_serve_the_pool_better(study):
@@ -218,6 +226,10 @@ BAD = {
     "size zero": (lambda pool: select(size=0), "`size` must lie between"),
     "ridge": (lambda pool: select(ridge=0.0), "`ridge` must be a number > 0"),
     "candidates": (lambda pool: select(num_candidates=0), "`num_candidates` must be"),
+    "candidates without a key": (
+        lambda pool: greedy.select(jnp.eye(5), jnp.ones((5, 2)), 2, 1.0, num_candidates=3),
+        "draws candidates at random, and needs a `key`",
+    ),
     "broken kernel": (lambda pool: select(kernel=-jnp.eye(5)), "left the finite numbers"),
     "indefinite kernel": (
         lambda pool: kernels.check_kernel(np.diag([1.0, -0.5]), 0.1),
