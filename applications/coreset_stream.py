@@ -74,8 +74,8 @@ class Config:
             )
         if "coreset_slots" in self.policies and self.memory < NUM_SLOTS:
             raise InputError(
-                f"`memory` must hold a point for each of the {NUM_SLOTS} slots of coreset_slots, got"
-                f" {self.memory}."
+                f"`memory` must hold a point for each of the {NUM_SLOTS} slots of coreset_slots,"
+                f" got {self.memory}."
             )
         if not self.betas or not all(0 <= beta < float("inf") for beta in self.betas):
             raise InputError(f"`betas` must be numbers >= 0, got {self.betas}.")

@@ -175,7 +175,7 @@ def _reduce(
     flat = stream.flat[rows]
     chosen = greedy.select(
         rbf(flat, flat, 0.5 * median_bandwidth(reference)),
-        one_hot(stream.y[rows], stream.num_classes),
+        jnp.asarray(one_hot(stream.y[rows], stream.num_classes)),
         size,
         ridge,
         mass=jnp.asarray(share / share.sum(), jnp.float32),
