@@ -150,11 +150,11 @@ def smoothed_top_k_sum(
 
     z is standard normal, `_[j]` the j-th largest, and the expectation is a mean over draws. Its
     derivative in entry i is the probability, over z, that i is among the k largest: every entry
-    near the k-th has one, where `jnp.sort` gives 1 to k of them and nothing to the rest. Subtract it
-    from an outer loss on the simplex to gather the mass on k items. (Hao, Ji and Liu, "Bilevel
-    coreset selection in continual learning: a new formulation and algorithm", NeurIPS 2023, their
-    regulariser. It does not pass through the inner variable: only an outer loss that contains it
-    gives a hypergradient that does.)
+    near the k-th has one, where the sum of a sorted vector gives 1 to k of them and nothing to the
+    rest. Subtract it from an outer loss on the simplex to gather the mass on k items: the outer
+    loss, since it reaches the hypergradient directly and not through the inner variable. (Hao, Ji
+    and Liu, "Bilevel coreset selection in continual learning: a new formulation and algorithm",
+    NeurIPS 2023: their regulariser.)
 
     Args:
         key: of the draws. Fixed, the result is a convex, piecewise linear function of `values`

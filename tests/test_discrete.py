@@ -118,7 +118,7 @@ def smoothed(values, k=2, scale=0.1, count=400, seed=3):
 
 
 def test_the_smoothed_top_k_sum_has_the_gradient_of_its_value(x64):
-    """Finite differences with fixed draws: piecewise linear, so exact unless a draw changes rank."""
+    """Finite differences with fixed draws: exact, unless a draw changes rank on the way."""
     flat, unravel = jax.flatten_util.ravel_pytree(spread())
     loss = jax.jit(lambda flat: smoothed(unravel(flat)))
     step = 1e-7 * jnp.eye(5)
@@ -140,7 +140,9 @@ def test_its_derivative_is_the_probability_of_being_chosen():
 
 def test_the_smoothed_sum_approaches_the_sharp_one_from_above():
     sharp = 0.3 + 0.28
-    gaps = [float(smoothed(spread(), scale=scale, count=4000)) - sharp for scale in (0.1, 0.03, 1e-4)]
+    gaps = [
+        float(smoothed(spread(), scale=scale, count=4000)) - sharp for scale in (0.1, 0.03, 1e-4)
+    ]
     assert gaps[0] > gaps[1] > abs(gaps[2]) and abs(gaps[2]) < 1e-4
     assert gaps[0] < 0.1 * 2 * np.sqrt(2 * np.log(5))
     assert jnp.isnan(smoothed(jnp.array([0.0, jnp.nan, 1.0])))
@@ -267,7 +269,11 @@ WRONG = {
         "`temperature` must be a finite number > 0, got 0.0",
     ),
     "smoothed k": (ValueError, lambda: smoothed(jnp.ones(3), k=4), "`k` must be at most"),
-    "smoothed no k": (ValueError, lambda: smoothed(jnp.ones(3), k=0), "`k` must be an integer >= 1"),
+    "smoothed no k": (
+        ValueError,
+        lambda: smoothed(jnp.ones(3), k=0),
+        "`k` must be an integer >= 1",
+    ),
     "scale": (
         ValueError,
         lambda: smoothed(jnp.ones(3), scale=0.0),

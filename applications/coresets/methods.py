@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from applications.common import models
 from applications.common.training import Points
-from applications.coresets import dynamics, geometry, gradients, greedy
+from applications.coresets import dynamics, geometry, gradients, greedy, searches
 from applications.coresets.kernels import check_kernel, median_bandwidth, rbf, tangent_kernel
+from applications.coresets.levels import Weighted
 from applications.coresets.pool import Coreset, Pool, one_hot
 from applications.coresets.proxy import Proxy, learn_weights
 
@@ -48,7 +49,7 @@ class Study:
 
     def __init__(self, pool: Pool, seed: int, settings: Settings) -> None:
         self.pool, self.seed, self.settings = pool, seed, settings
-        self.targets = one_hot(pool.y, pool.num_classes)
+        self.targets = jax.device_put(one_hot(pool.y, pool.num_classes))
 
     @functools.cached_property
     def kernel(self) -> jax.Array:
@@ -114,6 +115,14 @@ def _scored(score: dynamics.Score) -> Method:
     return lambda study, size: dynamics.hardest(score, study.pool, study.observed, size)
 
 
+def _searched(search: Callable[[Weighted], searches.Search]) -> Method:
+    def choose(study: Study, size: int) -> Coreset:
+        levels = Weighted(models.MLP(study.pool.num_classes, (32,)))
+        return searches.select(search(levels), study.pool, size, study.seed)
+
+    return choose
+
+
 METHODS: dict[str, Method] = {
     "uniform": _geometric(geometry.uniform),
     "balanced": _geometric(geometry.balanced),
@@ -131,4 +140,7 @@ METHODS: dict[str, Method] = {
     "coreset": coreset,
     "coreset_weighted": functools.partial(weighted, coreset),
     "uniform_weighted": functools.partial(weighted, _geometric(geometry.uniform)),
+    "bcsr": _searched(searches.BCSR),
+    "pbcs": _searched(searches.PBCS),
+    "direct": _searched(searches.Direct),
 }

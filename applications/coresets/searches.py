@@ -1,21 +1,16 @@
 """Bi-level coresets with a network as the lower level: three ways to search the weights of a pool.
 
-    outer  w[n]     F = mean_i l(theta; x_i, y_i)                             over the pool
-    inner  theta    G = sum_i w_i l(theta; x_i, y_i) + decay/2 ||theta||^2    w on the simplex
-
 - `BCSR` gathers the mass of w on few points by a smoothed top-K term in F;
-- `PBCS` searches probabilities of hard masks, from values of F alone;
-- `Direct` moves weights and network together, in one loop.
+- `Direct` does so in a single loop, in which weights and network move together;
+- `PBCS` searches probabilities of hard masks, from values of F alone.
 
-Uniform weights minimise F up to the decay: without pressure to be few, or an inner problem that is
-still far from solved, there is nothing to learn from clean data.
+`levels.py` has the two losses.
 """
 
 import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,89 +18,9 @@ import optax
 
 import bilevel
 from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points, cross_entropy, initialise, logits
+from applications.common.training import Points, initialise
+from applications.coresets.levels import Reward, Seen, Weighted, check_settings
 from applications.coresets.pool import Coreset, Pool, check_size
-
-
-class Seen(NamedTuple):
-    """What the outer loss of one step sees.
-
-    Attributes:
-        points: of the pool.
-        key: of this step's draws.
-    """
-
-    points: Points
-    key: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighted:
-    """The two levels on a network.
-
-    Attributes:
-        model: from images to logits.
-        decay: of all parameters; keeps the lower level from fitting few points without bound.
-    """
-
-    model: nn.Module
-    decay: float = 1e-2
-
-    def losses(self, params: Any, points: Points) -> jax.Array:
-        """Of each point, `[n]`."""
-        return cross_entropy(logits(self.model, params, points.x), points.y)
-
-    def outer_loss(self, w: jax.Array, params: Any, seen: Seen) -> jax.Array:
-        """F."""
-        del w
-        return jnp.mean(self.losses(params, seen.points))
-
-    def inner_loss(self, w: jax.Array, params: Any, points: Points) -> jax.Array:
-        """G."""
-        squares = optax.tree.norm(params, squared=True)
-        return jnp.vdot(w, self.losses(params, points)) + self.decay / 2 * squares
-
-
-class Found(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        weights: `[n]`, the final outer variable.
-        values: `[steps]`, F along the way.
-    """
-
-    weights: jax.Array
-    values: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Reward:
-    """For mass on few points: `strength sum_{j <= K} E_z (w + scale z)_[j]`, taken from F.
-
-    Attributes:
-        strength: lambda; larger gathers mass sooner, and on less good points. Below the rise of F
-            from all points to K of them, w stays spread.
-        scale: delta, in units of 1 / K, the weight that each of K points would have.
-        num_draws: of z in each step.
-    """
-
-    strength: float = 1.0
-    scale: float = 0.05
-    num_draws: int = 20
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def problem(self, levels: Weighted, size: int) -> bilevel.BilevelProblem:
-        """The two levels with the reward for a coreset of `size` points."""
-
-        def outer_loss(w: jax.Array, params: Any, seen: Seen) -> jax.Array:
-            mass = bilevel.discrete.smoothed_top_k_sum(
-                seen.key, w, size, self.scale / size, self.num_draws
-            )
-            return levels.outer_loss(w, params, seen) - self.strength * mass
-
-        return bilevel.BilevelProblem(outer_loss, levels.inner_loss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +51,7 @@ class BCSR:
     num_terms: int = 10
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_settings(self)
 
     def algorithm(self, size: int, num_points: int) -> bilevel.Algorithm:
         """The nested algorithm of the paper."""
@@ -181,7 +96,9 @@ class PBCS:
     margin: float = 0.1
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_settings(self)
+        if self.num_samples < 2:
+            raise InputError(f"`num_samples` must be at least 2, got {self.num_samples}.")
 
     def algorithm(self, size: int, num_points: int) -> bilevel.Algorithm:
         """The policy gradient of the library."""
@@ -240,7 +157,7 @@ class Direct:
     inner_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_settings(self)
 
     def algorithm(self, size: int, num_points: int) -> bilevel.Algorithm:
         """The single loop of the library."""
@@ -248,6 +165,18 @@ class Direct:
         inner, outer = optax.sgd(self.inner_rate), optax.sgd(self.rate / size)
         problem, simplex = self.reward.problem(self.levels, size), bilevel.projections.Simplex()
         return bilevel.SOBA(problem, inner, inner, outer, projection=simplex)
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        weights: `[n]`, the final outer variable.
+        values: `[steps]`, F along the way.
+    """
+
+    weights: jax.Array
+    values: jax.Array
 
 
 Search = BCSR | PBCS | Direct
@@ -271,10 +200,23 @@ def find(search: Search, points: Points, size: int, key: jax.Array) -> Found:
     state = algorithm.init(outer, initialise(search.levels.model, points.x, init_key))
 
     def batch_at(index: jax.Array) -> bilevel.Batch:
-        return bilevel.Batch(points, Seen(points, jax.random.fold_in(draw_key, index)))
+        progress = index / max(search.num_steps - 1, 1)
+        seen = Seen(points, jax.random.fold_in(draw_key, index), progress)
+        return bilevel.Batch(points, seen)
 
     state, infos = bilevel.run(algorithm, state, batch_at, search.num_steps)
     return Found(state.outer, infos.value)
+
+
+def principal_components(flat: np.ndarray, count: int = 64) -> np.ndarray:
+    """The leading coordinates `[n, count]` of points `[n, d]`, scaled to mean square 1.
+
+    What the networks of a search see: it costs a tenth of the pixels, and the judges see pixels.
+    """
+    centred = flat - flat.mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    leading = centred @ axes[:, ::-1][:, :count]
+    return (leading / np.sqrt(np.mean(leading**2))).astype(np.float32)
 
 
 def select(search: Search, pool: Pool, size: int, seed: int) -> Coreset:
@@ -291,7 +233,7 @@ def select(search: Search, pool: Pool, size: int, seed: int) -> Coreset:
         NonFiniteError: the weights left the finite numbers.
     """
     check_size(size, len(pool.y))
-    points = Points(jnp.asarray(pool.x), jnp.asarray(pool.y))
+    points = Points(jnp.asarray(principal_components(pool.flat)), jnp.asarray(pool.y))
     weights = np.asarray(find(search, points, size, jax.random.key(seed)).weights)
     if not np.isfinite(weights).all():
         raise NonFiniteError(
@@ -299,13 +241,3 @@ def select(search: Search, pool: Pool, size: int, seed: int) -> Coreset:
             f" {search.inner_rate}, or `rate`, which is {search.rate}."
         )
     return Coreset.unweighted(np.argsort(-weights, kind="stable")[:size])
-
-
-def _check(search: Any) -> None:
-    """Raise an InputError unless every setting is in its range."""
-    for field in dataclasses.fields(search):
-        value = getattr(search, field.name)
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"`{field.name}` must be an integer >= 1, got {value}.")
-        if isinstance(value, float) and not 0 < value < float("inf"):
-            raise InputError(f"`{field.name}` must be a number > 0, got {value}.")
