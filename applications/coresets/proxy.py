@@ -111,7 +111,7 @@ def _solve(ridge: float, w: jax.Array, data: Data) -> jax.Array:
 def _solve_forward(ridge: float, w: jax.Array, data: Data) -> tuple[jax.Array, Any]:
     weighted = w[:, None] * data.phi
     eye = jnp.eye(data.phi.shape[1], dtype=data.phi.dtype)
-    factor = jnp.linalg.cholesky(data.phi.T @ weighted + ridge * eye)
+    factor = jnp.linalg.cholesky(data.phi.T @ weighted + ridge * eye, symmetrize_input=False)
     b = _solve_factored(factor, weighted.T @ data.target)
     return b, (factor, w, data, b)
 

@@ -199,6 +199,10 @@ def test_the_svm_takes_a_coreset_of_one_class(pool):
 def test_noise_changes_the_share_of_labels(pool):
     labels = with_noise(pool.y, 10, 0.3, seed=0)
     assert np.mean(labels != pool.y) == pytest.approx(0.3) and labels.max() < 10
+    pairs = with_noise(pool.y, 10, 0.3, seed=0, pair=True)
+    changed = pairs != pool.y
+    assert np.mean(changed) == pytest.approx(0.3)
+    np.testing.assert_array_equal(pairs[changed], (pool.y[changed] + 1) % 10)
 
 
 def test_weights_that_collapse_are_an_error(pool):
