@@ -17,7 +17,7 @@ import optax
 
 import bilevel
 from applications.common.errors import InputError
-from applications.common.training import Points, cross_entropy, logits
+from applications.common.training import Points, cross_entropy, initialise, logits
 
 
 def check_settings(settings: Any) -> None:
@@ -31,11 +31,11 @@ def check_settings(settings: Any) -> None:
 
 
 class Seen(NamedTuple):
-    """What the outer loss of one step sees.
+    """What both losses of one step see.
 
     Attributes:
         points: of the pool.
-        key: of this step's draws.
+        key: of this step's draws and of its network's start.
         progress: of the search, scalar, from 0 at the first step to 1 at the last.
     """
 
@@ -68,10 +68,33 @@ class Weighted:
         del w
         return jnp.mean(self.losses(params, seen.points))
 
-    def inner_loss(self, w: jax.Array, params: Any, points: Points) -> jax.Array:
+    def inner_loss(self, w: jax.Array, params: Any, seen: Seen) -> jax.Array:
         """G."""
         squares = optax.tree.norm(params, squared=True)
-        return jnp.vdot(w, self.losses(params, points)) + self.decay / 2 * squares
+        return jnp.vdot(w, self.losses(params, seen.points)) + self.decay / 2 * squares
+
+
+@dataclasses.dataclass(frozen=True)
+class Afresh:
+    """A solver that starts from a new network in each step, whatever start it is given.
+
+    The weights then can not lean on one initialisation, nor on what the network has learned from
+    earlier ones: a trained network is held up by tiny weights on many points, and the K largest
+    mean nothing.
+
+    Attributes:
+        solver: of the lower level.
+        model: the network.
+    """
+
+    solver: bilevel.Solver
+    model: nn.Module
+
+    def __call__(self, loss: Any, init: Any, outer: jax.Array, batch: Seen) -> Any:
+        """Train a new network at weights `outer`."""
+        del init
+        params = initialise(self.model, batch.points.x, jax.random.fold_in(batch.key, 1))
+        return self.solver(loss, params, outer, batch)
 
 
 @dataclasses.dataclass(frozen=True)

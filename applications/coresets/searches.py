@@ -19,7 +19,7 @@ import optax
 import bilevel
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.training import Points, initialise
-from applications.coresets.levels import Reward, Seen, Weighted, check_settings
+from applications.coresets.levels import Afresh, Reward, Seen, Weighted, check_settings
 from applications.coresets.pool import Coreset, Pool, check_size
 
 
@@ -30,14 +30,16 @@ class BCSR:
     (Hao, Ji and Liu, "Bilevel coreset selection in continual learning: a new formulation and
     algorithm", NeurIPS 2023, equation 3 and algorithm 2.) The hypergradient is total: the reward
     enters by its own derivative, the network by the implicit one. Differs from the paper in that
-    the K largest weights are taken at the end, where the paper draws K points from them.
+    each outer step trains a new network, where the paper goes on with one, and that the K largest
+    weights are taken at the end, where the paper draws K points from them.
 
     Attributes:
         levels: the two losses.
         reward: of few points.
         num_steps: outer steps.
         rate: of w, in units of 1 / K.
-        inner_steps: of the network in each outer step, from where it stood.
+        inner_steps: of the network in each outer step. Few: once it fits the pool, tiny weights on
+            many points are as good as large ones on the best few.
         inner_rate: their step size, and that of the Neumann series.
         num_terms: of the Neumann series; the paper has 4.
     """
@@ -59,11 +61,15 @@ class BCSR:
         return bilevel.DoubleLoop(
             self.reward.problem(self.levels, size),
             bilevel.Implicit(
-                bilevel.Minimize(optax.sgd(self.inner_rate), self.inner_steps),
+                Afresh(
+                    bilevel.Minimize(optax.sgd(self.inner_rate), self.inner_steps),
+                    self.levels.model,
+                ),
                 bilevel.linear.Neumann(self.num_terms, self.inner_rate),
             ),
             optax.sgd(self.rate / size),
             projection=bilevel.projections.Simplex(),
+            warm_start=False,
         )
 
 
@@ -74,15 +80,16 @@ class PBCS:
         min_{0 <= s <= 1, sum s <= K}  E_{mask ~ Bernoulli(s)} F(theta*(mask))
 
     (Zhou, Pi, Zhang, Lin and Zhang, "Probabilistic bilevel coreset selection", ICML 2022,
-    algorithm 1.) Differs from the paper in that the size is K from the start, and that the K most
-    probable points are taken at the end, where the paper draws a mask.
+    algorithm 1.) Differs from the paper in that the size is K from the start, that each step has a
+    new start of its networks, and that the K most probable points are taken at the end, where the
+    paper draws a mask.
 
     Attributes:
         levels: the two losses.
         num_samples: J masks in each step, trained side by side.
         num_steps: outer steps.
         rate: of the probabilities, in units of K / n, by Adam with a cosine schedule.
-        inner_steps: of training on each mask, from one fixed start.
+        inner_steps: of training on each mask, all from one start.
         inner_rate: of Adam, in that training.
         margin: least probability that is drawn with, in units of K / n.
     """
@@ -105,7 +112,13 @@ class PBCS:
         share = size / num_points
         return bilevel.PolicyGradient(
             bilevel.BilevelProblem(self.levels.outer_loss, self.levels.inner_loss),
-            OnMask(bilevel.Minimize(optax.adam(self.inner_rate), self.inner_steps), size),
+            OnMask(
+                Afresh(
+                    bilevel.Minimize(optax.adam(self.inner_rate), self.inner_steps),
+                    self.levels.model,
+                ),
+                size,
+            ),
             optax.adam(optax.cosine_decay_schedule(self.rate * share, self.num_steps)),
             num_samples=self.num_samples,
             projection=bilevel.projections.CappedBox(size),
@@ -128,12 +141,13 @@ class OnMask:
     solver: bilevel.Solver
     size: int
 
-    def __call__(self, loss: Any, init: Any, outer: jax.Array, batch: Points) -> Any:
+    def __call__(self, loss: Any, init: Any, outer: jax.Array, batch: Seen) -> Any:
         """Train on the mask `outer`."""
         room = min(len(outer), self.size + int(4 * self.size**0.5) + 1)
         inside, rows = jax.lax.top_k(outer, room)
-        points = Points(batch.x[rows], batch.y[rows])
-        return self.solver(loss, init, inside / jnp.maximum(jnp.sum(inside), 1.0), points)
+        points = jax.tree.map(lambda leaf: leaf[rows], batch.points)
+        share = inside / jnp.maximum(jnp.sum(inside), 1.0)
+        return self.solver(loss, init, share, batch._replace(points=points))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +216,7 @@ def find(search: Search, points: Points, size: int, key: jax.Array) -> Found:
     def batch_at(index: jax.Array) -> bilevel.Batch:
         progress = index / max(search.num_steps - 1, 1)
         seen = Seen(points, jax.random.fold_in(draw_key, index), progress)
-        return bilevel.Batch(points, seen)
+        return bilevel.Batch(seen, seen)
 
     state, infos = bilevel.run(algorithm, state, batch_at, search.num_steps)
     return Found(state.outer, infos.value)

@@ -48,7 +48,7 @@ def test_the_derivative_is_total(x64):
     )
     solver = bilevel.Implicit(bilevel.Minimize(optax.sgd(0.2), 2000), bilevel.linear.Dense())
     problem = Reward(0.7, scale=1.0, num_draws=50).problem(LINEAR, 3)
-    batch = bilevel.Batch(points, seen)
+    batch = bilevel.Batch(seen, seen)
     both = jax.jit(
         jax.vmap(lambda w: bilevel.value_and_hypergrad(problem, solver)(w, params, batch))
     )
@@ -117,12 +117,13 @@ def test_masks_are_trained_on_their_own_points():
 
     def solver(loss, init, outer, batch):
         rooms.append(len(outer))
-        return jnp.stack([jnp.sum(outer > 0), jnp.sum(outer), jnp.vdot(outer, batch.y)])
+        return jnp.stack([jnp.sum(outer > 0), jnp.sum(outer), jnp.vdot(outer, batch.points.y)])
 
-    points = Points(jnp.zeros((100, 1, 1, 1)), jnp.arange(100))
+    points = Points(jnp.zeros((100, 1)), jnp.arange(100))
+    seen = Seen(points, jax.random.key(0), jnp.float32(0.0))
     for rows in ([7], [3, 5, 90], []):
         mask = jnp.zeros(100).at[jnp.array(rows, int)].set(1.0)
-        count, total, mean = OnMask(solver, 4)(None, None, mask, points)
+        count, total, mean = OnMask(solver, 4)(None, None, mask, seen)
         assert int(count) == len(rows) and float(total) == pytest.approx(float(len(rows) > 0))
         assert float(mean) == pytest.approx(np.mean(rows) if rows else 0.0)
     assert rooms == [13, 13, 13]
