@@ -17,7 +17,7 @@ import optax
 
 import bilevel
 from applications.common.errors import InputError
-from applications.common.training import Points, cross_entropy, initialise, logits
+from applications.common.training import Points, cross_entropy, logits
 
 
 def check_settings(settings: Any) -> None:
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 
     Attributes:
         points: of the pool.
-        key: of this step's draws and of its network's start.
+        key: of this step's draws.
         progress: of the search, scalar, from 0 at the first step to 1 at the last.
     """
 
@@ -75,29 +75,6 @@ class Weighted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Afresh:
-    """A solver that starts from a new network in each step, whatever start it is given.
-
-    The weights then can not lean on one initialisation, nor on what the network has learned from
-    earlier ones: a trained network is held up by tiny weights on many points, and the K largest
-    mean nothing.
-
-    Attributes:
-        solver: of the lower level.
-        model: the network.
-    """
-
-    solver: bilevel.Solver
-    model: nn.Module
-
-    def __call__(self, loss: Any, init: Any, outer: jax.Array, batch: Seen) -> Any:
-        """Train a new network at weights `outer`."""
-        del init
-        params = initialise(self.model, batch.points.x, jax.random.fold_in(batch.key, 1))
-        return self.solver(loss, params, outer, batch)
-
-
-@dataclasses.dataclass(frozen=True)
 class Reward:
     """For mass on few points: `strength sum_{j <= K} E_z (w + scale z)_[j]`, taken from F.
 
@@ -111,7 +88,7 @@ class Reward:
         num_draws: of z in each step.
     """
 
-    strength: float = 1.0
+    strength: float = 0.5
     scale: float = 0.05
     num_draws: int = 20
 

@@ -115,9 +115,9 @@ def _scored(score: dynamics.Score) -> Method:
     return lambda study, size: dynamics.hardest(score, study.pool, study.observed, size)
 
 
-def _searched(search: Callable[[Weighted], searches.Search]) -> Method:
+def _searched(search: Callable[[Weighted], searches.Search], decay: float = 0.01) -> Method:
     def choose(study: Study, size: int) -> Coreset:
-        levels = Weighted(models.MLP(study.pool.num_classes, (32,)))
+        levels = Weighted(models.MLP(study.pool.num_classes, (32,)), decay)
         return searches.select(search(levels), study.pool, size, study.seed)
 
     return choose
@@ -142,5 +142,5 @@ METHODS: dict[str, Method] = {
     "uniform_weighted": functools.partial(weighted, _geometric(geometry.uniform)),
     "bcsr": _searched(searches.BCSR),
     "pbcs": _searched(searches.PBCS),
-    "direct": _searched(searches.Direct),
+    "direct": _searched(searches.Direct, decay=0.3),
 }

@@ -19,7 +19,7 @@ import optax
 import bilevel
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.training import Points, initialise
-from applications.coresets.levels import Afresh, Reward, Seen, Weighted, check_settings
+from applications.coresets.levels import Reward, Seen, Weighted, check_settings
 from applications.coresets.pool import Coreset, Pool, check_size
 
 
@@ -30,8 +30,8 @@ class BCSR:
     (Hao, Ji and Liu, "Bilevel coreset selection in continual learning: a new formulation and
     algorithm", NeurIPS 2023, equation 3 and algorithm 2.) The hypergradient is total: the reward
     enters by its own derivative, the network by the implicit one. Differs from the paper in that
-    each outer step trains a new network, where the paper goes on with one, and that the K largest
-    weights are taken at the end, where the paper draws K points from them.
+    each outer step trains the network from the same start, where the paper goes on with it, and
+    that the K largest weights are taken at the end, where the paper draws K points from them.
 
     Attributes:
         levels: the two losses.
@@ -46,11 +46,11 @@ class BCSR:
 
     levels: Weighted
     reward: Reward = Reward()
-    num_steps: int = 100
-    rate: float = 0.02
-    inner_steps: int = 5
-    inner_rate: float = 0.05
-    num_terms: int = 10
+    num_steps: int = 400
+    rate: float = 0.01
+    inner_steps: int = 10
+    inner_rate: float = 0.1
+    num_terms: int = 20
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -61,10 +61,7 @@ class BCSR:
         return bilevel.DoubleLoop(
             self.reward.problem(self.levels, size),
             bilevel.Implicit(
-                Afresh(
-                    bilevel.Minimize(optax.sgd(self.inner_rate), self.inner_steps),
-                    self.levels.model,
-                ),
+                bilevel.Minimize(optax.sgd(self.inner_rate), self.inner_steps),
                 bilevel.linear.Neumann(self.num_terms, self.inner_rate),
             ),
             optax.sgd(self.rate / size),
@@ -80,9 +77,8 @@ class PBCS:
         min_{0 <= s <= 1, sum s <= K}  E_{mask ~ Bernoulli(s)} F(theta*(mask))
 
     (Zhou, Pi, Zhang, Lin and Zhang, "Probabilistic bilevel coreset selection", ICML 2022,
-    algorithm 1.) Differs from the paper in that the size is K from the start, that each step has a
-    new start of its networks, and that the K most probable points are taken at the end, where the
-    paper draws a mask.
+    algorithm 1.) Differs from the paper in that the size is K from the start, and that the K most
+    probable points are taken at the end, where the paper draws a mask.
 
     Attributes:
         levels: the two losses.
@@ -95,11 +91,11 @@ class PBCS:
     """
 
     levels: Weighted
-    num_samples: int = 5
-    num_steps: int = 200
-    rate: float = 0.3
+    num_samples: int = 10
+    num_steps: int = 1000
+    rate: float = 1.0
     inner_steps: int = 50
-    inner_rate: float = 5e-3
+    inner_rate: float = 2e-2
     margin: float = 0.1
 
     def __post_init__(self) -> None:
@@ -112,13 +108,7 @@ class PBCS:
         share = size / num_points
         return bilevel.PolicyGradient(
             bilevel.BilevelProblem(self.levels.outer_loss, self.levels.inner_loss),
-            OnMask(
-                Afresh(
-                    bilevel.Minimize(optax.adam(self.inner_rate), self.inner_steps),
-                    self.levels.model,
-                ),
-                size,
-            ),
+            OnMask(bilevel.Minimize(optax.adam(self.inner_rate), self.inner_steps), size),
             optax.adam(optax.cosine_decay_schedule(self.rate * share, self.num_steps)),
             num_samples=self.num_samples,
             projection=bilevel.projections.CappedBox(size),
@@ -154,7 +144,8 @@ class OnMask:
 class Direct:
     """Weights, network and adjoint move at once, one cheap step at a time: `SOBA`.
 
-    The problem is that of `BCSR`.
+    The problem is that of `BCSR`, but the network goes on training: the better it fits the pool,
+    the less tiny weights differ from large ones. A larger decay helps against that.
 
     Attributes:
         levels: the two losses.
@@ -166,9 +157,9 @@ class Direct:
 
     levels: Weighted
     reward: Reward = Reward()
-    num_steps: int = 300
-    rate: float = 0.02
-    inner_rate: float = 0.05
+    num_steps: int = 600
+    rate: float = 0.01
+    inner_rate: float = 0.1
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -223,14 +214,16 @@ def find(search: Search, points: Points, size: int, key: jax.Array) -> Found:
 
 
 def principal_components(flat: np.ndarray, count: int = 64) -> np.ndarray:
-    """The leading coordinates `[n, count]` of points `[n, d]`, scaled to mean square 1.
+    """The leading coordinates `[n, count]` of points `[n, d]`, each point scaled to mean square 1.
 
     What the networks of a search see: it costs a tenth of the pixels, and the judges see pixels.
+    Of equal length, since the longest points have the largest gradients, typical or not.
     """
     centred = flat - flat.mean(0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     leading = centred @ axes[:, ::-1][:, :count]
-    return (leading / np.sqrt(np.mean(leading**2))).astype(np.float32)
+    length = np.sqrt(np.mean(leading**2, axis=1, keepdims=True))
+    return (leading / length.clip(1e-6)).astype(np.float32)
 
 
 def select(search: Search, pool: Pool, size: int, seed: int) -> Coreset:
