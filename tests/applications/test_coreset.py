@@ -205,6 +205,13 @@ def test_noise_changes_the_share_of_labels(pool):
     np.testing.assert_array_equal(pairs[changed], (pool.y[changed] + 1) % 10)
 
 
+def test_noise_and_choice_are_independent(study):
+    """The rows that `uniform` chooses are as often wrong as any."""
+    labels = study.pool.y
+    wrong = with_noise(labels, 10, 0.3, seed=study.seed) != labels
+    assert 0.15 < np.mean(wrong[METHODS["uniform"](study, 60).rows]) < 0.45
+
+
 def test_weights_that_collapse_are_an_error(pool):
     """The chosen points all have the wrong sign, so the pool is served best without them."""
     x = jnp.asarray(pool.flat)
