@@ -17,7 +17,7 @@ from applications.common.errors import InputError, NonFiniteError
 from applications.common.sources import Split
 from applications.common.training import Points
 from applications.coreset import Config, run, with_noise
-from applications.coresets import gradients, greedy, kernels
+from applications.coresets import coreset_report, gradients, greedy, kernels
 from applications.coresets.evaluation import Judge, svm_accuracy
 from applications.coresets.methods import METHODS, Settings, Study
 from applications.coresets.pool import Coreset, check_size, make_pool, one_hot
@@ -181,6 +181,17 @@ def test_the_coreset_is_above_uniform(digits):
     assert content["rows"] == result.rows and content["config"]["ridge"] == 0.1
     assert len(np.load(folder / "coreset_20_seed1.npy")) == 20
     assert "data:image/png" in (folder / "report.html").read_text()
+
+
+def test_several_sizes_make_a_curve():
+    rows = [
+        {"method": name, "size": size, "seed": seed, "mlp": 50.0 + size + seed}
+        for name in ("uniform", "coreset")
+        for size in (10, 20)
+        for seed in (0, 1)
+    ]
+    assert coreset_report.curve(rows)[:4] == b"\x89PNG"
+    assert coreset_report.curve([row for row in rows if row["size"] == 10]) is None
 
 
 def test_a_diverging_network_is_named(pool):
