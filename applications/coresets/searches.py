@@ -28,10 +28,10 @@ class BCSR:
     """Weights on the simplex, implicit gradients, a reward for mass on the K largest.
 
     (Hao, Ji and Liu, "Bilevel coreset selection in continual learning: a new formulation and
-    algorithm", NeurIPS 2023, equation 3 and algorithm 2.) The hypergradient is total: the reward
-    enters by its own derivative, the network by the implicit one. Differs from the paper in that
-    each outer step trains the network from the same start, where the paper goes on with it, and
-    that the K largest weights are taken at the end, where the paper draws K points from them.
+    algorithm", NeurIPS 2023.) The hypergradient is total: the reward enters by its own derivative,
+    the network by the implicit one. Differs from the paper in that each outer step trains the
+    network from the same start, where the paper goes on with it, and that the K largest weights are
+    taken at the end, where the paper draws K points from them.
 
     Attributes:
         levels: the two losses.
@@ -76,9 +76,9 @@ class PBCS:
 
         min_{0 <= s <= 1, sum s <= K}  E_{mask ~ Bernoulli(s)} F(theta*(mask))
 
-    (Zhou, Pi, Zhang, Lin and Zhang, "Probabilistic bilevel coreset selection", ICML 2022,
-    algorithm 1.) Differs from the paper in that the size is K from the start, and that the K most
-    probable points are taken at the end, where the paper draws a mask.
+    (Zhou, Pi, Zhang, Lin and Zhang, "Probabilistic bilevel coreset selection", ICML 2022.)
+    Differs from the paper in that the size is K from the start, and that the K most probable points
+    are taken at the end, where the paper draws a mask.
 
     Attributes:
         levels: the two losses.
