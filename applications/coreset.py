@@ -63,6 +63,8 @@ class Config:
     """Judge on the first so many test points; None takes all."""
     label_noise: float = 0.0
     """Share of the pool's labels to replace by another class, before anything is chosen."""
+    noise: Literal["uniform", "pair"] = "uniform"
+    """By any other class, or each class by the next one: pair is the harder to see through."""
     kernel: Literal["rbf", "ntk"] = "rbf"
     """Proxy of the network: ntk is that of a finite MLP, dearer."""
     bandwidth: float = 0.5
@@ -133,7 +135,9 @@ def repeat(
 ) -> list[dict[str, Any]]:
     """One seed: a pool, every method at every size; the rows chosen go to `chosen` as well."""
     dataset = load(config.dataset, config.data_dir, config.pool, seed=seed)
-    labels = with_noise(dataset.train.y, dataset.num_classes, config.label_noise, seed)
+    labels = with_noise(
+        dataset.train.y, dataset.num_classes, config.label_noise, seed, config.noise == "pair"
+    )
     pool = make_pool(Split(dataset.train.x, labels), dataset.num_classes)
     test = Points.from_split(dataset.test)
     test = Points(*(array[: config.num_test] for array in test))
@@ -163,12 +167,15 @@ def make_judge(config: Config, model: str, num_classes: int) -> Judge:
     return Judge(network, config.num_steps, config.learning_rate, config.networks)
 
 
-def with_noise(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
-    """Give a share of the points another class, drawn uniformly."""
-    rng = np.random.default_rng(seed)
+def with_noise(
+    labels: np.ndarray, num_classes: int, share: float, seed: int, pair: bool = False
+) -> np.ndarray:
+    """Give a share of the points another class: one drawn uniformly, or the next one."""
+    # A stream of its own: that of the seed alone gives `uniform` the very rows that are wrong.
+    rng = np.random.default_rng([seed, 1])
     rows = rng.permutation(len(labels))[: round(share * len(labels))]
     shift = np.zeros_like(labels)
-    shift[rows] = rng.integers(1, num_classes, len(rows))
+    shift[rows] = 1 if pair else rng.integers(1, num_classes, len(rows))
     return (labels + shift) % num_classes
 
 

@@ -24,7 +24,7 @@ from applications.common.data import load
 from applications.common.errors import InputError, NonFiniteError
 from applications.common.output import Output, environment, to_json
 from applications.common.training import Points, cross_entropy, predict
-from applications.coresets.memory import POLICIES, Memory, imbalanced_stream
+from applications.coresets.memory import NUM_SLOTS, POLICIES, Memory, imbalanced_stream
 from applications.coresets.pool import make_pool
 
 
@@ -71,6 +71,11 @@ class Config:
             raise InputError(
                 f"`memory` must be below `chunk` = {self.chunk} or a multiple of it, got"
                 f" {self.memory}: it would be full in the middle of a chunk, and compile once more."
+            )
+        if "coreset_slots" in self.policies and self.memory < NUM_SLOTS:
+            raise InputError(
+                f"`memory` must hold a point for each of the {NUM_SLOTS} slots of coreset_slots,"
+                f" got {self.memory}."
             )
         if not self.betas or not all(0 <= beta < float("inf") for beta in self.betas):
             raise InputError(f"`betas` must be numbers >= 0, got {self.betas}.")

@@ -3,6 +3,7 @@
 Three ways, all on pytrees that count as one vector:
 
 - relax `{0, 1}` to `[0, 1]` with `projections.CappedSimplex(k)`, and round at the end by `TopK(k)`;
+  or stay on `projections.Simplex()` and reward mass on few items by `smoothed_top_k_sum`;
 - keep the mask hard in the losses and pass its gradient straight through,
   `StraightThrough(TopK(k))`, or make it random and soft, `relaxed_top_k`;
 - optimise the probabilities of random masks with `score_function_gradient`, unbiased and with loss
@@ -140,6 +141,49 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
 
     shares = jax.lax.scan(choose, _perturbed(key, flat), None, length=k)[1]
     return unravel(jnp.sum(shares, axis=0))
+
+
+def smoothed_top_k_sum(
+    key: jax.Array, values: PyTree, k: int, scale: float | jax.Array, num_samples: int
+) -> jax.Array:
+    """`E_z sum_{j <= k} (w + scale z)_[j]`: the sum of the k largest, smooth in all entries.
+
+    z is standard normal, `_[j]` the j-th largest, and the expectation is a mean over draws. Its
+    derivative in entry i is the probability, over z, that i is among the k largest: every entry
+    near the k-th has one, where the sum of a sorted vector gives 1 to k of them and nothing to the
+    rest. Subtract it from an outer loss on the simplex to gather the mass on k items: the outer
+    loss, since it reaches the hypergradient directly and not through the inner variable. (Hao, Ji
+    and Liu, "Bilevel coreset selection in continual learning: a new formulation and algorithm",
+    NeurIPS 2023: their regulariser.)
+
+    Args:
+        key: of the draws. Fixed, the result is a convex, piecewise linear function of `values`
+            whose exact derivative is returned; a fresh one in each step makes it unbiased.
+        values: w, a pytree of floating arrays.
+        k: how many of the largest.
+        scale: width of the noise, > 0. The result exceeds the sum of the k largest by at most
+            `scale * k * sqrt(2 log n)` in expectation; entries further apart than a few widths no
+            longer see each other. May be traced, and is then not checked.
+        num_samples: draws; the noise of a derivative is at most `0.5 / sqrt(num_samples)`, memory
+            and time grow with it.
+
+    Returns:
+        A scalar. Its gradient has entries in [0, 1] that sum to k; its second derivative is zero. A
+        NaN in `values` makes it NaN.
+
+    Raises:
+        ValueError: `k` is not an integer between 1 and the number of entries, `scale` is not > 0,
+            or `num_samples` is not an integer >= 1.
+    """
+    flat, _ = ravel_pytree(values)
+    _check.positive_integer("k", k)
+    _check_count(k, flat.size)
+    _check.positive_integer("num_samples", num_samples)
+    if not isinstance(scale, jax.Array):
+        _check.positive("scale", scale)
+    noise = jax.random.normal(key, (num_samples, flat.size), flat.dtype)
+    largest = jax.lax.top_k(flat[None] + scale * noise, k)[0]
+    return jnp.sum(largest) / num_samples
 
 
 def bernoulli_masks(key: jax.Array, probabilities: PyTree, num_samples: int) -> PyTree:

@@ -4,6 +4,7 @@ import itertools
 from math import prod
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -106,6 +107,45 @@ def test_relaxed_top_k_has_the_gradient_of_its_value(x64):
         lambda logits: discrete.relaxed_top_k(jax.random.key(2), logits, 2, 1e-3) @ target
     )(logits)
     assert jnp.all(jnp.isfinite(cold))
+
+
+def spread():
+    return {"a": jnp.array([0.3, 0.0, 0.25]), "b": jnp.array([[0.28, 0.1]])}
+
+
+def smoothed(values, k=2, scale=0.1, count=400, seed=3):
+    return discrete.smoothed_top_k_sum(jax.random.key(seed), values, k, scale, count)
+
+
+def test_the_smoothed_top_k_sum_has_the_gradient_of_its_value(x64):
+    """Finite differences with fixed draws: exact, unless a draw changes rank on the way."""
+    flat, unravel = jax.flatten_util.ravel_pytree(spread())
+    loss = jax.jit(lambda flat: smoothed(unravel(flat)))
+    step = 1e-7 * jnp.eye(5)
+    central = jnp.array([(loss(flat + e) - loss(flat - e)) / 2e-7 for e in step])
+    grad = jax.grad(loss)(flat)
+    assert jnp.allclose(grad, central, atol=1e-7)
+    assert float(jnp.sum(grad)) == pytest.approx(2.0, abs=1e-12)
+    assert jnp.all((grad > 0) & (grad < 1)), "every entry has a share, which a sort would not give"
+
+
+def test_its_derivative_is_the_probability_of_being_chosen():
+    """Of two entries the larger one wins with `Phi(gap / (scale sqrt 2))`."""
+    for gap in (0.0, 0.1, 0.3):
+        pair = jnp.array([gap, 0.0])
+        share = jax.grad(lambda w: smoothed(w, k=1, scale=0.1, count=20_000))(pair)
+        exact = jax.scipy.stats.norm.cdf(gap / (0.1 * jnp.sqrt(2.0)))
+        assert abs(float(share[0] - exact)) < 4 * 0.5 / np.sqrt(20_000)
+
+
+def test_the_smoothed_sum_approaches_the_sharp_one_from_above():
+    sharp = 0.3 + 0.28
+    gaps = [
+        float(smoothed(spread(), scale=scale, count=4000)) - sharp for scale in (0.1, 0.03, 1e-4)
+    ]
+    assert gaps[0] > gaps[1] > abs(gaps[2]) and abs(gaps[2]) < 1e-4
+    assert gaps[0] < 0.1 * 2 * np.sqrt(2 * np.log(5))
+    assert jnp.isnan(smoothed(jnp.array([0.0, jnp.nan, 1.0])))
 
 
 def black_box(mask):
@@ -227,6 +267,22 @@ WRONG = {
         ValueError,
         lambda: discrete.relaxed_top_k(jax.random.key(0), jnp.ones(3), 1, 0.0),
         "`temperature` must be a finite number > 0, got 0.0",
+    ),
+    "smoothed k": (ValueError, lambda: smoothed(jnp.ones(3), k=4), "`k` must be at most"),
+    "smoothed no k": (
+        ValueError,
+        lambda: smoothed(jnp.ones(3), k=0),
+        "`k` must be an integer >= 1",
+    ),
+    "scale": (
+        ValueError,
+        lambda: smoothed(jnp.ones(3), scale=0.0),
+        "`scale` must be a finite number > 0, got 0.0",
+    ),
+    "no draws": (
+        ValueError,
+        lambda: smoothed(jnp.ones(3), count=0),
+        "`num_samples` must be an integer >= 1, got 0",
     ),
     "no masks": (
         ValueError,

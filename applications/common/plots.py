@@ -92,6 +92,45 @@ def histograms(
     return _png(_plain(canvas))
 
 
+def spreads(
+    places: Sequence[float],
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x_label: str,
+    y_label: str,
+) -> bytes:
+    """Means with their deviations as bars, over places on a logarithmic axis.
+
+    Args:
+        places: > 0, ascending.
+        lines: for each name a mean and a deviation at each place.
+        x_label: of the places, which are the ticks.
+        y_label: of the means.
+    """
+    canvas = Figure(figsize=(WIDTH, 4.0))
+    axis = canvas.subplots()
+    axis.set_xscale("log")
+    for number, (name, (means, deviations)) in enumerate(lines.items()):
+        shift = 1.012 ** (number - (len(lines) - 1) / 2)  # bars beside each other
+        axis.errorbar(
+            np.asarray(places) * shift,
+            means,
+            deviations,
+            label=name,
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
+            marker="os^"[number // len(COLOURS) % 3],
+            markersize=4,
+            capsize=2,
+            linewidth=1.2,
+        )
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.minorticks_off()
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    _legend(canvas)
+    return _png(_plain(canvas))
+
+
 def _legend(canvas: Figure) -> None:
     """Above the axes, where it can hide nothing."""
     axis = canvas.axes[0]

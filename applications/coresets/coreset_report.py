@@ -48,24 +48,47 @@ def write(result: Result, config: dict[str, Any], output: Output) -> None:
     payload = {"config": config, **facts, "seconds": result.seconds, "rows": result.rows}
     output.write_json("result.json", payload)
     pictures = draw(result)
+    figure = curve(result.rows)
+    if figure is not None:
+        output.write("accuracy.png", figure)
     for name, png in pictures.items():
         output.write(f"{name}.png", png)
-    output.write("report.html", page(result, config, facts, pictures))
+    output.write("report.html", page(result, config, facts, pictures, figure))
 
 
 def summary(rows: list[dict[str, Any]]) -> report.Table:
     """Mean and deviation over the seeds of every size and method."""
     measures = [name for name in MEASURES if name in rows[0]]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["size"]):
-        groups.setdefault((str(row["size"]), row["method"]), []).append(row)
     cells = []
-    for names, group in groups.items():
+    for (size, method), group in _grouped(rows).items():
         spreads = [_spread([row[measure] for row in group]) for measure in measures]
         gap = np.mean([np.ptp(row["classes"]) for row in group])
         seconds = np.median([row["seconds"] for row in group])
-        cells.append([*names, *spreads, f"{gap:.1f}", f"{seconds:.2f}"])
+        cells.append([str(size), method, *spreads, f"{gap:.1f}", f"{seconds:.2f}"])
     return report.Table(["size", "method", *measures, "gap", "seconds"], cells, num_text=2)
+
+
+def curve(rows: list[dict[str, Any]]) -> bytes | None:
+    """Accuracy against size as PNG, by the first network; None for a single size."""
+    groups = _grouped(rows)
+    sizes = sorted({size for size, _ in groups})
+    if len(sizes) == 1:
+        return None
+    measure = next(name for name in MEASURES if name in rows[0])
+    lines = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        values = [[row[measure] for row in groups[size, method]] for size in sizes]
+        deviations = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+        lines[method] = np.mean(values, axis=1), np.array(deviations)
+    return plots.spreads(sizes, lines, "points chosen", f"test accuracy in percent, {measure}")
+
+
+def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """Rows by size, ascending, and method: one for each seed."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["size"]):
+        groups.setdefault((row["size"], row["method"]), []).append(row)
+    return groups
 
 
 def draw(result: Result) -> dict[str, bytes]:
@@ -81,15 +104,20 @@ def draw(result: Result) -> dict[str, bytes]:
 
 
 def page(
-    result: Result, config: dict[str, Any], facts: dict[str, Any], pictures: dict[str, bytes]
+    result: Result,
+    config: dict[str, Any],
+    facts: dict[str, Any],
+    pictures: dict[str, bytes],
+    figure: bytes | None,
 ) -> str:
     """The page of a run."""
     lead = (
         f"Coresets of {result.dataset.name}, {len(result.dataset.train.y)} points to choose from."
     )
+    against_size = "" if figure is None else report.figure(figure, "Accuracy against size")
     shown = [report.figure(png, f"Chosen by {name}") for name, png in pictures.items()]
     sections = [
-        ("Accuracy", summary(result.rows).html() + report.note(READING)),
+        ("Accuracy", against_size + summary(result.rows).html() + report.note(READING)),
         ("What was chosen, first seed and size, at most 20 points", "".join(shown)),
         ("Settings and origin", report.listing(to_json({"config": config} | facts))),
     ]

@@ -24,8 +24,10 @@ def median_bandwidth(x: np.ndarray, count: int = 500) -> float:
     Raises:
         InputError: half of these rows or more are the same point.
     """
-    some = jnp.asarray(x[:count])
-    distances = np.sqrt(np.asarray(squared_distances(some, some)))
+    # On the host: eager operations would compile one tiny program each.
+    some = np.asarray(x[:count])
+    squares = np.sum(some * some, axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * some @ some.T, 0.0))
     median = float(np.median(distances[~np.eye(len(some), dtype=bool)])) if len(some) > 1 else 0.0
     if not median > 0:
         raise InputError(
@@ -106,11 +108,14 @@ def check_kernel(kernel: np.ndarray | jax.Array, ridge: float) -> None:
         ) from None
 
 
-def span_features(kernel: jax.Array, rows: jax.Array, jitter: float = 1e-6) -> jax.Array:
+def span_features(
+    kernel: np.ndarray | jax.Array, rows: np.ndarray | jax.Array, jitter: float = 1e-6
+) -> np.ndarray:
     """Features `phi[n, m]` with `phi phi' = kernel` between any point and those in `rows`.
 
     They span what a model built on these rows can express (Nystroem features, Williams and Seeger,
-    NIPS 2000), and make its lower level well conditioned: the regulariser becomes `||b||^2`.
+    NIPS 2000), and make its lower level well conditioned: the regulariser becomes `||b||^2`. Needed
+    once for each coreset, so they are computed on the host, with nothing to compile.
 
     Args:
         kernel: `[n, n]`.
@@ -118,7 +123,7 @@ def span_features(kernel: jax.Array, rows: jax.Array, jitter: float = 1e-6) -> j
         jitter: added to the diagonal, relative to its mean; without one, near duplicates make the
             factorisation fail in float32.
     """
-    inside = kernel[rows][:, rows]
-    eye = jnp.eye(rows.shape[0], dtype=kernel.dtype)
-    lower = jnp.linalg.cholesky(inside + jitter * jnp.mean(jnp.diag(inside)) * eye)
-    return jax.scipy.linalg.solve_triangular(lower, kernel[rows], lower=True).T
+    strip = np.asarray(kernel)[np.asarray(rows)]
+    inside = strip[:, np.asarray(rows)]
+    shift = jitter * np.mean(np.diag(inside)) * np.eye(len(inside), dtype=inside.dtype)
+    return np.linalg.solve(np.linalg.cholesky(inside + shift), strip).T

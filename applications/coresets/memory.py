@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,13 +24,17 @@ class Memory(NamedTuple):
         rows: positions in the stream, at most `size`.
         size: how many there may be.
         closed: classes that were once the largest (class-balancing reservoir only).
+        slots: how many chunks each slot stands for, the earliest first; `rows` are as many equal
+            parts (merge-reduce only).
     """
 
     rows: np.ndarray
     size: int
     closed: frozenset[int] = frozenset()
+    slots: tuple[int, ...] = ()
 
 
+NUM_SLOTS = 10
 Policy = Callable[[Pool, Memory, int, int, np.random.Generator], Memory]
 
 
@@ -107,16 +110,77 @@ def coreset(
         share[: len(memory.rows)] = first / max(len(memory.rows), 1)
     elif mass == "balanced":
         share = 1 / np.bincount(stream.y[rows], minlength=stream.num_classes)[stream.y[rows]]
+    reference = stream.flat[: memory.size]
+    return memory._replace(rows=_reduce(stream, rows, share, memory.size, reference, ridge))
+
+
+def merge_reduce(
+    num_slots: int,
+    stream: Pool,
+    memory: Memory,
+    first: int,
+    last: int,
+    rng: np.random.Generator,
+    ridge: float = 0.1,
+) -> Memory:
+    """Merge and reduce in slots: a chunk becomes a coreset that is touched again only when merged.
+
+    A point of the stream is chosen from at most `log2(chunks) + 1` times, where the policies above
+    choose again with each chunk. Once there is a slot too many, the earliest neighbours that stand
+    for equally many chunks become one, which stands for both; where there are none, the last two.
+
+    (Borsos, Mutny and Krause, NeurIPS 2020, section 4; their stream has 10 slots.)
+
+    Args:
+        num_slots: parts of the memory.
+        stream: all of it; only rows in memory and new ones are looked at.
+        memory: before.
+        first: first new row.
+        last: one past the last new row.
+        rng: unused; this policy is deterministic.
+        ridge: of the proxy.
+
+    Raises:
+        InputError: the memory has no point for each slot, or a chunk none for each of a slot.
+    """
+    del rng
+    if memory.size < num_slots:
+        raise InputError(
+            f"`memory` must hold a point for each of {num_slots} slots, got {memory.size}."
+        )
+    size, reference = memory.size // num_slots, stream.flat[: memory.size]
+    chunk = np.arange(first, last)
+    parts = [memory.rows[i * size : (i + 1) * size] for i in range(len(memory.slots))]
+    parts.append(_reduce(stream, chunk, np.ones(len(chunk)), size, reference, ridge))
+    slots = [*memory.slots, 1]
+    if len(slots) > num_slots:
+        equal = (i for i in range(num_slots) if slots[i] == slots[i + 1])
+        place = next(equal, num_slots - 1)
+        pair = slice(place, place + 2)
+        rows, share = np.concatenate(parts[pair]), np.repeat(slots[pair], size)
+        parts[pair] = [_reduce(stream, rows, share, size, reference, ridge)]
+        slots[pair] = [sum(slots[pair])]
+    return memory._replace(rows=np.concatenate(parts), slots=tuple(slots))
+
+
+def _reduce(
+    stream: Pool,
+    rows: np.ndarray,
+    share: np.ndarray,
+    size: int,
+    reference: np.ndarray,
+    ridge: float,
+) -> np.ndarray:
+    """Those of `rows` that are their coreset; the bandwidth is that of the reference points."""
     flat = stream.flat[rows]
     chosen = greedy.select(
-        rbf(flat, flat, 0.5 * median_bandwidth(stream.flat[: memory.size])),
+        rbf(flat, flat, 0.5 * median_bandwidth(reference)),
         jnp.asarray(one_hot(stream.y[rows], stream.num_classes)),
-        memory.size,
+        size,
         ridge,
-        jax.random.key(0),
         mass=jnp.asarray(share / share.sum(), jnp.float32),
     )
-    return memory._replace(rows=rows[chosen.rows])
+    return rows[chosen.rows]
 
 
 POLICIES: dict[str, Policy] = {
@@ -125,6 +189,7 @@ POLICIES: dict[str, Policy] = {
     "coreset": functools.partial(coreset, "equal"),
     "coreset_seen": functools.partial(coreset, "seen"),
     "coreset_balanced": functools.partial(coreset, "balanced"),
+    "coreset_slots": functools.partial(merge_reduce, NUM_SLOTS),
 }
 
 

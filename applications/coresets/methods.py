@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from applications.common import models
 from applications.common.training import Points
-from applications.coresets import dynamics, geometry, gradients, greedy
+from applications.coresets import dynamics, geometry, gradients, greedy, searches
 from applications.coresets.kernels import check_kernel, median_bandwidth, rbf, tangent_kernel
+from applications.coresets.levels import Weighted
 from applications.coresets.pool import Coreset, Pool, one_hot
 from applications.coresets.proxy import Proxy, learn_weights
 
@@ -48,7 +49,7 @@ class Study:
 
     def __init__(self, pool: Pool, seed: int, settings: Settings) -> None:
         self.pool, self.seed, self.settings = pool, seed, settings
-        self.targets = jnp.asarray(one_hot(pool.y, pool.num_classes))
+        self.targets = jax.device_put(one_hot(pool.y, pool.num_classes))
 
     @functools.cached_property
     def kernel(self) -> jax.Array:
@@ -82,14 +83,10 @@ class Study:
 
 def coreset(study: Study, size: int) -> Coreset:
     """Greedy on the kernel proxy, all weights 1."""
-    settings = study.settings
+    settings, count = study.settings, study.settings.num_candidates
+    key = None if count is None else jax.random.key(study.seed)
     chosen = greedy.select(
-        study.kernel,
-        study.targets,
-        size,
-        settings.ridge,
-        jax.random.key(study.seed),
-        num_candidates=settings.num_candidates,
+        study.kernel, study.targets, size, settings.ridge, key, num_candidates=count
     )
     return Coreset.unweighted(chosen.rows)
 
@@ -118,6 +115,14 @@ def _scored(score: dynamics.Score) -> Method:
     return lambda study, size: dynamics.hardest(score, study.pool, study.observed, size)
 
 
+def _searched(search: Callable[[Weighted], searches.Search], decay: float = 0.01) -> Method:
+    def choose(study: Study, size: int) -> Coreset:
+        levels = Weighted(models.MLP(study.pool.num_classes, (32,)), decay)
+        return searches.select(search(levels), study.pool, size, study.seed)
+
+    return choose
+
+
 METHODS: dict[str, Method] = {
     "uniform": _geometric(geometry.uniform),
     "balanced": _geometric(geometry.balanced),
@@ -135,4 +140,7 @@ METHODS: dict[str, Method] = {
     "coreset": coreset,
     "coreset_weighted": functools.partial(weighted, coreset),
     "uniform_weighted": functools.partial(weighted, _geometric(geometry.uniform)),
+    "bcsr": _searched(searches.BCSR),
+    "pbcs": _searched(searches.PBCS),
+    "direct": _searched(searches.Direct, decay=0.3),
 }

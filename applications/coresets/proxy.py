@@ -89,6 +89,8 @@ class Proxy:
 class RidgeSolver:
     """Exact minimiser of G for squared loss: one factorisation of a `[d, d]` matrix.
 
+    Its first derivative, by implicit differentiation, uses the same factor again.
+
     Attributes:
         ridge: of G.
     """
@@ -98,19 +100,49 @@ class RidgeSolver:
     def __call__(self, loss: Any, init: jax.Array, outer: jax.Array, batch: Data) -> jax.Array:
         """The minimiser at weights `outer`; differentiable, which gives the closed form."""
         del loss, init
-        weighted = outer[:, None] * batch.phi
-        eye = jnp.eye(batch.phi.shape[1], dtype=batch.phi.dtype)
-        factor = jax.scipy.linalg.cho_factor(batch.phi.T @ weighted + self.ridge * eye)
-        return cast(jax.Array, jax.scipy.linalg.cho_solve(factor, weighted.T @ batch.target))
+        return _solve(self.ridge, outer, batch)
 
 
-@functools.partial(jax.jit, static_argnames=("proxy", "solver", "num_steps"))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _solve(ridge: float, w: jax.Array, data: Data) -> jax.Array:
+    return _solve_forward(ridge, w, data)[0]
+
+
+def _solve_forward(ridge: float, w: jax.Array, data: Data) -> tuple[jax.Array, Any]:
+    weighted = w[:, None] * data.phi
+    eye = jnp.eye(data.phi.shape[1], dtype=data.phi.dtype)
+    factor = jnp.linalg.cholesky(data.phi.T @ weighted + ridge * eye, symmetrize_input=False)
+    b = _solve_factored(factor, weighted.T @ data.target)
+    return b, (factor, w, data, b)
+
+
+def _solve_backward(ridge: float, residuals: Any, cotangent: jax.Array) -> Any:
+    """By the same factor, where autodiff would go through that of the factorisation.
+
+    With `A v = cotangent`, it is `-(d/d(w, data)) <v, grad_b G>`.
+    """
+    factor, w, data, b = residuals
+    v = _solve_factored(factor, cotangent)
+
+    def along(w: jax.Array, data: Data) -> jax.Array:
+        return -jnp.vdot(w, jnp.sum((data.phi @ v) * (data.phi @ b - data.target), axis=1))
+
+    return jax.grad(along, argnums=(0, 1))(w, data)
+
+
+def _solve_factored(factor: jax.Array, rhs: jax.Array) -> jax.Array:
+    return cast(jax.Array, jax.scipy.linalg.cho_solve((factor, True), rhs))
+
+
+_solve.defvjp(_solve_forward, _solve_backward)
+
+
 def optimise(
     proxy: Proxy,
     solver: bilevel.Solver,
-    kernel: jax.Array,
-    targets: jax.Array,
-    rows: jax.Array,
+    kernel: np.ndarray | jax.Array,
+    targets: np.ndarray | jax.Array,
+    rows: np.ndarray | jax.Array,
     rate: float,
     num_steps: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -125,23 +157,28 @@ def optimise(
         rate: step size of Adam.
         num_steps: outer steps.
     """
-    phi = span_features(kernel, rows)
-    batch = bilevel.Batch(Data(phi[rows], targets[rows]), Data(phi, targets))
+    whole = span_features(kernel, rows), np.asarray(targets)
+    chosen = tuple(array[np.asarray(rows)] for array in whole)
+    batch = bilevel.Batch(Data(*jax.device_put(chosen)), Data(*jax.device_put(whole)))
+    return _optimise(proxy, solver, batch, rate, num_steps)
+
+
+@functools.partial(jax.jit, static_argnames=("proxy", "solver", "num_steps"))
+def _optimise(
+    proxy: Proxy, solver: bilevel.Solver, batch: bilevel.Batch, rate: float, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
     algorithm = bilevel.DoubleLoop(
         proxy.problem,
         solver,
         optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
         projection=bilevel.projections.NonNegative(),
     )
-    inner = jnp.zeros((rows.shape[0], targets.shape[1]), phi.dtype)
-    state = algorithm.init(jnp.ones(rows.shape[0], phi.dtype), inner)
-
-    def step(state: Any, _: None) -> tuple[Any, jax.Array]:
-        state, info = algorithm.step(state, batch)
-        return state, info.value
-
-    state, values = jax.lax.scan(step, state, length=num_steps)
-    return state.outer, values
+    phi, target = batch.inner
+    state = algorithm.init(
+        jnp.ones(len(phi), phi.dtype), jnp.zeros((phi.shape[1], target.shape[1]))
+    )
+    state, infos = bilevel.run(algorithm, state, batch, num_steps)
+    return state.outer, infos.value
 
 
 def learn_weights(
@@ -171,7 +208,7 @@ def learn_weights(
     check_size(len(rows), len(targets))
     if solver is None:
         solver = _default_solver(proxy)
-    weights, _ = optimise(proxy, solver, kernel, targets, jnp.asarray(rows), weight_rate, num_steps)
+    weights, _ = optimise(proxy, solver, kernel, targets, rows, weight_rate, num_steps)
     return Coreset.weighted(rows, weights)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import bilevel
 from applications import coreset
@@ -16,11 +17,11 @@ from applications.common.errors import InputError, NonFiniteError
 from applications.common.sources import Split
 from applications.common.training import Points
 from applications.coreset import Config, run, with_noise
-from applications.coresets import gradients, greedy, kernels
+from applications.coresets import coreset_report, gradients, greedy, kernels
 from applications.coresets.evaluation import Judge, svm_accuracy
 from applications.coresets.methods import METHODS, Settings, Study
 from applications.coresets.pool import Coreset, check_size, make_pool, one_hot
-from applications.coresets.proxy import Data, Proxy, learn_weights, optimise
+from applications.coresets.proxy import Data, Proxy, RidgeSolver, learn_weights, optimise
 
 RIDGE = 0.1
 
@@ -80,6 +81,13 @@ def test_weights_by_implicit_cg_are_those_of_the_closed_form(pool, x64):
     ]
     assert float(jnp.ptp(both[0])) > 0.1
     np.testing.assert_allclose(*both, rtol=0, atol=1e-6)
+
+
+def test_the_exact_solver_has_the_derivative_of_its_steps(x64):
+    """In the weights and in the data, against finite differences."""
+    phi, target = (jax.random.normal(jax.random.key(i), (6, n)) for i, n in enumerate((3, 2)))
+    solve = jax.jit(lambda w, data: RidgeSolver(0.3)(None, None, w, data))
+    check_grads(solve, (jnp.linspace(0.5, 2.0, 6), Data(phi, target)), order=1, modes=["rev"])
 
 
 def test_weights_for_cross_entropy_serve_the_pool_better(study):
@@ -175,6 +183,17 @@ def test_the_coreset_is_above_uniform(digits):
     assert "data:image/png" in (folder / "report.html").read_text()
 
 
+def test_several_sizes_make_a_curve():
+    rows = [
+        {"method": name, "size": size, "seed": seed, "mlp": 50.0 + size + seed}
+        for name in ("uniform", "coreset")
+        for size in (10, 20)
+        for seed in (0, 1)
+    ]
+    assert coreset_report.curve(rows)[:4] == b"\x89PNG"
+    assert coreset_report.curve([row for row in rows if row["size"] == 10]) is None
+
+
 def test_a_diverging_network_is_named(pool):
     test = Points(jnp.asarray(pool.x[:20]), jnp.asarray(pool.y[:20]))
     judge = Judge(models.MLP(10, (8,)), num_steps=20, learning_rate=1e30, networks=1)
@@ -191,6 +210,17 @@ def test_the_svm_takes_a_coreset_of_one_class(pool):
 def test_noise_changes_the_share_of_labels(pool):
     labels = with_noise(pool.y, 10, 0.3, seed=0)
     assert np.mean(labels != pool.y) == pytest.approx(0.3) and labels.max() < 10
+    pairs = with_noise(pool.y, 10, 0.3, seed=0, pair=True)
+    changed = pairs != pool.y
+    assert np.mean(changed) == pytest.approx(0.3)
+    np.testing.assert_array_equal(pairs[changed], (pool.y[changed] + 1) % 10)
+
+
+def test_noise_and_choice_are_independent(study):
+    """The rows that `uniform` chooses are as often wrong as any."""
+    labels = study.pool.y
+    wrong = with_noise(labels, 10, 0.3, seed=study.seed) != labels
+    assert 0.15 < np.mean(wrong[METHODS["uniform"](study, 60).rows]) < 0.45
 
 
 def test_weights_that_collapse_are_an_error(pool):
@@ -218,6 +248,10 @@ BAD = {
     "size zero": (lambda pool: select(size=0), "`size` must lie between"),
     "ridge": (lambda pool: select(ridge=0.0), "`ridge` must be a number > 0"),
     "candidates": (lambda pool: select(num_candidates=0), "`num_candidates` must be"),
+    "candidates without a key": (
+        lambda pool: greedy.select(jnp.eye(5), jnp.ones((5, 2)), 2, 1.0, num_candidates=3),
+        "draws candidates at random, and needs a `key`",
+    ),
     "broken kernel": (lambda pool: select(kernel=-jnp.eye(5)), "left the finite numbers"),
     "indefinite kernel": (
         lambda pool: kernels.check_kernel(np.diag([1.0, -0.5]), 0.1),

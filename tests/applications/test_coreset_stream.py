@@ -1,5 +1,6 @@
 """Memories of a stream: what each keeps, and a run as a person would do it."""
 
+import functools
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from applications.coresets.memory import (
     Memory,
     class_balancing,
     imbalanced_stream,
+    merge_reduce,
     reservoir,
 )
 from applications.coresets.pool import Pool
@@ -54,6 +56,27 @@ def test_the_coreset_keeps_what_its_masses_ask_for():
     assert after(POLICIES["coreset_balanced"])[3] < after(reservoir)[3]
 
 
+def test_slots_merge_the_earliest_neighbours_of_equal_weight():
+    """Three slots: as a binary counter that runs over, and never chooses from the future."""
+    seen, memory, rng = [], Memory(np.zeros(0, int), 12), np.random.default_rng(0)
+    for first in range(0, 60, 10):
+        before = memory
+        memory = merge_reduce(3, IMBALANCED, memory, first, first + 10, rng)
+        seen.append(memory.slots)
+        assert set(memory.rows) <= set(before.rows) | set(range(first, first + 10))
+    assert seen == [(1,), (1, 1), (1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 1, 1)]
+    assert after(functools.partial(merge_reduce, 3)).sum() == 12
+
+
+def test_slots_of_different_weight_merge_last():
+    memory = Memory(np.array([1, 11, 21]), 3, slots=(4, 2, 1))
+    memory = merge_reduce(3, IMBALANCED, memory, 30, 40, np.random.default_rng(0))
+    assert memory.slots == (4, 2, 2) and list(memory.rows[:2]) == [1, 11]
+    memory = Memory(np.array([1, 11]), 2, slots=(4, 2))
+    memory = merge_reduce(2, IMBALANCED, memory, 30, 40, np.random.default_rng(0))
+    assert memory.slots == (4, 3) and memory.rows[0] == 1
+
+
 def test_the_stream_comes_in_pairs():
     stream = imbalanced_stream(IMBALANCED, 8, 60, np.random.default_rng(0))
     assert len(stream.y) == 68 and stream.y[:8].max() <= 1 and stream.y[8:].min() >= 2
@@ -87,6 +110,7 @@ BAD = {
     "policy": (dict(policies=("magic",)), "`policies` must be of reservoir"),
     "memory": (dict(memory=0), "`memory` must be an integer >= 1"),
     "memory and chunk": (dict(memory=30), "`memory` must be below `chunk` = 25 or a multiple"),
+    "slots": (dict(memory=5), "a point for each of the 10 slots of coreset_slots, got 5"),
     "betas": (dict(betas=(-1.0,)), "`betas` must be numbers >= 0"),
     "seeds": (dict(seeds=()), "`seeds` must be at least one"),
 }
@@ -97,6 +121,11 @@ def test_bad_settings(name):
     settings, message = BAD[name]
     with pytest.raises(InputError, match=message):
         Config(**settings)
+
+
+def test_fewer_points_than_slots():
+    with pytest.raises(InputError, match="a point for each of 13 slots, got 12"):
+        after(functools.partial(merge_reduce, 13))
 
 
 def test_too_short_a_pool():
