@@ -141,6 +141,11 @@ def logistic(name: str, data_dir: pathlib.Path) -> Standard:
     """
     read = sklearn.datasets.load_svmlight_file
     folder = pathlib.Path(data_dir) / "libsvm"
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"{folder / name} is missing. Pass `--data-dir`, the folder that holds `libsvm/` with"
+            " the files of www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets."
+        )
     design, sign = read(str(folder / name))
     if name == "a9a":
         held_out = read(str(folder / "a9a.t"), n_features=design.shape[1])
@@ -258,8 +263,15 @@ def hyper_cleaning(corruption: float, data_dir: pathlib.Path) -> Standard:
     )
 
 
+PROBLEMS = ("quadratic", "a9a", "w8a", "cleaning50", "cleaning70", "cleaning90")
+
+
 def build(name: str, data_dir: pathlib.Path) -> Standard:
-    """The problem called `quadratic`, `a9a`, `w8a` or `cleaning50`, `cleaning70`, `cleaning90`."""
+    """The problem of this name, one of `PROBLEMS`.
+
+    Raises:
+        FileNotFoundError: `data_dir` does not hold the data.
+    """
     if name == "quadratic":
         return quadratic()
     if name.startswith("cleaning"):

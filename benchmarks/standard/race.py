@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.standard.methods import METHODS, Method
-from benchmarks.standard.problems import BATCH_SIZE, Standard, build
+from benchmarks.standard.problems import BATCH_SIZE, PROBLEMS, Standard, build
 from bilevel import run, sampling
 
 INNER_SHARES = (0.3, 1.0)  # of the problem's own inner rate
@@ -162,7 +162,7 @@ def picture(standard: Standard, rows: list[dict], path: pathlib.Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="+", default=["quadratic"])
+    parser.add_argument("--problems", nargs="+", default=["quadratic"], choices=PROBLEMS)
     parser.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--data-dir", type=pathlib.Path, default=pathlib.Path("data"))
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/race"))

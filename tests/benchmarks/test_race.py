@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.standard import summary
 from benchmarks.standard.methods import METHODS
-from benchmarks.standard.problems import quadratic
+from benchmarks.standard.problems import build, quadratic
 from benchmarks.standard.race import race, table
 
 BUDGET, SEEDS = 120, 2
@@ -51,3 +51,8 @@ def test_the_summary_orders_by_mean_rank(rows, tmp_path):
     assert "PZOBO" not in ranks  # it did not run everywhere
     assert list(ranks) == sorted(ranks, key=ranks.get) and min(ranks.values()) == 1.0
     assert summary.table(problems).splitlines()[2].startswith(f"| {next(iter(ranks))} | 1.0 |")
+
+
+def test_missing_data_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a9a is missing. Pass `--data-dir`"):
+        build("a9a", tmp_path)
