@@ -16,10 +16,9 @@ beside a straightforward loop of `jax.grad`, `jvp` and `vjp` calls on the first:
     row times       the mean as `ones / 64 @ examples.reshape(64, -1)`: a product of a row with a
     matrix          matrix, the fast one of XLA:CPU, instead of a reduction over the first axis
 
-On two (busy) CPU cores, JAX 0.10.2: 2.49, 0.89 and 0.65 ms. A loss that is linear in its
-per-example matrices can always be written so. Against hand-written loops the library took 1.04
-times as long for each method, within the noise: the operations of the compiled programs are the
-same, as a test asserts for SOBA.
+docs/benchmarks.md has the figures. A loss that is linear in its per-example matrices can always be
+written so. The operations of the library's compiled program are those of the hand-written one, as a
+test asserts for SOBA: what is left of a ratio is noise.
 """
 
 import statistics
