@@ -53,8 +53,8 @@ class DoubleMomentum(SeriesMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check.rate("outer_rate", self.outer_rate)
-        _check.rate("inner_rate", self.inner_rate)
+        _check.weight("outer_rate", self.outer_rate)
+        _check.weight("inner_rate", self.inner_rate)
         _check.minibatch(self.minibatch)
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleMomentumState:

@@ -75,7 +75,7 @@ class FSLA(SingleLoop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check.rate("momentum_rate", self.momentum_rate)
+        _check.weight("momentum_rate", self.momentum_rate)
 
     def init(self, outer: PyTree, inner: PyTree) -> FSLAState:
         """The state before the first step; raises as `SOBA.init` does."""
