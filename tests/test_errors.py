@@ -106,7 +106,7 @@ VALUES = {
         r" got float32\[4\], expected float32\[3\]",
     ),
     "solver returns another structure": (
-        lambda: evaluate(solver=lambda loss, init, outer, batch: {"v": init["w"]}),
+        lambda: evaluate(solver=lambda loss, outer, init, data: {"v": init["w"]}),
         r"`the solver's result` must have .* at `the solver's result\['w'\]` got nothing,"
         r" expected float32\[3\]",
     ),

@@ -18,7 +18,7 @@ from bilevel import (
 )
 from bilevel.testing import check_algorithm, quadratic
 
-IDENTITY = lambda loss, init, outer, batch: outer  # `y* = x`: the outer loss is F itself
+IDENTITY = lambda loss, outer, init, data: outer  # `y* = x`: the outer loss is F itself
 INNER = lambda x, y, b: 0.5 * jnp.sum((y - x) ** 2)
 
 

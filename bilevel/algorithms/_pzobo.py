@@ -120,7 +120,7 @@ class PZOBO:
         """
         x, start = state.outer, state.inner
         check_problem(self.problem, x, start, batch)
-        solve = lambda x: self.solver(self.problem.inner_loss, start, x, batch.inner)
+        solve = lambda x: self.solver(self.problem.inner_loss, x, start, batch.inner)
         key = jax.random.fold_in(jax.random.key(self.seed), state.step_count)
         directions = random_directions(key, x, self.num_directions)
 
