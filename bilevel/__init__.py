@@ -1,13 +1,17 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
 from bilevel import (
+    algorithms,
     diagnostics,
     discrete,
     linear,
     projections,
     proximal,
+    rules,
     sampling,
     sharding,
+    solvers,
+    testing,
     training,
 )
 from bilevel._algorithm import (
@@ -22,8 +26,6 @@ from bilevel._evolution import (
     evolution_hypergrad,
 )
 from bilevel._hypergradient import (
-    Hypergradient,
-    HypergradInfo,
     hypergradient,
     value_and_hypergrad,
 )
@@ -71,6 +73,8 @@ from bilevel.rules import (
     SAMA,
     FiniteDifference,
     Forward,
+    Hypergradient,
+    HypergradInfo,
     Implicit,
     OneStep,
     RandomWindow,
@@ -154,12 +158,16 @@ __all__ = [
     "GradientDescentAscent",
     "PolicyGradient",
     # Modules
+    "algorithms",
     "diagnostics",
     "discrete",
     "linear",
     "projections",
     "proximal",
+    "rules",
     "sampling",
     "sharding",
+    "solvers",
+    "testing",
     "training",
 ]

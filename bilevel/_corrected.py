@@ -11,7 +11,7 @@ from bilevel._hypergradient import seen_batch
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_problem
 from bilevel.linear import LinearInfo, LinearSolver
 from bilevel.rules import Implicit, implicit_pullback
-from bilevel.solvers._minimize import objective
+from bilevel.solvers import objective
 
 
 class Correction(NamedTuple):

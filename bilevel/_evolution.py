@@ -8,7 +8,8 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _check
 from bilevel._hypergradient import seen_batch
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem
+from bilevel._tree import PyTree
 from bilevel.solvers import Solver
 
 

@@ -289,13 +289,6 @@ def test_rules_with_a_first_derivative_only_refuse_a_second(name, jit):
         (jax.jit if jit else lambda f: f)(jax.grad(total))(case.outer)
 
 
-def test_forward_derivatives_through_implicit_are_refused_by_jax():
-    case = ridge(num_weights=3)
-    compute = value_and_hypergrad(case.problem, Implicit(descend(case, 5)))
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jacfwd(lambda x: compute(x, case.init, case.batch)[0][0])(case.outer)
-
-
 # Half precision, and errors
 
 

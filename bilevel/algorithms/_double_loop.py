@@ -18,7 +18,7 @@ from bilevel._hypergradient import hypergradient
 from bilevel._parts._single_loop import descend, project, start
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem
 from bilevel.linear import LinearInfo
-from bilevel.rules import Implicit
+from bilevel.rules import offers_evidence
 from bilevel.solvers import Solver
 
 
@@ -105,7 +105,7 @@ class DoubleLoop:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
         outer, inner = start(outer, inner, self.projection)
-        warm_adjoint = self.warm_start and isinstance(self.solver, Implicit)
+        warm_adjoint = self.warm_start and offers_evidence(self.solver)
         return DoubleLoopState(
             outer=outer,
             inner=inner,
@@ -125,7 +125,9 @@ class DoubleLoop:
         result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
         outer, opt_state = descend(self.optimizer, result.hypergrad, state.opt_state, state.outer)
         outer = project(self.projection, outer)
-        adjoint = None if state.adjoint is None else result.adjoint
+        # A wrapper may hide what it wraps after all; the state keeps its structure.
+        warm = state.adjoint is not None and result.adjoint is not None
+        adjoint = result.adjoint if warm else state.adjoint
         info = DoubleLoopInfo(
             value=result.value,
             hypergrad_norm=_tree.norm(result.hypergrad),

@@ -15,8 +15,7 @@ from bilevel import _check, _tree
 from bilevel._parts import _first_order
 from bilevel._parts._first_order import Projection
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import last_loss
+from bilevel.solvers import Solver, last_loss
 
 
 class PZOBOState(NamedTuple):

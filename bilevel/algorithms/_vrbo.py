@@ -26,7 +26,7 @@ from bilevel._parts._finite_sum import check_stacks, pick, sizes
 from bilevel._parts._series import SeriesMethod
 from bilevel._parts._single_loop import descend, project
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel.solvers._minimize import averaged
+from bilevel.solvers import averaged
 
 
 class VRBOState(NamedTuple):

@@ -13,8 +13,7 @@ from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel.diagnostics._diagnose import evidence
 from bilevel.diagnostics._double import as_double, double_precision
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import objective, require_smooth
+from bilevel.solvers import Solver, objective, require_smooth
 
 
 class HypergradError(ArithmeticError):

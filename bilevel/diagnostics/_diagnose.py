@@ -13,8 +13,7 @@ from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
 from bilevel.diagnostics._double import as_double, double_precision, evaluated_dtype
 from bilevel.linear import LinearSolver, LinearStatus
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import objective, require_smooth
+from bilevel.solvers import Solver, objective, require_smooth
 
 # The estimate is first order: on the random problems of `tests/test_diagnostics.py` this factor
 # makes it a bound in more than 99 % of the cases, and leaves it within a factor 5 in the median.

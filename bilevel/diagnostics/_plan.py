@@ -12,8 +12,7 @@ from bilevel import linear
 from bilevel._hypergradient import value_and_hypergrad
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel.rules import Implicit, Truncated
-from bilevel.solvers import Minimize, Solver
-from bilevel.solvers._minimize import innermost
+from bilevel.solvers import Minimize, Solver, innermost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bilevel.linear._neumann import Neumann
 from bilevel.linear._normal_cg import NormalCG
 from bilevel.linear._nystrom import Nystrom
 from bilevel.linear._preconditioner import Preconditioner
-from bilevel.linear._solve import solve
+from bilevel.linear._solve import require_general, solve
 from bilevel.linear._strict import Strict
 
 __all__ = [
@@ -46,5 +46,6 @@ __all__ = [
     "conv_patches",
     "fisher_diagonal",
     "kronecker_factors",
+    "require_general",
     "solve",
 ]

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._attach import Defining, attached
-from bilevel.rules._detach import detached
-from bilevel.rules._pullback import cross_pullback
-from bilevel.solvers import Minimize, MinimizeState, Solver
-from bilevel.solvers._minimize import objective
-from bilevel.solvers._smoothness import watched
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
+from bilevel.rules._first_derivative import ParametricLoss, with_first_derivative
+from bilevel.rules._implicit_function import cross_pullback
+from bilevel.rules._solution import solution
+from bilevel.solvers import Minimize, MinimizeState, Solver, objective, watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +61,13 @@ class FiniteDifference:
             slope = jax.grad(full_loss, argnums=1)(outer, inner, data)
             return _tree.add_scaled(inner, -self.step_size, slope), inner
 
-        value = detached(solve_and_step, outer, init, data)
-        return attached(
-            full_loss, self._pull, value, value[1], outer, data, once="FiniteDifference"
+        value = solution(solve_and_step, full_loss, outer, init, data)
+        return with_first_derivative(
+            self._formula, full_loss, value, value[1], outer, data, "FiniteDifference"
         )[0]
 
-    def _pull(
-        self, loss: Defining, parameters: PyTree, value: PyTree, cotangents: PyTree
+    def _formula(
+        self, loss: ParametricLoss, parameters: PyTree, value: PyTree, cotangents: PyTree
     ) -> PyTree:
         (_, inner), (cotangent, _) = value, cotangents
         leaves, merge = _tree.split_differentiable(parameters)
@@ -130,12 +129,18 @@ class SAMA:
             state = self.solver.start(init)
             return self.solver.advance(loss, outer, state, data, 0, self.solver.num_steps)
 
-        state = detached(solve, outer, init, data)
         full_loss = self.solver.objective(loss)
-        return attached(full_loss, self._pull, state, state.inner, outer, data, once="SAMA").inner
+        state = solution(solve, full_loss, outer, init, data)
+        return with_first_derivative(
+            self._formula, full_loss, state, state.inner, outer, data, "SAMA"
+        ).inner
 
-    def _pull(
-        self, loss: Defining, parameters: PyTree, state: MinimizeState, cotangent: MinimizeState
+    def _formula(
+        self,
+        loss: ParametricLoss,
+        parameters: PyTree,
+        state: MinimizeState,
+        cotangent: MinimizeState,
     ) -> PyTree:
         inner, opt_state = state
         value_fn = lambda y: loss(parameters, y)
@@ -151,6 +156,6 @@ class SAMA:
                 value_fn=value_fn,
             )[0]
 
-        _, pull_update = jax.vjp(update, grads)
-        adjoint = _tree.scale(-self.scale, pull_update(cotangent.inner)[0])
-        return cross_pullback(loss, parameters, inner, adjoint)
+        _, vjp = jax.vjp(update, grads)
+        adjoint = _tree.scale(-self.scale, vjp(cotangent.inner)[0])
+        return cross_pullback(jax.grad(loss, argnums=1), parameters, inner, adjoint)

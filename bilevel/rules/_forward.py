@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import Solver
 
 

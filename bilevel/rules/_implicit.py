@@ -2,15 +2,17 @@
 
 import dataclasses
 
-from bilevel import linear
-from bilevel._problem import Loss, PyTree
+import jax
+import jax.numpy as jnp
+
+from bilevel import _derivatives, linear
+from bilevel._problem import Batch, BilevelProblem, Loss, check_alike
+from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
-from bilevel.linear._solve import require_general
-from bilevel.rules._attach import Defining, attached
-from bilevel.rules._detach import detached
-from bilevel.rules._pullback import Optimality, pullback_of
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import innermost, objective
+from bilevel.rules._evidence import Hypergradient, HypergradInfo
+from bilevel.rules._implicit_function import Optimality, moving_root, residual_of, root_pullback
+from bilevel.rules._solution import solution
+from bilevel.solvers import Solver, innermost, objective
 
 
 def implicit_gradient(
@@ -25,8 +27,8 @@ def implicit_gradient(
 
     For a solution found by other means: another library, a closed form, a checkpoint. Its
     derivatives with respect to `outer`, `data` and whatever `loss` closes over are those of the
-    exact minimiser, evaluated at `inner`; with respect to `inner` it has none. Reverse mode only,
-    any number of times.
+    exact minimiser, evaluated at `inner`; with respect to `inner` it has none. Forward and reverse
+    mode, any number of times.
 
     Args:
         loss: `loss(outer, inner, data) -> scalar`, twice differentiable, minimised by `inner`.
@@ -44,12 +46,11 @@ def implicit_gradient(
         ValueError: when differentiated, the residual is not like `inner`, or `linear_solver` needs
             a symmetric system and `optimality` is given.
     """
-    defining, pull_back = pullback_of(loss, optimality)
-
-    def pull(defined: Defining, parameters: PyTree, inner: PyTree, cotangent: PyTree) -> PyTree:
-        return pull_back(defined, linear_solver, parameters, inner, cotangent).cotangents
-
-    return attached(defining, pull, inner, inner, outer, data)
+    minimised = optimality is None
+    criterion = loss if minimised else residual_of(loss, optimality)
+    parametric, parameters = _derivatives.gathered(criterion, outer, inner, data)
+    residual = jax.grad(parametric, argnums=1) if minimised else parametric
+    return moving_root(residual, linear_solver, parameters, inner, symmetric=minimised)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Implicit:
                 f" None, got {self.optimality!r}."
             )
         if self.condition is not None:
-            require_general(self.linear_solver)
+            linear.require_general(self.linear_solver)
 
     @property
     def condition(self) -> Optimality | None:
@@ -107,4 +108,38 @@ class Implicit:
 
     def solve(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """The solution alone, a constant to differentiation."""
-        return detached(lambda *args: self.solver(loss, *args), outer, init, data)
+        run = lambda *args: self.solver(loss, *args)
+        criterion = residual_of(objective(self.solver, loss), self.condition)
+        return solution(run, criterion, outer, init, data)
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        outer: PyTree,
+        init: PyTree,
+        batch: Batch,
+        adjoint: PyTree | None = None,
+    ) -> Hypergradient:
+        """The hypergradient with the evidence of its linear solve; see `bilevel.hypergradient`."""
+        inner = self(problem.inner_loss, outer, init, batch.inner)
+        check_alike("the solver's result", inner, "init", init)
+        value, (direct, cotangent) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(
+            outer, inner, batch.outer
+        )
+        if batch.linear is None:
+            loss, data = objective(self.solver, problem.inner_loss), batch.inner
+        else:
+            loss, data = problem.inner_loss, batch.linear
+        residual = residual_of(loss, self.condition)
+        implicit = root_pullback(
+            lambda outer, inner: residual(outer, inner, data),
+            self.linear_solver,
+            outer,
+            inner,
+            cotangent,
+            adjoint,
+            symmetric=self.condition is None,
+        )
+        hypergrad = jax.tree.map(jnp.add, direct, implicit.cotangents)
+        info = HypergradInfo.of(value, hypergrad, implicit.stationarity, implicit.info)
+        return Hypergradient(value, hypergrad, inner, implicit.adjoint, info)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import jax
 import optax
 
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._detach import detached
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
+from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize
 
 
@@ -47,7 +48,9 @@ class SignUnrolled:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
-        inner = detached(lambda *args: self.solver(loss, *args), outer, init, data)
+        solver = self.solver
+        run = lambda *args: solver(loss, *args)
+        inner = solution(run, solver.objective(loss), outer, init, data)
         # The steps do not depend on where they start, so `dy_K / dy_0` is the identity: add a zero
         # that has this derivative.
         return jax.tree.map(lambda y, y0: y + (y0 - jax.lax.stop_gradient(y0)), inner, init)

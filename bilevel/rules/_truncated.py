@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from bilevel import _check
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._detach import detached
-from bilevel.solvers import Minimize, Solver
+from bilevel import _check, _derivatives
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
+from bilevel.rules._solution import solution
+from bilevel.solvers import Minimize, Solver, objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Truncated:
         dropped = self.solver.num_steps - self.last
         state = self.solver.start(init)
         if dropped:
-            state = detached(
+            state = _derivatives.constant(
                 lambda *args: self.solver.advance(loss, *args, 0, dropped), outer, state, data
             )
         return self.solver.advance(loss, outer, state, data, dropped, self.last).inner
@@ -85,5 +86,6 @@ class OneStep:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`, then take one differentiable step; returns a pytree like `init`."""
-        inner = detached(lambda *args: self.solver(loss, *args), outer, init, data)
+        run = lambda *args: self.solver(loss, *args)
+        inner = solution(run, objective(self.solver, loss), outer, init, data)
         return self.step(loss, outer, inner, data)

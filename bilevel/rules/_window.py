@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import jax
 
-from bilevel import _check
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._detach import detached
+from bilevel import _check, _derivatives
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import Minimize, MinimizeState
 
 
@@ -69,5 +69,5 @@ class RandomWindow:
             step = lambda index, state: self.solver.step(loss, outer, state, data, index)
             return jax.lax.fori_loop(0, dropped, step, state)
 
-        state = detached(skip, outer, self.solver.start(init), data)
+        state = _derivatives.constant(skip, outer, self.solver.start(init), data)
         return self.solver.advance(loss, outer, state, data, dropped, self.window).inner

@@ -1,28 +1,19 @@
-"""Inner solvers: anything callable as `(loss, outer, init, data) -> inner`."""
+"""Any Optax optimizer as an inner solver."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat
+from bilevel.solvers._minibatches import averaged
 from bilevel.solvers._smoothness import watched
-
-
-class Solver(Protocol):
-    """Anything that returns an approximate minimiser of `loss(outer, ., data)`, started at `init`.
-
-    The result has the structure, shapes and dtypes of `init`. What gradient flows from the result
-    to `outer` is the solver's own affair: that of its operations, unless a rule of `bilevel.rules`
-    wraps it.
-    """
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree: ...
 
 
 class MinimizeState(NamedTuple):
@@ -30,16 +21,6 @@ class MinimizeState(NamedTuple):
 
     inner: PyTree
     opt_state: PyTree
-
-
-def stacked(data: PyTree, index: jax.Array) -> PyTree:
-    """The minibatch of one step, where each leaf of `data` is a stack of them along axis 0.
-
-    Args:
-        data: pytree of arrays with a common first axis.
-        index: int32 scalar; steps beyond the end of the stack start over from its beginning.
-    """
-    return jax.tree.map(lambda a: a[index % a.shape[0]], data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,47 +128,3 @@ class Minimize:
             return loss
         minibatch, last = self.minibatch, jnp.int32(self.num_steps - 1)
         return lambda outer, inner, data: loss(outer, inner, minibatch(data, last))
-
-
-def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count: int) -> Loss:
-    """The mean of `loss` over the minibatches 0 to `count - 1` of its data.
-
-    One minibatch at a time, stored by none: memory stays that of a single one.
-    """
-
-    def mean_loss(outer: PyTree, inner: PyTree, data: PyTree) -> jax.Array:
-        def step(total: jax.Array, index: jax.Array) -> jax.Array:
-            return total + loss(outer, inner, minibatch(data, index))
-
-        first = jax.eval_shape(step, 0.0, jnp.int32(0))
-        total = jnp.zeros((), first.dtype)
-        return _remat.scan_steps(step, total, jnp.arange(count), "step") / count
-
-    return mean_loss
-
-
-def objective(solver: Any, loss: Loss) -> Loss:
-    """What `solver` minimises over all of its data: its own word for it, else `loss` itself."""
-    return innermost(solver).objective(loss) if hasattr(innermost(solver), "objective") else loss
-
-
-def last_loss(solver: Any, loss: Loss) -> Loss:
-    """The loss that the last step of `solver` saw: its own word for it, else `loss` itself."""
-    return innermost(solver).last_loss(loss) if hasattr(innermost(solver), "last_loss") else loss
-
-
-def require_smooth(solver: Any) -> None:
-    """Raise a TypeError where the solution is no stationary point of the loss alone."""
-    if any(getattr(s, "optimality", None) is not None for s in (solver, innermost(solver))):
-        raise TypeError(
-            "`solver` must solve a smooth minimisation, whose gradient and Hessian are the judge,"
-            f" got {solver!r}. A constrained, non-smooth or fixed-point lower level can be checked"
-            " by `check_hypergrad(..., reference=...)`, its unrolled solver for instance."
-        )
-
-
-def innermost(solver: Any) -> Any:
-    """The plain solver inside any number of gradient rules."""
-    while hasattr(solver, "solver"):
-        solver = solver.solver
-    return solver

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import _gradient
 from bilevel.solvers._smoothness import differentiable_once
 
