@@ -18,6 +18,9 @@ from bilevel._corrected import (
     CorrectedHypergradient,
     corrected_hypergradient,
 )
+from bilevel._directions import (
+    StepInfo,
+)
 from bilevel._evolution import (
     evolution_hypergrad,
 )
@@ -26,9 +29,6 @@ from bilevel._hypergradient import (
     HypergradInfo,
     hypergradient,
     value_and_hypergrad,
-)
-from bilevel._parts._directions import (
-    StepInfo,
 )
 from bilevel._problem import (
     Batch,

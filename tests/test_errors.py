@@ -87,11 +87,11 @@ INPUTS = {
     ),
     "double loop, solver": (
         lambda: DoubleLoop(GOOD, 0.1, optax.sgd(0.1)),
-        "`solver` must be a solver such as",
+        "`solver` must be a function such as",
     ),
     "double loop, optimizer": (
         lambda: DoubleLoop(GOOD, SOLVER, 0.1),
-        "`optimizer` must be an Optax transformation",
+        "`outer_optimizer` must be an Optax transformation",
     ),
     "double loop, projection": (
         lambda: DoubleLoop(GOOD, SOLVER, optax.sgd(0.1), projection=1.0),

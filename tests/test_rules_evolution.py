@@ -190,7 +190,7 @@ BAD = {
         TypeError,
         "`solver` must be a `Minimize`, whose steps can go on",
     ),
-    "PES optimizer": (lambda: PES(PROBLEM, SOLVER, 0.1), TypeError, "`optimizer` must be"),
+    "PES optimizer": (lambda: PES(PROBLEM, SOLVER, 0.1), TypeError, "`outer_optimizer` must be"),
     "PES projection": (
         lambda: PES(PROBLEM, SOLVER, SGD, projection=1),
         TypeError,

@@ -1,13 +1,14 @@
 """Losses that are means over a fixed stack of minibatches: draw one, or go through all of them."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
-from bilevel._parts._directions import Directions, Point, combine, inner_products, outer_slopes
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._directions import Directions, Point, combine, inner_products, outer_slopes
+from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_problem
 
 
 def check_stacks(problem: BilevelProblem, outer: PyTree, inner: PyTree, batch: Batch) -> None:
@@ -71,3 +72,19 @@ def _mean(function: Callable[[PyTree], PyTree], stack: PyTree, size: int) -> PyT
     accumulate = lambda total, data: (_tree.add(total, function(data)), None)
     total, _ = jax.lax.scan(accumulate, zero, stack, length=size)
     return jax.tree.map(lambda a: a / size, total)
+
+
+def averaged(loss: Loss, size: int) -> Loss:
+    """The mean of a loss over a stack, whose derivatives store no more than one minibatch's."""
+
+    def mean_loss(outer: PyTree, inner: PyTree, stack: PyTree) -> jax.Array:
+        # Inside a scan XLA cannot undo the recomputation, so no barrier is needed.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+            return total + loss(outer, inner, pick(stack, index)), None
+
+        first = jax.eval_shape(loss, outer, inner, pick(stack, 0))
+        total, _ = jax.lax.scan(add, jnp.zeros((), first.dtype), jnp.arange(size))
+        return total / size
+
+    return mean_loss
