@@ -125,15 +125,15 @@ LINEAR_STEPS = (2, 4, 8, 40)
 CASES_PER_ROW = 63  # 2 families x 4 lengths of the linear solve x 2 precisions x 63 = 1,008
 
 
-def momentum(loss, init, outer, batch):
+def momentum(loss, outer, init, data):
     """Heavy-ball steps, as many as the batch says: so every case stops elsewhere."""
 
     def step(_, state):
         y, velocity = state
-        velocity = 0.5 * velocity + jax.grad(loss, 1)(outer, y, batch)
+        velocity = 0.5 * velocity + jax.grad(loss, 1)(outer, y, data)
         return y - velocity, velocity
 
-    return jax.lax.fori_loop(0, batch["steps"], step, (init, jnp.zeros_like(init)))[0]
+    return jax.lax.fori_loop(0, data["steps"], step, (init, jnp.zeros_like(init)))[0]
 
 
 @functools.cache

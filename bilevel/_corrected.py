@@ -89,7 +89,7 @@ def corrected_hypergradient(
             f" corrected, got {solver!r}."
         )
     check_problem(problem, outer, init, seen_batch(solver, batch))
-    inner = solver.solve(problem.inner_loss, init, outer, batch.inner)
+    inner = solver.solve(problem.inner_loss, outer, init, batch.inner)
     inner_loss = objective(solver, problem.inner_loss)
     found = correct(problem.outer_loss, inner_loss, solver.linear_solver, outer, inner, batch)
     return CorrectedHypergradient(

@@ -54,7 +54,7 @@ def evolution_hypergrad(
         _check.positive_integer("num_parallel", num_parallel)
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, init, outer, batch.inner)
+        inner = solver(problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
         return problem.outer_loss(outer, inner, batch.outer), inner
 

@@ -69,7 +69,7 @@ def value_and_hypergrad(
     """
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, init, outer, batch.inner)
+        inner = solver(problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
         return problem.outer_loss(outer, inner, batch.outer), inner
 
@@ -123,7 +123,7 @@ def _implicit(
     batch: Batch,
     adjoint: PyTree | None,
 ) -> Hypergradient:
-    inner = solver.solve(problem.inner_loss, init, outer, batch.inner)
+    inner = solver.solve(problem.inner_loss, outer, init, batch.inner)
     check_alike("the solver's result", inner, "init", init)
     value, (direct, cotangent) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(
         outer, inner, batch.outer

@@ -1,4 +1,4 @@
-"""A bi-level problem: two losses with the same arguments, `loss(outer, inner, batch) -> scalar`."""
+"""A bi-level problem: two losses with the same arguments, `loss(outer, inner, data) -> scalar`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 class BilevelProblem:
     """Minimise `outer_loss(x, y*(x))` over x, where `y*(x)` minimises `inner_loss(x, y)` over y.
 
-    Both losses are `loss(outer, inner, batch) -> scalar`, pure JAX functions. `outer` and `inner`
+    Both losses are `loss(outer, inner, data) -> scalar`, pure JAX functions. `outer` and `inner`
     are pytrees of floating arrays of any shape.
 
     Attributes:
@@ -50,7 +50,7 @@ class BilevelProblem:
         for name in ("outer_loss", "inner_loss"):
             if not callable(getattr(self, name)):
                 raise TypeError(
-                    f"`{name}` must be a function `(outer, inner, batch) -> scalar`,"
+                    f"`{name}` must be a function `(outer, inner, data) -> scalar`,"
                     f" got {getattr(self, name)!r}."
                 )
 
@@ -77,9 +77,9 @@ def check_variable(name: str, tree: PyTree) -> None:
             )
 
 
-def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, batch: PyTree) -> None:
+def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> None:
     """Raise a TypeError unless `loss` returns one floating scalar for these arguments."""
-    result = jax.eval_shape(loss, outer, inner, batch)
+    result = jax.eval_shape(loss, outer, inner, data)
     is_scalar = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
     if not (is_scalar and jnp.issubdtype(result.dtype, jnp.floating)):
         raise TypeError(

@@ -227,9 +227,9 @@ def test_the_algorithm_contract_can_fail(fault, error, message):
 @pytest.mark.parametrize(
     ("solver", "error", "message"),
     [
-        (lambda loss, init, outer, batch: init, AssertionError, "the inner loss must fall"),
+        (lambda loss, outer, init, data: init, AssertionError, "the inner loss must fall"),
         (
-            lambda loss, init, outer, batch: jax.tree.map(lambda a: a.astype(jnp.bfloat16), init),
+            lambda loss, outer, init, data: jax.tree.map(lambda a: a.astype(jnp.bfloat16), init),
             ValueError,
             r"got bfloat16\[8\], expected float32\[8\]",
         ),

@@ -315,7 +315,7 @@ WRONG = {
         lambda: PolicyGradient(
             GOOD, 3, optax.sgd(0.1), num_samples=4, projection=projections.Box()
         ),
-        "`solver` must be a solver",
+        "`solver` must be a function such as `Minimize",
     ),
     "capped box": (
         ValueError,

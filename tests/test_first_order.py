@@ -145,7 +145,7 @@ def test_bome_penalty_is_the_least_that_lowers_the_gap(x64):
     solved, x = inner(200), case.outer
     best, unravel = ravel_pytree(case.solution(x))
     y = unravel(best + 0.3 * (case.batch.outer - best))  # on the way to what F wants
-    w = solved(case.problem.inner_loss, y, x, case.batch.inner)
+    w = solved(case.problem.inner_loss, x, y, case.batch.inner)
     gap = lambda x, y: (
         case.problem.inner_loss(x, y, case.batch.inner)
         - case.problem.inner_loss(x, w, case.batch.inner)
@@ -427,7 +427,7 @@ WRONG = {
     ),
     "solver of another shape": (
         ValueError,
-        lambda: step_with(BOME(GOOD, lambda loss, init, outer, batch: init[:1], SGD, SGD)),
+        lambda: step_with(BOME(GOOD, lambda loss, outer, init, data: init[:1], SGD, SGD)),
         "`the solver's result` must have",
     ),
     "loss not scalar": (

@@ -44,7 +44,7 @@ def gradients(solver):
             fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return jnp.mean(fit) + closed * jnp.sum(inner["first"] ** 2)
 
-        inner = solver(loss, init, outer, (inputs, labels))
+        inner = solver(loss, outer, init, (inputs, labels))
         return jnp.sum(forward(inner, inputs[0]) ** 2) + jnp.sum(inner["first"])
 
     init, outer, (inputs, labels) = setting()
@@ -85,7 +85,7 @@ PLAIN = lambda outer, inner, batch: jnp.sum(jnp.cos(outer * inner)) + jnp.sum((i
 
 def through(loss, mode, remat="step"):
     solver = Minimize(optax.sgd(0.1), 5, mode=mode, remat=remat)
-    return lambda outer: jnp.sum(solver(loss, jnp.ones(3), outer, None) ** 2)
+    return lambda outer: jnp.sum(solver(loss, outer, jnp.ones(3), None) ** 2)
 
 
 def test_a_loss_without_a_forward_derivative_falls_back_to_reverse(x64):
@@ -116,7 +116,7 @@ def test_the_value_that_an_optimizer_looks_at_is_differentiated_too(x64):
 
     def through(mode):
         solver = Minimize(by_value, 4, mode=mode)
-        return lambda outer: jnp.sum(solver(PLAIN, jnp.ones(3), outer, None) ** 2)
+        return lambda outer: jnp.sum(solver(PLAIN, outer, jnp.ones(3), None) ** 2)
 
     outer = jnp.array([0.5, 1.0, 2.0])
     mixed, reverse = (jax.grad(through(mode))(outer) for mode in ("mixed", "reverse"))
@@ -171,13 +171,13 @@ def test_optimizers_with_a_derivative_pass(name):
 
 def test_adam_is_not_refused_where_it_is_not_differentiated():
     solver = Minimize(optax.adam(0.1), 3)
-    assert jax.tree.map(jnp.shape, solver(PROBLEM.inner_loss, INIT, OUTER, DEAD.inner)) == {
+    assert jax.tree.map(jnp.shape, solver(PROBLEM.inner_loss, OUTER, INIT, DEAD.inner)) == {
         "w": (2,)
     }
     hypergrad = hypergrad_of(Implicit(solver, linear.CG(ridge=0.1)))
     assert bool(jnp.all(jnp.isfinite(hypergrad)))
     # Through the data alone: no derivative reaches the optimizer either.
     value = lambda target: PROBLEM.outer_loss(
-        OUTER, solver(PROBLEM.inner_loss, INIT, OUTER, DEAD.inner), target
+        OUTER, solver(PROBLEM.inner_loss, OUTER, INIT, DEAD.inner), target
     )
     assert bool(jnp.all(jnp.isfinite(jax.grad(value)(DEAD.outer))))

@@ -92,7 +92,7 @@ def full_batch(num_steps: int) -> Fit:
             mean = jnp.mean(weight * setting.losses(params, data)) / jnp.mean(weight)
             return mean + setting.penalty(params)
 
-        return Minimize(optax.lbfgs(), num_steps)(loss, params, weight, data)
+        return Minimize(optax.lbfgs(), num_steps)(loss, weight, params, data)
 
     return fit
 
@@ -112,7 +112,7 @@ def stochastic(num_steps: int, batch_size: int, rate: float) -> Fit:
             return jnp.mean(setting.losses(params, data)) + setting.penalty(params)
 
         optimizer = _momentum(optax.cosine_decay_schedule(rate, num_steps))
-        return Minimize(optimizer, num_steps, draw)(loss, params, None, data)
+        return Minimize(optimizer, num_steps, draw)(loss, None, params, data)
 
     return fit
 

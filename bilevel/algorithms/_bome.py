@@ -98,7 +98,7 @@ class BOME:
         """
         x, y = state.outer, state.inner
         check_problem(self.problem, x, y, batch)
-        w = self.solver(self.problem.inner_loss, y, x, batch.inner)
+        w = self.solver(self.problem.inner_loss, x, y, batch.inner)
         check_alike("the solver's result", w, "inner", y)
 
         value, upper_x, upper_y, level, lower_x, lower_y = both_grads(self.problem, x, y, batch)

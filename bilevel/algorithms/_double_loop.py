@@ -120,7 +120,7 @@ class DoubleLoop:
         result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
 
         def value_fn(outer: PyTree) -> jax.Array:
-            inner = self.solver(self.problem.inner_loss, init, outer, batch.inner)
+            inner = self.solver(self.problem.inner_loss, outer, init, batch.inner)
             return self.problem.outer_loss(outer, inner, batch.outer)
 
         outer, outer_opt = descend(

@@ -129,7 +129,10 @@ class FastBAT:
         x = state.outer
         check_problem(self.problem, x, state.inner, batch)
         lower, upper = self.bounds(batch.inner) if callable(self.bounds) else self.bounds
-        clip = lambda tree: jax.tree.map(lambda a: jnp.clip(a, lower, upper), tree)
+        cast = lambda bound, like: jnp.asarray(bound, like.dtype)
+        clip = lambda tree: jax.tree.map(
+            lambda a: jnp.clip(a, cast(lower, a), cast(upper, a)), tree
+        )
         slope_at = lambda x, z: jax.grad(self.problem.inner_loss, 1)(x, z, batch.inner)
         move = lambda z, slope: _tree.add_scaled(z, -1 / self.sharpness, slope)
 

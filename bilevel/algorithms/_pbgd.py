@@ -135,7 +135,7 @@ class ValuePBGD(_PBGD):
         x, y = state.outer, state.inner
         check_problem(self.problem, x, y, batch)
         penalty = at(self.penalty, state.step_count)
-        w = self.solver(self.problem.inner_loss, state.lower, x, batch.inner)
+        w = self.solver(self.problem.inner_loss, x, state.lower, batch.inner)
         check_alike("the solver's result", w, "inner", y)
 
         value, upper_x, upper_y, level, lower_x, lower_y = both_grads(self.problem, x, y, batch)

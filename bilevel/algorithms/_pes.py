@@ -164,8 +164,8 @@ class PES:
         def piece(outer: jax.Array, particle: MinimizeState) -> tuple[MinimizeState, jax.Array]:
             moved = self.solver.advance(
                 self.problem.inner_loss,
-                particle,
                 unravel(outer),
+                particle,
                 batch.inner,
                 first,
                 self.solver.num_steps,

@@ -121,7 +121,7 @@ class PolicyGradient:
         masks = bernoulli_masks(key, drawn, self.num_samples)
 
         def loss(mask: PyTree) -> jax.Array:
-            inner = self.solver(self.problem.inner_loss, state.inner, mask, batch.inner)
+            inner = self.solver(self.problem.inner_loss, mask, state.inner, batch.inner)
             return self.problem.outer_loss(mask, inner, batch.outer)
 
         losses = jax.vmap(loss)(masks)

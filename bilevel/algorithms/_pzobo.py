@@ -116,7 +116,7 @@ class PZOBO:
         """
         x, init = state.outer, state.inner
         check_problem(self.problem, x, init, batch)
-        solve = lambda x: self.solver(self.problem.inner_loss, init, x, batch.inner)
+        solve = lambda x: self.solver(self.problem.inner_loss, x, init, batch.inner)
         key = jax.random.fold_in(jax.random.key(self.seed), state.step_count)
         directions = random_directions(key, x, self.num_directions)
 

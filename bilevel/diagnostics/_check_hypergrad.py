@@ -181,7 +181,7 @@ def _finite_differences(
     @jax.jit
     def value(flat: jax.Array, init: PyTree, batch: Batch) -> jax.Array:
         outer = unravel(flat)
-        inner = solver(problem.inner_loss, init, outer, batch.inner)
+        inner = solver(problem.inner_loss, outer, init, batch.inner)
         return problem.outer_loss(outer, inner, batch.outer)
 
     lengths = np.linalg.norm(directions, axis=1)

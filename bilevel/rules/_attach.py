@@ -19,25 +19,25 @@ def attached(
     value: PyTree,
     inner: PyTree,
     outer: PyTree,
-    batch: PyTree,
+    data: PyTree,
     once: str | None = None,
 ) -> PyTree:
-    """`value`, whose cotangents reach `outer`, `batch` and what `defining` closes over by `pull`.
+    """`value`, whose cotangents reach `outer`, `data` and what `defining` closes over by `pull`.
 
     Args:
-        defining: `(outer, inner, batch) -> pytree`, what the derivative is made of.
+        defining: `(outer, inner, data) -> pytree`, what the derivative is made of.
         pull: `(defining, parameters, value, cotangent) -> cotangent of the parameters`, where
             `defining(parameters, inner)` is the above with all that can move gathered in one tree.
         value: what is returned; no derivative flows to it.
         inner: an example of the argument of `defining`.
         outer: pytree.
-        batch: pytree; integer leaves are fine.
+        data: pytree; integer leaves are fine.
         once: the name of a rule whose derivative must not be differentiated again. None: a second
             derivative sees `value` move with the parameters as the first one says.
     """
     pure, consts = _tree.hoist(
         lambda parameters, inner: defining(parameters[0], inner, parameters[1]),
-        (outer, batch),
+        (outer, data),
         inner,
     )
 
@@ -62,7 +62,7 @@ def attached(
         return nothing, pulled if once is None else _guarded(pulled, once)
 
     attach.defvjp(forward, backward)
-    return attach(jax.lax.stop_gradient(value), (consts, outer, batch))
+    return attach(jax.lax.stop_gradient(value), (consts, outer, data))
 
 
 def _guarded(cotangents: PyTree, rule: str) -> PyTree:

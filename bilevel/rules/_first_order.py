@@ -25,7 +25,7 @@ class FiniteDifference:
         y+- = y +- e grad_y F(x, y'),    e = epsilon / ||grad_y F(x, y')||
 
     (DARTS: Liu, Simonyan and Yang, ICLR 2019, equations 7 and 8, where y is the current weight and
-    is not solved for: `FiniteDifference(lambda loss, init, outer, batch: init, s)`.) It costs four
+    is not solved for: `FiniteDifference(lambda loss, outer, init, data: init, s)`.) It costs four
     first derivatives and no second one, so it serves losses that have none. Where they have, prefer
     `OneStep(solver, Minimize(optax.sgd(s), 1))`: the same rule without the difference's error, of
     the order of `epsilon^2` and of the rounding divided by `epsilon`.
@@ -53,18 +53,18 @@ class FiniteDifference:
         _check.positive("step_size", self.step_size)
         _check.positive("epsilon", self.epsilon)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init` and take the step; returns a pytree like `init`."""
         full_loss = objective(self.solver, loss)
 
-        def solve_and_step(init: PyTree, outer: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-            inner = self.solver(loss, init, outer, batch)
-            slope = jax.grad(full_loss, argnums=1)(outer, inner, batch)
+        def solve_and_step(outer: PyTree, init: PyTree, data: PyTree) -> tuple[PyTree, PyTree]:
+            inner = self.solver(loss, outer, init, data)
+            slope = jax.grad(full_loss, argnums=1)(outer, inner, data)
             return _tree.add_scaled(inner, -self.step_size, slope), inner
 
-        value = detached(solve_and_step, init, outer, batch)
+        value = detached(solve_and_step, outer, init, data)
         return attached(
-            full_loss, self._pull, value, value[1], outer, batch, once="FiniteDifference"
+            full_loss, self._pull, value, value[1], outer, data, once="FiniteDifference"
         )[0]
 
     def _pull(
@@ -123,16 +123,16 @@ class SAMA:
             )
         _check.positive("scale", self.scale)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
 
-        def solve(init: PyTree, outer: PyTree, batch: PyTree) -> MinimizeState:
+        def solve(outer: PyTree, init: PyTree, data: PyTree) -> MinimizeState:
             state = self.solver.start(init)
-            return self.solver.advance(loss, state, outer, batch, 0, self.solver.num_steps)
+            return self.solver.advance(loss, outer, state, data, 0, self.solver.num_steps)
 
-        state = detached(solve, init, outer, batch)
+        state = detached(solve, outer, init, data)
         full_loss = self.solver.objective(loss)
-        return attached(full_loss, self._pull, state, state.inner, outer, batch, once="SAMA").inner
+        return attached(full_loss, self._pull, state, state.inner, outer, data, once="SAMA").inner
 
     def _pull(
         self, loss: Defining, parameters: PyTree, state: MinimizeState, cotangent: MinimizeState

@@ -33,7 +33,7 @@ class Forward:
     Pontil, ICML 2017, section 3.2.)
 
     It counts what is being differentiated: numbers of the outer variable, and of the start, the
-    batch or closed-over arrays too if a derivative in these is asked for.
+    data or closed-over arrays too if a derivative in these is asked for.
 
     Attributes:
         solver: any solver with a forward derivative; a `mode="mixed"` of its own, which has none,
@@ -57,14 +57,14 @@ class Forward:
             )
         _check.positive_integer("max_numbers", self.max_numbers)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
         solver: Any = self.solver
         if getattr(solver, "mode", None) == "mixed":
             solver = dataclasses.replace(solver, mode="reverse")
-        run = lambda init, outer, batch: solver(loss, init, outer, batch)
-        pure, consts = _tree.hoist(run, init, outer, batch)
-        leaves, structure = jax.tree.flatten((consts, init, outer, batch))
+        run = lambda outer, init, data: solver(loss, outer, init, data)
+        pure, consts = _tree.hoist(run, outer, init, data)
+        leaves, structure = jax.tree.flatten((consts, outer, init, data))
 
         @jax.custom_vjp
         def solve(leaves: list[Any]) -> PyTree:

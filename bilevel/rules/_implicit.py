@@ -15,26 +15,26 @@ from bilevel.solvers._minimize import innermost, objective
 
 def implicit_gradient(
     loss: Loss,
-    inner: PyTree,
     outer: PyTree,
-    batch: PyTree,
+    inner: PyTree,
+    data: PyTree,
     linear_solver: LinearSolver,
     optimality: Optimality | None = None,
 ) -> PyTree:
-    """`inner` itself, carrying the implicit gradient of `argmin_y loss(outer, y, batch)`.
+    """`inner` itself, carrying the implicit gradient of `argmin_y loss(outer, y, data)`.
 
     For a solution found by other means: another library, a closed form, a checkpoint. Its
-    derivatives with respect to `outer`, `batch` and whatever `loss` closes over are those of the
+    derivatives with respect to `outer`, `data` and whatever `loss` closes over are those of the
     exact minimiser, evaluated at `inner`; with respect to `inner` it has none. Reverse mode only,
     any number of times.
 
     Args:
-        loss: `loss(outer, inner, batch) -> scalar`, twice differentiable, minimised by `inner`.
-        inner: pytree of floating arrays.
+        loss: `loss(outer, inner, data) -> scalar`, twice differentiable, minimised by `inner`.
         outer: pytree.
-        batch: pytree; integer leaves are fine.
+        inner: pytree of floating arrays.
+        data: pytree; integer leaves are fine.
         linear_solver: e.g. `linear.CG()`; with `optimality`, one of general systems.
-        optimality: `(loss, outer, inner, batch) -> residual` like `inner`, zero at the solution.
+        optimality: `(loss, outer, inner, data) -> residual` like `inner`, zero at the solution.
             None: the solution minimises `loss`, and the residual is its gradient.
 
     Returns:
@@ -49,7 +49,7 @@ def implicit_gradient(
     def pull(defined: Defining, parameters: PyTree, inner: PyTree, cotangent: PyTree) -> PyTree:
         return pull_back(defined, linear_solver, parameters, inner, cotangent).cotangents
 
-    return attached(defining, pull, inner, inner, outer, batch)
+    return attached(defining, pull, inner, inner, outer, data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Implicit:
     Attributes:
         solver: finds the solution, no derivative is taken of it: any `Solver`.
         linear_solver: solves for the adjoint; see `bilevel.linear`.
-        optimality: `(loss, outer, inner, batch) -> residual`, a pytree like the inner variable that
+        optimality: `(loss, outer, inner, data) -> residual`, a pytree like the inner variable that
             vanishes at the solution, where that is not a stationary point of the loss. The matrix
             of the linear system is then its Jacobian, which is not symmetric. None: the solver's
             own word (`ProximalGradient`, `FixedPoint` know theirs), else the gradient of the loss.
@@ -87,7 +87,7 @@ class Implicit:
                 )
         if self.optimality is not None and not callable(self.optimality):
             raise TypeError(
-                "`optimality` must be a function `(loss, outer, inner, batch) -> residual`, or"
+                "`optimality` must be a function `(loss, outer, inner, data) -> residual`, or"
                 f" None, got {self.optimality!r}."
             )
         if self.condition is not None:
@@ -99,12 +99,12 @@ class Implicit:
         own = getattr(innermost(self.solver), "optimality", None)
         return own if self.optimality is None else self.optimality
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`, with an implicit gradient."""
-        inner = self.solve(loss, init, outer, batch)
+        inner = self.solve(loss, outer, init, data)
         full_loss = objective(self.solver, loss)
-        return implicit_gradient(full_loss, inner, outer, batch, self.linear_solver, self.condition)
+        return implicit_gradient(full_loss, outer, inner, data, self.linear_solver, self.condition)
 
-    def solve(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def solve(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """The solution alone, a constant to differentiation."""
-        return detached(lambda *args: self.solver(loss, *args), init, outer, batch)
+        return detached(lambda *args: self.solver(loss, *args), outer, init, data)

@@ -9,7 +9,7 @@ from bilevel import _tree, linear
 from bilevel._problem import Loss, PyTree, check_alike
 from bilevel.linear import LinearInfo, LinearSolver
 
-# `(loss, outer, inner, batch) -> residual`, like `inner`, zero at the solution.
+# `(loss, outer, inner, data) -> residual`, like `inner`, zero at the solution.
 Optimality = Callable[[Loss, PyTree, PyTree, PyTree], PyTree]
 
 
@@ -113,7 +113,7 @@ def root_pullback(
 def pullback_of(
     loss: Loss, optimality: Optimality | None
 ) -> tuple[Callable[[PyTree, PyTree, PyTree], PyTree], Callable[..., Pullback]]:
-    """The function of `(outer, inner, batch)` that defines the solution, and its pullback."""
+    """The function of `(outer, inner, data)` that defines the solution, and its pullback."""
     if optimality is None:
         return loss, implicit_pullback
-    return lambda outer, inner, batch: optimality(loss, outer, inner, batch), root_pullback
+    return lambda outer, inner, data: optimality(loss, outer, inner, data), root_pullback

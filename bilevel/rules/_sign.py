@@ -45,9 +45,9 @@ class SignUnrolled:
         """The same steps with nothing known of their derivative; unrolled, it must agree."""
         return Minimize(optax.sign_sgd(self.step_size), self.num_steps, self.minibatch, "none")
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
-        inner = detached(lambda *args: self.solver(loss, *args), init, outer, batch)
+        inner = detached(lambda *args: self.solver(loss, *args), outer, init, data)
         # The steps do not depend on where they start, so `dy_K / dy_0` is the identity: add a zero
         # that has this derivative.
         return jax.tree.map(lambda y, y0: y + (y0 - jax.lax.stop_gradient(y0)), inner, init)

@@ -42,15 +42,15 @@ class Truncated:
                 f" num_steps={self.solver.num_steps}."
             )
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
         dropped = self.solver.num_steps - self.last
         state = self.solver.start(init)
         if dropped:
             state = detached(
-                lambda s, x, b: self.solver.advance(loss, s, x, b, 0, dropped), state, outer, batch
+                lambda *args: self.solver.advance(loss, *args, 0, dropped), outer, state, data
             )
-        return self.solver.advance(loss, state, outer, batch, dropped, self.last).inner
+        return self.solver.advance(loss, outer, state, data, dropped, self.last).inner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class OneStep:
                     f" got {getattr(self, name)!r}."
                 )
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`, then take one differentiable step; returns a pytree like `init`."""
-        inner = detached(lambda *args: self.solver(loss, *args), init, outer, batch)
-        return self.step(loss, inner, outer, batch)
+        inner = detached(lambda *args: self.solver(loss, *args), outer, init, data)
+        return self.step(loss, outer, inner, data)

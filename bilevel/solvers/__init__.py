@@ -1,4 +1,4 @@
-"""Inner solvers: anything callable as `(loss, init, outer, batch) -> inner`."""
+"""Inner solvers: anything callable as `(loss, outer, init, data) -> inner`."""
 
 from bilevel.solvers._minimize import Minimize, MinimizeState, Solver, stacked
 from bilevel.solvers._proximal import (

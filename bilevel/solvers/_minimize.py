@@ -1,4 +1,4 @@
-"""Inner solvers: anything callable as `(loss, init, outer, batch) -> inner`."""
+"""Inner solvers: anything callable as `(loss, outer, init, data) -> inner`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from bilevel.solvers._smoothness import watched
 
 
 class Solver(Protocol):
-    """Anything that returns an approximate minimiser of `loss(outer, ., batch)`, started at `init`.
+    """Anything that returns an approximate minimiser of `loss(outer, ., data)`, started at `init`.
 
     The result has the structure, shapes and dtypes of `init`. What gradient flows from the result
     to `outer` is the solver's own affair: that of its operations, unless a rule of `bilevel.rules`
     wraps it.
     """
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree: ...
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree: ...
 
 
 class MinimizeState(NamedTuple):
@@ -32,14 +32,14 @@ class MinimizeState(NamedTuple):
     opt_state: PyTree
 
 
-def stacked(batch: PyTree, index: jax.Array) -> PyTree:
-    """The minibatch of one step, where each leaf of `batch` is a stack of them along axis 0.
+def stacked(data: PyTree, index: jax.Array) -> PyTree:
+    """The minibatch of one step, where each leaf of `data` is a stack of them along axis 0.
 
     Args:
-        batch: pytree of arrays with a common first axis.
+        data: pytree of arrays with a common first axis.
         index: int32 scalar; steps beyond the end of the stack start over from its beginning.
     """
-    return jax.tree.map(lambda a: a[index % a.shape[0]], batch)
+    return jax.tree.map(lambda a: a[index % a.shape[0]], data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Minimize:
             the solution turns to NaN. Line searches (`optax.lbfgs`) get the value and the loss
             they need, but can be differentiated only through a rule such as `Implicit`.
         num_steps: inner steps; more lowers the inner error, and the bias of `Implicit` with it.
-        minibatch: `(batch, index) -> batch of that step`, traceable; `bilevel.stacked` takes the
-            index-th of a stack. None: every step sees the whole batch.
+        minibatch: `(data, index) -> what that step sees`, traceable; `bilevel.stacked` takes the
+            index-th of a stack. None: every step sees all of the data.
         remat: what an unrolled gradient stores. "step" keeps the iterates alone and computes each
             step twice; an integer k keeps every k-th iterate (k near sqrt(num_steps) stores the
             least); "binomial" keeps 4 log_4(num_steps) iterates and computes each step
@@ -92,9 +92,9 @@ class Minimize:
         _remat.check(self.remat, self.offload, self.num_steps)
         _gradient.check_mode(self.mode)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
-        """Minimise `loss(outer, ., batch)` from `init`; returns a pytree like `init`."""
-        return self.advance(loss, self.start(init), outer, batch, 0, self.num_steps).inner
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
+        """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`."""
+        return self.advance(loss, outer, self.start(init), data, 0, self.num_steps).inner
 
     def start(self, init: PyTree) -> MinimizeState:
         """The state before the first step."""
@@ -104,22 +104,22 @@ class Minimize:
     def advance(
         self,
         loss: Loss,
-        state: MinimizeState,
         outer: PyTree,
-        batch: PyTree,
+        state: MinimizeState,
+        data: PyTree,
         first: int | jax.Array,
         count: int,
     ) -> MinimizeState:
         """Take the steps `first, ..., first + count - 1`."""
-        step = lambda state, index: self.step(loss, state, outer, batch, index)
+        step = lambda state, index: self.step(loss, outer, state, data, index)
         return _remat.scan_steps(step, state, first + jnp.arange(count), self.remat, self.offload)
 
     def step(
-        self, loss: Loss, state: MinimizeState, outer: PyTree, batch: PyTree, index: jax.Array
+        self, loss: Loss, outer: PyTree, state: MinimizeState, data: PyTree, index: jax.Array
     ) -> MinimizeState:
         """Take the one step `index`, an int32 scalar."""
         inner, opt_state = state
-        seen = batch if self.minibatch is None else self.minibatch(batch, index)
+        seen = data if self.minibatch is None else self.minibatch(data, index)
 
         def value_fn(inner: PyTree) -> jax.Array:
             return loss(outer, inner, seen)
@@ -136,7 +136,7 @@ class Minimize:
         return MinimizeState(optax.apply_updates(inner, updates), opt_state)
 
     def objective(self, loss: Loss) -> Loss:
-        """What this solver minimises over the whole batch: the mean over its steps' minibatches."""
+        """What this solver minimises over all of its data: the mean over its steps' minibatches."""
         if self.minibatch is None:
             return loss
         return averaged(loss, self.minibatch, self.num_steps)
@@ -146,18 +146,18 @@ class Minimize:
         if self.minibatch is None:
             return loss
         minibatch, last = self.minibatch, jnp.int32(self.num_steps - 1)
-        return lambda outer, inner, batch: loss(outer, inner, minibatch(batch, last))
+        return lambda outer, inner, data: loss(outer, inner, minibatch(data, last))
 
 
 def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count: int) -> Loss:
-    """The mean of `loss` over the minibatches 0 to `count - 1` of its batch.
+    """The mean of `loss` over the minibatches 0 to `count - 1` of its data.
 
     One minibatch at a time, stored by none: memory stays that of a single one.
     """
 
-    def mean_loss(outer: PyTree, inner: PyTree, batch: PyTree) -> jax.Array:
+    def mean_loss(outer: PyTree, inner: PyTree, data: PyTree) -> jax.Array:
         def step(total: jax.Array, index: jax.Array) -> jax.Array:
-            return total + loss(outer, inner, minibatch(batch, index))
+            return total + loss(outer, inner, minibatch(data, index))
 
         first = jax.eval_shape(step, 0.0, jnp.int32(0))
         total = jnp.zeros((), first.dtype)
@@ -167,7 +167,7 @@ def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count
 
 
 def objective(solver: Any, loss: Loss) -> Loss:
-    """What `solver` minimises over its whole batch: its own word for it, else `loss` itself."""
+    """What `solver` minimises over all of its data: its own word for it, else `loss` itself."""
     return innermost(solver).objective(loss) if hasattr(innermost(solver), "objective") else loss
 
 

@@ -85,11 +85,11 @@ class ReversibleSGD:
         ratio = fractions.Fraction(self.momentum).limit_denominator(_MAX_DENOMINATOR)
         return ratio.numerator, ratio.denominator
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
         init = _tree.strengthen(init)
         pure, consts = _tree.hoist(
-            lambda parameters, y: loss(parameters[0], y, parameters[1]), (outer, batch), init
+            lambda parameters, y: loss(parameters[0], y, parameters[1]), (outer, data), init
         )
         defined = lambda parameters, y: pure(parameters[0], parameters[1:], y)
 
@@ -110,7 +110,7 @@ class ReversibleSGD:
             return inner_bar, _tree.cotangent_like(parameters, leaves_bar)
 
         solve.defvjp(forward, backward)
-        return solve(init, (consts, outer, batch))
+        return solve(init, (consts, outer, data))
 
     def _run(self, loss: Any, init: PyTree, parameters: PyTree) -> tuple[_Fixed, list[PyTree]]:
         """The last state, and the filled buffers of each segment, in order."""
