@@ -8,6 +8,7 @@ from bilevel import (
     proximal,
     sampling,
     sharding,
+    testing,
     training,
 )
 from bilevel._algorithm import (
@@ -161,5 +162,6 @@ __all__ = [
     "proximal",
     "sampling",
     "sharding",
+    "testing",
     "training",
 ]
