@@ -22,15 +22,15 @@ from bilevel._corrected import (
     CorrectedHypergradient,
     corrected_hypergradient,
 )
+from bilevel._directions import (
+    StepInfo,
+)
 from bilevel._evolution import (
     evolution_hypergrad,
 )
 from bilevel._hypergradient import (
     hypergradient,
     value_and_hypergrad,
-)
-from bilevel._parts._directions import (
-    StepInfo,
 )
 from bilevel._problem import (
     Batch,

@@ -127,10 +127,12 @@ def settings(num_classes: int = 10) -> dict[str, Setting]:
 
     def nested(problem: BilevelProblem) -> DoubleLoop:
         solver = Implicit(Minimize(sgd(0.003), 20), linear.CG(20))
-        return DoubleLoop(problem, solver, adam(0.3), BOX)
+        return DoubleLoop(problem, solver, adam(0.3), projection=BOX)
 
     single = lambda *rates: lambda p: SOBA(p, *map(sgd, rates[:2]), adam(rates[2]), projection=BOX)
-    first = lambda inner, outer: lambda p: F2SA(p, adam(outer), sgd(inner), 1.0, projection=BOX)
+    first = lambda inner, outer: (
+        lambda p: F2SA(p, sgd(inner), adam(outer), penalty=1.0, projection=BOX)
+    )
     softmax = {
         "SOBA": Learner(single(1e-3, 1e-3, 0.05), batch_size=500, num_steps=400),
         "F2SA": Learner(first(1e-3, 0.05), batch_size=500, num_steps=400),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
-from bilevel._parts._directions import Directions, Point, combine, inner_products, outer_slopes
+from bilevel._directions import Directions, Point, combine, inner_products, outer_slopes
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 
 

@@ -9,17 +9,19 @@ All vanish together exactly where y is the inner minimiser, u the adjoint and th
 that a sample of the data gives an unbiased one, and every stochastic estimator for sums applies.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._descent import descend, first_states, start
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
 
 
 class Point(NamedTuple):
-    """Where a single-loop method stands: x, y and its estimate u of the adjoint."""
+    """x, y and the estimate u of the adjoint, or what belongs to each of them."""
 
     outer: PyTree
     inner: PyTree
@@ -27,8 +29,9 @@ class Point(NamedTuple):
 
 
 class Products(NamedTuple):
-    """What the inner loss contributes: `grad_y G`, `H u` and `C' u`."""
+    """What the inner loss contributes: G, `grad_y G`, `H u` and `C' u`."""
 
+    value: jax.Array | None
     gradient: PyTree
     hessian: PyTree
     cross: PyTree
@@ -50,12 +53,30 @@ class Directions(NamedTuple):
         outer: `grad_x F - C' u`, like the outer variable.
         inner: `grad_y G`, like the inner variable.
         adjoint: `H u - grad_y F`, like the inner variable: the residual of the linear system.
+        level: scalar, G, for optimizers that ask for it; None in what a state remembers.
     """
 
     value: jax.Array
     outer: PyTree
     inner: PyTree
     adjoint: PyTree
+    level: jax.Array | None = None
+
+
+class TrackingState(NamedTuple):
+    """What the next step of a method needs that remembers nothing but where it stands.
+
+    Attributes:
+        outer: the outer variable.
+        inner: tracks the inner solution.
+        adjoint: tracks the solution u of `H u = grad_y F`.
+        opt_states: states of the optimizers of these three.
+    """
+
+    outer: PyTree
+    inner: PyTree
+    adjoint: PyTree
+    opt_states: Point
 
 
 class StepInfo(NamedTuple):
@@ -78,12 +99,12 @@ class StepInfo(NamedTuple):
     finite: jax.Array
 
 
-def step_info(value: jax.Array, hypergrad: PyTree, inner: PyTree, residual: PyTree) -> StepInfo:
+def step_info(along: Directions) -> StepInfo:
     """The info of a step that followed these directions."""
-    hypergrad_norm, inner_grad_norm, linear_residual = map(_tree.norm, (hypergrad, inner, residual))
+    outer, inner, residual = map(_tree.norm, (along.outer, along.inner, along.adjoint))
     # A norm is finite only if every entry is, so that the entries need no second pass.
-    scalars = (value, hypergrad_norm, inner_grad_norm, linear_residual)
-    return StepInfo(*scalars, finite=_tree.all_finite(scalars))
+    finite = _tree.all_finite((along.value, outer, inner, residual))
+    return StepInfo(along.value, outer, inner, residual, finite)
 
 
 def inner_products(loss: Loss, point: Point, data: PyTree) -> Products:
@@ -92,10 +113,10 @@ def inner_products(loss: Loss, point: Point, data: PyTree) -> Products:
     A loss whose backward pass calls a `custom_vjp` of its own, as some fused kernels do, has no
     such derivative: JAX raises a TypeError that says so.
     """
-    slopes = jax.grad(loss, argnums=(1, 0))
+    slopes = jax.value_and_grad(loss, argnums=(1, 0))
     along = lambda inner: slopes(point.outer, inner, data)
-    (gradient, _), products = jax.jvp(along, (point.inner,), (point.adjoint,))
-    return Products(gradient, *products)
+    (value, (gradient, _)), (_, products) = jax.jvp(along, (point.inner,), (point.adjoint,))
+    return Products(value.astype(zero_value(point.inner).dtype), gradient, *products)
 
 
 def outer_slopes(loss: Loss, point: Point, data: PyTree) -> Slopes:
@@ -117,6 +138,7 @@ def combine(products: Products, slopes: Slopes) -> Directions:
         outer=_tree.subtract(slopes.outer, products.cross),
         inner=products.gradient,
         adjoint=_tree.subtract(products.hessian, slopes.inner),
+        level=products.value,
     )
 
 
@@ -125,6 +147,40 @@ def directions(problem: BilevelProblem, point: Point, batch: Batch) -> Direction
     data = batch.inner if batch.linear is None else batch.linear
     products = inner_products(problem.inner_loss, point, data)
     if batch.linear is not None:
-        gradient = jax.grad(problem.inner_loss, argnums=1)(point.outer, point.inner, batch.inner)
-        products = products._replace(gradient=gradient)
+        slopes = jax.value_and_grad(problem.inner_loss, argnums=1)
+        level, gradient = slopes(point.outer, point.inner, batch.inner)
+        products = products._replace(value=level, gradient=gradient)
     return combine(products, outer_slopes(problem.outer_loss, point, batch.outer))
+
+
+def start_point(method: Any, outer: PyTree, inner: PyTree) -> tuple[Point, Point]:
+    """The first point, whose adjoint is zero, and the states of its optimizers."""
+    outer, inner = start(method, outer, inner)
+    point = Point(outer, inner, jax.tree.map(jnp.zeros_like, inner))
+    return point, first_states(method, point)
+
+
+def move(
+    method: Any,
+    point: Point,
+    opt_states: Point,
+    along: Directions,
+    inner_value_fn: Callable[[PyTree], jax.Array] | None = None,
+) -> tuple[Point, Point]:
+    """One step of each of the three optimizers, all from the same point."""
+    assert along.level is not None
+    inner_args = opt_states.inner, point.inner, along.level, inner_value_fn
+    outer, inner, adjoint = (
+        descend(method, "outer", along.outer, opt_states.outer, point.outer, along.value),
+        descend(method, "inner", along.inner, *inner_args),
+        descend_adjoint(method, along.adjoint, opt_states.adjoint, point.adjoint),
+    )
+    return Point(outer[0], inner[0], adjoint[0]), Point(outer[1], inner[1], adjoint[1])
+
+
+def descend_adjoint(
+    method: Any, residual: PyTree, opt_state: PyTree, adjoint: PyTree
+) -> tuple[PyTree, PyTree]:
+    """One step on the linear system, whose squared residual is the value that falls."""
+    value = 0.5 * _tree.vdot(residual, residual)
+    return descend(method, "adjoint", residual, opt_state, adjoint, value)
