@@ -21,6 +21,9 @@ from bilevel._corrected import (
 from bilevel._evolution import (
     evolution_hypergrad,
 )
+from bilevel._fast_on_cpu import (
+    fast_on_cpu,
+)
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
@@ -95,6 +98,7 @@ __all__ = [
     "BilevelProblem",
     "LinearSolver",
     "Solver",
+    "fast_on_cpu",
     "run",
     # Hypergradients
     "CorrectedHypergradient",
