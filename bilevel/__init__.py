@@ -28,6 +28,9 @@ from bilevel._directions import (
 from bilevel._evolution import (
     evolution_hypergrad,
 )
+from bilevel._fast_on_cpu import (
+    fast_on_cpu,
+)
 from bilevel._hypergradient import (
     hypergradient,
     value_and_hypergrad,
@@ -99,6 +102,7 @@ __all__ = [
     "BilevelProblem",
     "LinearSolver",
     "Solver",
+    "fast_on_cpu",
     "run",
     # Hypergradients
     "CorrectedHypergradient",

@@ -35,6 +35,8 @@ LAYERS = {
     "bilevel._derivatives": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
+    "bilevel._cpu_operations": 0,
+    "bilevel._fast_on_cpu": 0,
     "bilevel.discrete": 0,
     "bilevel.projections": 0,
     "bilevel.proximal": 0,
