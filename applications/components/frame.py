@@ -11,7 +11,7 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -142,12 +142,19 @@ def main(
         if getattr(config, "cache", False):
             keep_compiled_programs()
         run(config)
-    except (*MENDABLE, *NON_FINITE, OSError) as error:
-        text = f"{error.strerror or error}: {error.filename}" if _is_file(error) else str(error)
-        console = rich.console.Console(stderr=True)
-        # A soft wrap leaves the message one line, for whoever searches a log for it.
-        console.print(f"error: {text}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1 if isinstance(error, NON_FINITE) else 2)
+    except MENDABLE as error:
+        _stop(str(error), 2)
+    except NON_FINITE as error:
+        _stop(str(error), 1)
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}." if error.filename else str(error), 2)
+
+
+def _stop(text: str, status: int) -> NoReturn:
+    console = rich.console.Console(stderr=True)
+    # A soft wrap leaves the message one line, for whoever searches a log for it.
+    console.print(f"error: {text}", style="bold red", markup=False, soft_wrap=True)
+    sys.exit(status)
 
 
 def parse(config_class: type[ConfigT], page: str, arguments: list[str]) -> ConfigT:
@@ -208,7 +215,7 @@ def _options(content: dict[str, Any], prefix: str) -> list[str]:
 
 def keep_compiled_programs() -> None:
     """Let JAX keep its compiled programs on the disk, unless the environment says where already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "bilevel"))
 
@@ -216,10 +223,6 @@ def keep_compiled_programs() -> None:
 def _program() -> str:
     name = pathlib.Path(sys.argv[0]).stem
     return name if name == "bilevel" else "python -m applications"
-
-
-def _is_file(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.filename is not None
 
 
 def _take_config(arguments: list[str]) -> tuple[pathlib.Path | None, list[str]]:

@@ -87,7 +87,7 @@ class Run:
         self._config, self._steps = config, steps
         kept = {k: v for k, v in self.settings.items() if k not in (*FREE, *free)}
         seen = None if dataset is None else dataset.fingerprint
-        self._owner = {"page": page, "data": seen, "settings": kept}
+        self._owner: dict[str, Any] = {"page": page, "data": seen, "settings": kept}
         self._check()
 
     def __enter__(self) -> "Run":
