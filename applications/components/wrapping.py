@@ -107,21 +107,21 @@ def _nnx(build: Callable[[Any], Any], x: jax.ShapeDtypeStruct) -> Parts:
         beside = nnx.to_pure_dict(statistics)
         return {"params": nnx.to_pure_dict(params)} | ({"statistics": beside} if beside else {})
 
-    def merge(graph: Any, variables: dict[str, Any], seeds: Any) -> Any:
+    def merge(graph: Any, variables: dict[str, Any]) -> Any:
         states = [nnx.clone(state) for state in (params, statistics)]
         for state, values in zip(states, ("params", "statistics"), strict=True):
             nnx.replace_by_pure_dict(state, variables.get(values, {}))
-        return nnx.merge(graph, states[0], seeds, states[1])
+        return nnx.merge(graph, states[0], nnx.clone(random), states[1])
 
     def init(key: jax.Array, x: jax.Array) -> dict[str, Any]:
         _, params, _, statistics = split(build(nnx.Rngs(key)))
         return pack(params, statistics)
 
     def apply(variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        return _float32(merge(finished, _constant(variables), random)(x))
+        return _float32(merge(finished, _constant(variables))(x))
 
     def step(variables: dict[str, Any], x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        module = merge(training, variables, random)
+        module = merge(training, variables)
         nnx.reseed(module, default=key)
         logits = module(x)
         _, params, _, statistics = split(module)
@@ -152,15 +152,19 @@ def _equinox(build: Callable[[jax.Array], Any], x: jax.ShapeDtypeStruct) -> Part
         leaves = jax.tree.leaves(eqx.filter(module, _is_parameter))
         for (layer, name), leaf in zip(names, leaves, strict=True):
             params.setdefault(layer, {})[name] = leaf
-        beside = {} if statistics is None else {"statistics": jax.tree.leaves(statistics)}
-        return {"params": params} | beside
+        if statistics is None:
+            return {"params": params}
+        # Counters as numbers with a derivative, so that variables are one differentiable pytree.
+        return {"params": params, "statistics": [1.0 * a for a in jax.tree.leaves(statistics)]}
 
     def unpack(variables: dict[str, Any], training: bool) -> tuple[Any, Any]:
         leaves = [variables["params"][layer][name] for layer, name in names]
         module = eqx.combine(jax.tree.unflatten(structure, leaves), static)
         if not stateful:
             return eqx.nn.inference_mode(module, not training), None
-        state = jax.tree.unflatten(jax.tree.structure(statistics), variables["statistics"])
+        there = zip(jax.tree.leaves(statistics), variables["statistics"], strict=True)
+        values = [value.astype(shape.dtype) for shape, value in there]
+        state = jax.tree.unflatten(jax.tree.structure(statistics), values)
         return eqx.nn.inference_mode(module, not training), state
 
     def outputs(module: Any, state: Any, x: jax.Array, key: jax.Array) -> tuple[Any, Any]:
