@@ -5,6 +5,7 @@ model=None) -> Result`, and `main()`, which is `frame.main`. README.md shows one
 """
 
 import dataclasses
+import inspect
 import json
 import os
 import pathlib
@@ -171,7 +172,7 @@ def parse(config_class: type[ConfigT], page: str, arguments: list[str]) -> Confi
     """
     prog = f"{_program()} {page.replace('_', '-')}"
     path, rest = _take_config(arguments)
-    description = f"{config_class.__doc__}\n\n{CONFIG_HELP}"
+    description = f"{inspect.getdoc(config_class)}\n\n{CONFIG_HELP}"
     if path is None:
         return tyro.cli(config_class, args=rest, prog=prog, description=description)
     default = tyro.cli(config_class, args=as_arguments(path), prog=f"{prog} --config {path}")
