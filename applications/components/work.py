@@ -56,7 +56,7 @@ class Run:
         page: its name, which marks the folder.
         config: its settings.
         dataset: what it works on; resumed runs must see the same.
-        recipe: what it decided for settings that were not given, as a dataclass or a mapping.
+        decided: what it decided for settings that were not given, as a dataclass or a mapping.
         steps: calls of `tick` to come, for the progress bar; None where nobody knows.
         free: further settings that a resumed run may change.
 
@@ -74,7 +74,7 @@ class Run:
         page: str,
         config: Config,
         dataset: Dataset | None = None,
-        recipe: Any = None,
+        decided: Any = None,
         steps: int | None = None,
         free: Collection[str] = (),
     ) -> None:
@@ -82,7 +82,7 @@ class Run:
             width=None if sys.stdout.isatty() else WIDTH_OF_FILES  # tables do not wrap in a log
         )
         self.folder = config.output or pathlib.Path("results") / page
-        self.settings = _plain(dataclasses.asdict(config)) | {"recipe": _plain(recipe)}
+        self.settings = _plain(dataclasses.asdict(config)) | {"decided": _plain(decided)}
         self.notes = () if dataset is None else dataset.notes
         self._config, self._steps = config, steps
         kept = {k: v for k, v in self.settings.items() if k not in (*FREE, *free)}
