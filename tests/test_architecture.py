@@ -48,6 +48,7 @@ LAYERS = {
     "bilevel.testing": 5,
     "bilevel.sharding": 6,
     "bilevel.training": 6,
+    "bilevel._command": 6,
 }
 # Siblings in these packages must not know each other.
 INDEPENDENT = ("bilevel.algorithms",)
@@ -70,7 +71,7 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             # `from bilevel import _tree` names a module, `from bilevel.x import y` a member.
             plain = node.module == "bilevel"
             yield from (f"bilevel.{a.name}" for a in node.names) if plain else (node.module,)
@@ -86,6 +87,39 @@ def test_imports_point_down(path):
         assert LAYERS[unit(target)] <= LAYERS[unit(own)], f"{own} imports {target} from above"
         if unit(own) in INDEPENDENT and own != unit(own):
             assert unit(target) != unit(own), f"{own} imports its sibling {target}"
+
+
+APPLICATIONS = sorted((ROOT / "applications").rglob("*.py"))
+FAMILIES = ("unlearning", "coresets", "condensing")
+"""Of methods: they know `components` and themselves; pages know all of these and no other page."""
+
+
+def own_imports(path):
+    """The first component below `applications` of everything that a module imports from there."""
+    depth = len(path.relative_to(ROOT / "applications").parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (name.split(".")[0] for name in names)
+
+
+@pytest.mark.parametrize("path", APPLICATIONS, ids=module_name)
+def test_the_applications_have_layers(path):
+    targets = set(own_imports(path)) - {"PAGES"}
+    room = path.relative_to(ROOT / "applications").parts[0]
+    if room == "components":
+        assert not targets, f"{path} imports {targets} from above"
+    elif room in FAMILIES:
+        assert targets <= {"components"}, f"{path} imports {targets}"
+    else:
+        assert targets <= {"components", *FAMILIES}, f"{path} imports another page: {targets}"
+    # So that they work from a source tree and from a wheel, where they lie elsewhere.
+    assert not [n for n in imports(path) if n.startswith("applications")], "imports are relative"
+
+
+@pytest.mark.parametrize("path", APPLICATIONS, ids=module_name)
+def test_application_files_are_short_and_open_with_a_sentence(path):
+    test_files_are_short_and_open_with_a_sentence(path)
 
 
 @pytest.mark.parametrize("folder", ["applications", "benchmarks"])

@@ -1,6 +1,7 @@
 """The command line of the applications: help, mistakes, and configurations saved and read back."""
 
 import dataclasses
+import inspect
 import pathlib
 from typing import Literal
 
@@ -85,8 +86,7 @@ def test_applications_say_what_each_option_does(application, capsys):
     with pytest.raises(SystemExit):
         frame.main("page", application.Config, print, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    files = application.__file__, frame.__file__
-    source = "".join(pathlib.Path(file).read_text() for file in files)
+    source = "".join(inspect.getsource(kind) for kind in application.Config.__mro__[:2])
     for field in dataclasses.fields(application.Config):
         assert f"--{field.name.replace('_', '-')}" in text
         explained = source.split(f"    {field.name}:")[1].split("\n")[1].strip()

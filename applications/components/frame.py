@@ -62,7 +62,7 @@ class Config:
     model: str | None = None
     """Architecture: mlp, small_cnn, bag, resnet18 or vgg16 (the last two want an accelerator), or
     yours as module.path:Name. Not given: what suits the data."""
-    bfloat16: bool | None = None
+    bfloat16: bool = False
     """Compute in bfloat16: faster on accelerators, slower on most CPUs."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One independent repetition for each; the tables show mean and deviation over them."""

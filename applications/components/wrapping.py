@@ -46,7 +46,7 @@ def _is_module(value: Any) -> bool:
 
 def _accepted(function: Callable[..., Any]) -> set[str]:
     # A metaclass may hide what a class itself takes.
-    own = function.__init__ if isinstance(function, type) else function
+    own = vars(function).get("__init__", function) if isinstance(function, type) else function
     return set(inspect.signature(own).parameters)
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from applications.components import models, work
+from applications.components import files, models, work
 from applications.components.data import load
 from applications.components.errors import InputError, filled
 from applications.forget_set_transfer import SEARCHES, Config, chosen, run, searched
@@ -32,7 +32,7 @@ def test_every_search_is_judged_on_every_network(tmp_path, monkeypatch):
     with np.load(folder / "result.npz") as arrays:
         assert set(arrays["sign, retrain/seed0"]) <= set(arrays["rows"])
     assert "Do worst-case forget sets transfer?" in (folder / "report.html").read_text()
-    recomputed = lambda self, name, make: work._read(self.path(f"{name}.npz"))
+    recomputed = lambda self, name, make: files.read_arrays(self.path(f"{name}.npz"))
     monkeypatch.setattr(work.Run, "keep", recomputed)  # fails where there is none
     again = run(dataclasses.replace(config, resume=True))
     assert again.rows == result.rows and again.search_seconds == result.search_seconds
