@@ -188,10 +188,10 @@ class Run:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays, config=to_json(self.settings))
         self.write("result.npz", buffer.getvalue())
-        first = next(iter(arrays))
+        last = list(arrays)[-1]
         self.console.print(
             f"Written to {self.folder}/; report.html is the page to open, and"
-            f' numpy.load("{self.folder}/result.npz")["{first}"] the arrays: {", ".join(arrays)}.',
+            f' numpy.load("{self.folder}/result.npz")["{last}"] the arrays: {", ".join(arrays)}.',
             markup=False,
             highlight=False,
             soft_wrap=True,
