@@ -241,7 +241,9 @@ def test_environment_says_where_a_number_comes_from():
 
 def test_a_report_escapes_what_it_is_given():
     table = report.Table(["<set>", "UA"], [["<script>alert(1)</script>", "1"]])
-    page = report.page("<b>", "found <i>", "a & b", [("<i>", table.html()), ("x", report.listing("<pre>"))])
+    page = report.page(
+        "<b>", "found <i>", "a & b", [("<i>", table.html()), ("x", report.listing("<pre>"))]
+    )
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
     figure = report.figure(b"png", '"><script>')
     assert "<script>" not in figure

@@ -55,7 +55,8 @@ def test_every_set_method_and_seed_has_a_row(digits):
     assert seen == {(f, m, s) for f in FORGET_SETS for m in METHODS for s in (0, 1, 2)}
     for row in content["rows"]:
         assert all(0 <= row[metric] <= 100 for metric in PERCENTAGES) and row["seconds"] >= 0
-    assert content["config"]["budget"] == 0.1 and content["config"]["epochs"] == 30
+    config = content["config"]
+    assert config["budget"] == 0.1 and config["decided"]["recipe"]["epochs"] == 30
     assert content["versions"]["jax"] == jax.__version__ and content["device"]["platform"]
 
 
