@@ -59,6 +59,7 @@ LAYERS = {
     "bilevel.testing": 5,
     "bilevel.sharding": 6,
     "bilevel.training": 6,
+    "bilevel._command": 6,
 }
 # Siblings in these packages must not know each other.
 INDEPENDENT = ("bilevel.algorithms",)
@@ -96,7 +97,7 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             # `from bilevel import _tree` names a module, `from bilevel.x import y` a member.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             private = [n for n in names if re.search(r"\._[a-z]\w*$", n)]
@@ -123,6 +124,39 @@ def test_no_private_module_is_imported_across_packages(path):
         inside = target.startswith("bilevel.") and "._" in target.removeprefix("bilevel.")
         if inside and unit(target) != unit(own):
             assert (own, target) in PRIVATE_EXCEPTIONS, f"{own} imports {target}"
+
+
+APPLICATIONS = sorted((ROOT / "applications").rglob("*.py"))
+FAMILIES = ("unlearning", "coresets", "condensing")
+"""Of methods: they know `components` and themselves; pages know all of these and no other page."""
+
+
+def own_imports(path):
+    """The first component below `applications` of everything that a module imports from there."""
+    depth = len(path.relative_to(ROOT / "applications").parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (name.split(".")[0] for name in names)
+
+
+@pytest.mark.parametrize("path", APPLICATIONS, ids=module_name)
+def test_the_applications_have_layers(path):
+    targets = set(own_imports(path)) - {"PAGES"}
+    room = path.relative_to(ROOT / "applications").parts[0]
+    if room == "components":
+        assert not targets, f"{path} imports {targets} from above"
+    elif room in FAMILIES:
+        assert targets <= {"components"}, f"{path} imports {targets}"
+    else:
+        assert targets <= {"components", *FAMILIES}, f"{path} imports another page: {targets}"
+    # So that they work from a source tree and from a wheel, where they lie elsewhere.
+    assert not [n for n in imports(path) if n.startswith("applications")], "imports are relative"
+
+
+@pytest.mark.parametrize("path", APPLICATIONS, ids=module_name)
+def test_application_files_are_short_and_open_with_a_sentence(path):
+    test_files_are_short_and_open_with_a_sentence(path)
 
 
 @pytest.mark.parametrize("folder", ["applications", "benchmarks"])

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from applications.common import plots, report
+from applications.components import plots, report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -47,7 +47,7 @@ def make_page():
         ("Pictures", figures),
         (EVIL, report.note(EVIL) + report.listing("x" * 500)),
     ]
-    return report.page("A report & more", EVIL, sections)
+    return report.page("A report & more", EVIL, EVIL, sections)
 
 
 def test_a_page_needs_no_network():

@@ -5,16 +5,17 @@ The same for every method: full-batch Adam with a cosine schedule, no augmentati
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from applications.common.errors import NonFiniteError
-from applications.common.training import Points, cross_entropy, initialise, logits, predict
-from applications.condensing.synthetic import Synthetic
+from ..components.errors import NonFiniteError
+from ..components.points import Points
+from ..components.training import cross_entropy, initialise, logits, predict
+from .synthetic import Synthetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _shares(judge: Judge, outer: Synthetic, test: Points, keys: jax.Array) -> ja
     """The share of right predictions of each network, NaN where it diverged."""
     optimizer = optax.adam(optax.cosine_decay_schedule(judge.rate, judge.num_steps))
 
-    def loss(params: nn.FrozenDict) -> jax.Array:
+    def loss(params: Any) -> jax.Array:
         scores = logits(judge.model, params, outer.x)
         if judge.target == "classes":
             return jnp.mean(cross_entropy(scores, outer.labels))

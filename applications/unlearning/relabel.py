@@ -6,21 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from applications.common.errors import InputError
-from applications.common.settings import numbers_as_data
-from applications.common.training import (
-    Points,
-    Recipe,
-    cross_entropy,
-    descend,
-    logits,
-    predict,
-    train,
-)
-from applications.unlearning.batches import epoch_of_step, epochs
-from applications.unlearning.methods import Setting, Task, masked
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.settings import numbers_as_data
+from ..components.training import Recipe, cross_entropy, descend, logits, predict, train
+from .batches import epoch_of_step, epochs
+from .methods import Task, masked
 
 PyTree = Any
+NEW_CLASS = "forgotten"
 
 
 @numbers_as_data("recipe")
@@ -37,9 +31,9 @@ class RandomLabels:
 
     recipe: Recipe
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        return _random_labels(self.recipe, setting, task, key, task.mask)
+        return _random_labels(self.recipe, task, key, task.mask)
 
 
 @numbers_as_data("recipe")
@@ -67,17 +61,19 @@ class SalUn:
         if not 0 < self.share <= 1:
             raise InputError(f"`share` must lie in (0, 1], got {self.share}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        salient = largest_share(self.saliency(setting, task), self.share)
-        return _random_labels(self.recipe, setting, task, key, masked(salient, task.mask))
+        saliency = self.saliency(task)
+        # Statistics, which no step moves, have no part in the share.
+        salient = saliency | {"params": largest_share(saliency["params"], self.share)}
+        return _random_labels(self.recipe, task, key, masked(salient, task.mask))
 
-    def saliency(self, setting: Setting, task: Task) -> PyTree:
+    def saliency(self, task: Task) -> PyTree:
         """`|d/d theta sum_f l(theta; f)|` at the original model, a pytree like it."""
         x, y = task.points.x[task.forget], task.points.y[task.forget]
 
         def loss_fn(params: PyTree) -> jax.Array:
-            return jnp.sum(cross_entropy(predict(setting.model, params, x), y))
+            return jnp.sum(cross_entropy(predict(task.model, params, x), y))
 
         return jax.tree.map(jnp.abs, jax.grad(loss_fn)(task.original))
 
@@ -100,23 +96,21 @@ class BoundaryShrink:
     recipe: Recipe
     bound: float = 0.3
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         x, y = task.points.x[task.forget], task.points.y[task.forget]
-        wrong = self.nearest_class(setting, task.original, x, y)
+        wrong = self.nearest_class(task.model, task.original, x, y)
         relabelled = Points(x, wrong)
-        return _train_all(self.recipe, setting.model, task.original, relabelled, key, task.mask)
+        return _train_all(self.recipe, task.model, task.original, relabelled, key, task.mask)
 
-    def nearest_class(
-        self, setting: Setting, params: PyTree, x: jax.Array, y: jax.Array
-    ) -> jax.Array:
+    def nearest_class(self, model: Any, params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         """What `params` takes the attacked images `x[n, ...]` for, `[n]` int32."""
 
         def loss_fn(x: jax.Array) -> jax.Array:
-            return jnp.sum(cross_entropy(predict(setting.model, params, x), y))
+            return jnp.sum(cross_entropy(predict(model, params, x), y))
 
         attacked = x + self.bound * jnp.sign(jax.grad(loss_fn)(x))
-        return jnp.argmax(predict(setting.model, params, attacked), axis=-1).astype(y.dtype)
+        return jnp.argmax(predict(model, params, attacked), axis=-1).astype(y.dtype)
 
 
 @numbers_as_data("recipe")
@@ -135,23 +129,26 @@ class BoundaryExpand:
     recipe: Recipe
     scale: float = 1e-2
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         new_key, train_key = jax.random.split(key)
-        model, head = setting.model, setting.model.layers[-1]
-        wider = model.clone(num_classes=model.num_classes + 1)
-        kernel = task.original["params"][head]["kernel"]
-        column = self.scale * jax.random.normal(new_key, (len(kernel), 1), kernel.dtype)
-        start = _with_output(task.original, head, column, jnp.zeros(1, kernel.dtype))
+        model, x = task.model, task.points.x[task.forget]
+        width = model.features(task.original, x[:1]).shape[1]
+        column = self.scale * jax.random.normal(new_key, (width,))
+        start = _with_layer(task.original, {"column": column, "bias": jnp.zeros(())})
         mask = task.mask
         if mask is not None:
-            mask = _with_output(mask, head, jnp.ones_like(column), jnp.ones(1, kernel.dtype))
-        x = task.points.x[task.forget]
-        own = Points(x, jnp.full(len(x), model.num_classes, jnp.int32))
-        trained = _train_all(self.recipe, wider, start, own, train_key, mask)
-        layer = trained["params"][head]
-        layer = layer | {"kernel": layer["kernel"][:, :-1], "bias": layer["bias"][:-1]}
-        return trained | {"params": trained["params"] | {head: layer}}
+            mask = _with_layer(mask, {"column": jnp.ones(width), "bias": jnp.ones(())})
+        own = jnp.full(len(x), model.num_classes, jnp.int32)
+
+        def loss_fn(wide: PyTree, rows: jax.Array) -> jax.Array:
+            variables, new = _without_layer(wide), wide["params"][NEW_CLASS]
+            added = model.features(variables, x[rows]) @ new["column"] + new["bias"]
+            outputs = jnp.concatenate([model.apply(variables, x[rows]), added[:, None]], axis=1)
+            return jnp.mean(cross_entropy(outputs, own[rows]))
+
+        rows = epochs(train_key, jnp.arange(len(x), dtype=jnp.int32), self.recipe)
+        return _without_layer(descend(self.recipe, start, loss_fn, rows, mask))
 
 
 def largest_share(scores: PyTree, share: float) -> PyTree:
@@ -164,11 +161,9 @@ def largest_share(scores: PyTree, share: float) -> PyTree:
     return jax.tree.map(lambda a: (a >= threshold).astype(a.dtype), scores)
 
 
-def _random_labels(
-    recipe: Recipe, setting: Setting, task: Task, key: jax.Array, mask: PyTree | None
-) -> PyTree:
+def _random_labels(recipe: Recipe, task: Task, key: jax.Array, mask: PyTree | None) -> PyTree:
     order_key, label_key = jax.random.split(key)
-    num_points, num_classes = len(task.points.y), setting.model.num_classes
+    num_points, num_classes = len(task.points.y), task.model.num_classes
     order = epochs(order_key, jnp.concatenate([task.forget, task.retain]), recipe)
     drawn = jax.random.randint(label_key, (recipe.num_epochs, num_points), 0, num_classes)
     is_forgotten = jnp.zeros(num_points, bool).at[task.forget].set(True)
@@ -176,7 +171,7 @@ def _random_labels(
 
     def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, epoch = seen
-        outputs = logits(setting.model, params, task.points.x[rows])
+        outputs = logits(task.model, params, task.points.x[rows])
         return jnp.mean(cross_entropy(outputs, labels[epoch, rows]))
 
     seen = order, epoch_of_step(recipe.num_epochs, len(order))
@@ -192,10 +187,11 @@ def _train_all(
     return train(model, recipe, params, points, rows, key, mask=mask)
 
 
-def _with_output(params: PyTree, head: str, column: jax.Array, bias: jax.Array) -> PyTree:
-    layer = params["params"][head]
-    layer = layer | {
-        "kernel": jnp.concatenate([layer["kernel"], column], axis=1),
-        "bias": jnp.concatenate([layer["bias"], bias]),
-    }
-    return params | {"params": params["params"] | {head: layer}}
+def _with_layer(variables: PyTree, layer: PyTree) -> PyTree:
+    """With the output of a class of its own for the forget set."""
+    return variables | {"params": variables["params"] | {NEW_CLASS: layer}}
+
+
+def _without_layer(variables: PyTree) -> PyTree:
+    params = {name: layer for name, layer in variables["params"].items() if name != NEW_CLASS}
+    return variables | {"params": params}

@@ -15,21 +15,16 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import bilevel
-from applications.common.errors import InputError
-from applications.common.training import (
-    Points,
-    crop_and_flip,
-    cross_entropy,
-    logits,
-    predict,
-)
+
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.training import crop_and_flip, cross_entropy, logits, predict
 
 PyTree = Any
 Rule = Literal["sign", "truncated", "unrolled", "implicit"]
@@ -65,7 +60,7 @@ class Search:
         linear_points: points in each Hessian-vector product of "implicit".
     """
 
-    model: nn.Module
+    model: Any
     num_forget: int
     num_epochs: int
     batch_size: int
