@@ -140,10 +140,11 @@ def hoist(
     enclosing `vmap` stays behind and leaks; this hoists every array.
     """
     closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-    out_structure = jax.tree.structure(out_shape)
+    out_structure, jaxpr = jax.tree.structure(out_shape), closed.jaxpr
 
+    # Holds the program without its constants, which may be tracers that must not outlive a trace.
     def pure(consts: tuple[Any, ...], *args: PyTree) -> PyTree:
-        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, consts))
+        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, consts))
         return jax.tree.unflatten(out_structure, run(*jax.tree.leaves(args)))
 
     return pure, tuple(closed.consts)

@@ -11,6 +11,9 @@ def require_general(linear_solver: LinearSolver) -> None:
     Args:
         linear_solver: says so by an attribute `symmetric_only`; without one it is taken to be
             general.
+
+    Raises:
+        ValueError: it is right for symmetric matrices only.
     """
     if getattr(linear_solver, "symmetric_only", False):
         raise ValueError(

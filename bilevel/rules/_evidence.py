@@ -113,5 +113,7 @@ class _Probe:
 
 def _same(tree: PyTree, other: PyTree) -> bool:
     """Whether two pytrees hold the very same arrays."""
-    (leaves, structure), (others, other_structure) = map(jax.tree.flatten, (tree, other))
-    return structure == other_structure and all(map(lambda a, b: a is b, leaves, others))
+    if jax.tree.structure(tree) != jax.tree.structure(other):  # type: ignore[operator]
+        return False
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return all(a is b for a, b in pairs)

@@ -49,7 +49,7 @@ class Truncated:
         state = self.solver.start(init)
         if dropped:
             state = _derivatives.constant(
-                lambda *args: self.solver.advance(loss, *args, 0, dropped), outer, state, data
+                lambda x, s, d: self.solver.advance(loss, x, s, d, 0, dropped), outer, state, data
             )
         return self.solver.advance(loss, outer, state, data, dropped, self.last).inner
 
