@@ -39,7 +39,8 @@ class MINRES(Settings):
     Prefer it to `CG` at a saddle of the inner loss, when the system as it stands is to be solved
     and not a damped one: its residual never grows. Where H is indefinite `info.status` says so,
     though the solution of the system stands; that no minimum lies there is for you to judge. On a
-    singular system it returns the least-squares solution of minimum norm. (Paige and Saunders,
+    singular system it returns the least residual that it met, without its part in the null space:
+    where the steps came that far, the least-squares solution of minimum norm. (Paige and Saunders,
     SIAM J. Numer. Anal. 1975; as in Choi, Paige and Saunders, SIAM J. Sci. Comput. 2011.)
 
     Differs from the papers in that negative curvature is detected on the way, by the signs of the
@@ -93,10 +94,11 @@ class MINRES(Settings):
         # `||H r||` cannot be told from zero below the root of the rounding error.
         eps = rounding(system.rhs)
         singular = (state.slope <= eps**0.5) & (norm > self.tolerance)
-        value = _tree.where(singular, state.flattest, state.value)
-        value, residual = system.better(first, value, first_norm)
+        value, residual = system.better(first, state.value, first_norm)
         value, residual = jax.lax.cond(
-            singular, lambda: _shortest(system, value, residual), lambda: (value, residual)
+            singular,
+            lambda: _least_squares(system, state.flattest, value, residual),
+            lambda: (value, residual),
         )
         indefinite = state.min_curvature < -eps * state.scale
         return system.conclude(
@@ -152,17 +154,30 @@ class MINRES(Settings):
         )
 
 
-def _shortest(system: System, value: PyTree, residual: PyTree) -> tuple[PyTree, PyTree]:
+def _least_squares(
+    system: System, flattest: PyTree, value: PyTree, residual: PyTree
+) -> tuple[PyTree, PyTree]:
     """The solution of minimum norm among those of least residual, and its residual.
 
-    The residual of a least-squares solution is the part of v in the null space, and so is, up to a
+    Of a singular system the later steps are noise, so the flattest iterate may be better. The
+    residual of a least-squares solution is the part of v in the null space, and so is, up to a
     factor, what an iterate of the Krylov space has in it (Liu, Milzarek and Roosta, "Obtaining
     pseudo-inverse solutions with MINRES", 2023, Theorem 1).
     """
+    value, residual = _lower(value, residual, flattest, system.residual(flattest), 1.0)
     squared = _tree.vdot(residual, residual)
     share = _tree.vdot(residual, value) / jnp.where(squared > 0, squared, 1.0)
-    value = _tree.add_scaled(value, -share, residual)
-    return value, system.residual(value)
+    shortest = _tree.add_scaled(value, -share, residual)
+    # Removing a part of the null space changes no residual; if it does, that was none.
+    return _lower(value, residual, shortest, system.residual(shortest), 1.01)
+
+
+def _lower(
+    value: PyTree, residual: PyTree, other: PyTree, other_residual: PyTree, slack: float
+) -> tuple[PyTree, PyTree]:
+    """`other` where its residual is at most `slack` times that of `value`."""
+    better = _tree.norm(other_residual) <= slack * _tree.norm(residual)
+    return _tree.where(better, other, value), _tree.where(better, other_residual, residual)
 
 
 def _step(matvec: MatVec, state: _State) -> _State:
