@@ -18,7 +18,8 @@ class Probed(Settings):
     Krylov solver does not meet a direction that the right-hand side hardly contains. For a random z
     the solver is given `H z`; the error `z - u` of what it returns lies along the flattest
     directions, those whose share of the residual is below the tolerance, and its curvature is that
-    of H there: one step of inverse iteration, with the inverse at hand. From it come `info.error_bound` and
+    of H there: one step of inverse iteration, with the inverse at hand. From it come
+    `info.error_bound` and
 
     - INDEFINITE, SINGULAR: that curvature is negative or nil, or the second solve met such a one;
     - ILL_CONDITIONED: `info.error_bound` is above `max_error`.
