@@ -1,5 +1,6 @@
 """Pytree arithmetic that `optax.tree` lacks: safe norms, hoisted closures, split leaves."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ def vdot(left: PyTree, right: PyTree) -> jax.Array:
         dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
         return jnp.vdot(a, b, preferred_element_type=dtype)
 
-    return sum(jax.tree.leaves(jax.tree.map(leaf_vdot, left, right)), start=jnp.float32(0.0))
+    products = jax.tree.leaves(jax.tree.map(leaf_vdot, left, right))
+    dtype = functools.reduce(jnp.promote_types, (p.dtype for p in products), jnp.float32)
+    return sum((p.astype(dtype) for p in products), start=jnp.zeros((), dtype))
 
 
 def norm(tree: PyTree) -> jax.Array:

@@ -103,7 +103,7 @@ def _curvature_range(
     ritz = info.ritz_values
     if ritz is not None:
         shift = info.damping
-        return jnp.nanmin(ritz) - shift, jnp.nanmax(ritz) - shift
+        return ritz[0] - shift, ritz[-1] - shift
     flat, unravel = ravel_pytree(inner)
     gradient = lambda y: ravel_pytree(
         jax.grad(inner_loss, argnums=1)(outer, unravel(y), batch.inner)

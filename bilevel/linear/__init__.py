@@ -7,7 +7,13 @@ from bilevel.linear._dense import Dense
 from bilevel.linear._diagonal import DiagonalFisher, HutchinsonDiagonal, fisher_diagonal
 from bilevel.linear._gmres import GMRES
 from bilevel.linear._identity import Identity
-from bilevel.linear._info import LinearInfo, LinearSolution, LinearSolver, LinearStatus
+from bilevel.linear._info import (
+    Lanczos,
+    LinearInfo,
+    LinearSolution,
+    LinearSolver,
+    LinearStatus,
+)
 from bilevel.linear._kronecker import KroneckerFactored, KroneckerFactors, KroneckerLayer
 from bilevel.linear._kronecker_factors import Tap, conv_patches, kronecker_factors
 from bilevel.linear._lineax import Lineax
@@ -16,6 +22,7 @@ from bilevel.linear._neumann import Neumann
 from bilevel.linear._normal_cg import NormalCG
 from bilevel.linear._nystrom import Nystrom
 from bilevel.linear._preconditioner import Preconditioner
+from bilevel.linear._probed import Probed
 from bilevel.linear._solve import require_general, solve
 from bilevel.linear._strict import Strict
 
@@ -31,6 +38,7 @@ __all__ = [
     "KroneckerFactored",
     "KroneckerFactors",
     "KroneckerLayer",
+    "Lanczos",
     "LinearInfo",
     "LinearSolution",
     "LinearSolver",
@@ -41,6 +49,7 @@ __all__ = [
     "NormalCG",
     "Nystrom",
     "Preconditioner",
+    "Probed",
     "Strict",
     "Tap",
     "conv_patches",
