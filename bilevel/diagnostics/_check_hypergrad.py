@@ -141,7 +141,7 @@ def _require_finite(hypergrad: np.ndarray, info: Any) -> None:
             f"{bad} of {hypergrad.size} entries of the hypergradient are not finite; the inner"
             f" gradient norm is {float(info.inner_grad_norm):.2e}. If that is not finite either,"
             " lower the inner rate. Otherwise some step has no second derivative: in an unrolled"
-            " Adam write `optax.adam(..., eps_root=1e-8)`."
+            " Adam write `optax.adam(..., eps_root=1e-5)`."
         )
 
 

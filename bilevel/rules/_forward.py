@@ -62,6 +62,8 @@ class Forward:
         solver: Any = self.solver
         if getattr(solver, "mode", None) == "mixed":
             solver = dataclasses.replace(solver, mode="reverse")
+        if getattr(solver, "offload", False):
+            solver = dataclasses.replace(solver, offload=False)  # no iterate waits for anything
         run = lambda init, outer, batch: solver(loss, init, outer, batch)
         pure, consts = _tree.hoist(run, init, outer, batch)
         leaves, structure = jax.tree.flatten((consts, init, outer, batch))
