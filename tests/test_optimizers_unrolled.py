@@ -41,18 +41,17 @@ def constructed(factory):
     return factory(**given)
 
 
-# The second input is dead and the last bias unused: both have gradients of exactly zero.
+# The second input is dead, and so is the last unit: their gradients are exactly zero.
 INPUTS = np.random.default_rng(0).standard_normal((6, 2)) * np.array([[1.0, 0.0]])
-TARGETS = np.random.default_rng(1).standard_normal((6, 2))
+TARGETS = np.random.default_rng(1).standard_normal((6, 3))
 OUTER = np.array([-1.0, 0.3])
-INIT = {"W": np.array([[0.4, -0.3], [0.5, 0.2]]), "b": np.array([0.1, -0.2, 0.3])}
+INIT = {"W": np.array([[0.4, -0.3, 0.1], [0.5, 0.2, -0.1]]), "b": np.array([0.1, -0.2, 0.3])}
 
 
 def inner_loss(outer, inner, data):
-    fit = jnp.mean((INPUTS @ inner["W"] + inner["b"][None, :2] - TARGETS) ** 2)
-    return (
-        fit + jnp.exp(outer[0]) * jnp.sum(inner["W"][0] ** 2) + outer[1] * jnp.sum(inner["b"][:2])
-    )
+    bias = inner["b"] * np.array([1.0, 1.0, 0.0])
+    fit = jnp.mean((INPUTS @ inner["W"] + bias[None] - TARGETS) ** 2)
+    return fit + jnp.exp(outer[0]) * jnp.sum(inner["W"][0] ** 2) + outer[1] * jnp.sum(bias)
 
 
 def value(optimizer, outer):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check, _tree, linear
-from bilevel._corrected import correct
+from bilevel._corrected import LICENCE, correct
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
 from bilevel.diagnostics._double import as_double, double_precision, evaluated_dtype
@@ -30,6 +30,7 @@ class Evidence(NamedTuple):
         inner_grad_norm: `||grad_y G(y)||`.
         inner_error: `||s||`, the Newton step: the distance to the minimiser to first order.
         contraction: see `Correction`; 0 when y is a minimiser to rounding.
+        disagreement: see `Correction`; likewise.
         min_curvature: smallest eigenvalue of H that was seen; exact for a small inner variable.
         max_curvature: largest one.
         solved: bool, the solves behind the estimate have converged themselves.
@@ -40,6 +41,7 @@ class Evidence(NamedTuple):
     inner_grad_norm: jax.Array
     inner_error: jax.Array
     contraction: jax.Array
+    disagreement: jax.Array
     min_curvature: jax.Array
     max_curvature: jax.Array
     solved: jax.Array
@@ -59,7 +61,7 @@ def evidence(
     error = 1.5 (||hypergrad - (h(y) - Dh(y) s)|| + rho / (1 - rho) ||Dh(y) s||) + rounding
 
     The first term is the distance to the corrected value, the second what the correction itself
-    may miss, rho the contraction of the Newton step.
+    may miss, rho the larger one of `contraction` and `disagreement`.
 
     Args:
         outer_loss: F.
@@ -80,7 +82,9 @@ def evidence(
     # A gradient that is all rounding says nothing of the contraction.
     converged = gradient_norm <= 100 * eps * jnp.abs(high) * _tree.norm(inner)
     contraction = jnp.where(converged, 0.0, found.contraction)
-    missed = jnp.where(contraction < 1, contraction / (1 - contraction), jnp.inf)
+    disagreement = jnp.where(converged, 0.0, found.disagreement)
+    rho = jnp.maximum(contraction, disagreement)
+    missed = jnp.where(rho < 1, rho / (1 - rho), jnp.inf)
     distance = _tree.norm(_tree.add_scaled(hypergrad, -1.0, reference))
     correction = _tree.norm(found.error)
     rounding = eps * (1 + jnp.abs(high / low)) * _tree.norm(hypergrad)
@@ -91,6 +95,7 @@ def evidence(
         inner_grad_norm=gradient_norm,
         inner_error=step_norm,
         contraction=contraction,
+        disagreement=disagreement,
         min_curvature=low,
         max_curvature=high,
         solved=found.adjoint_info.converged & found.newton_info.converged,
@@ -125,7 +130,8 @@ class Diagnosis:
         relative_error: `error_estimate / ||reference||`.
         inner_grad_norm: `||grad_y G||` at the inner solution.
         inner_error: estimated distance of the inner solution to the minimiser.
-        contraction: how far the estimate's first order is from the whole truth, in [0, inf).
+        contraction: how far the first order is from the whole truth in the inner gradient.
+        disagreement: the same in the hypergradient, the better judge; see `Correction`.
         min_curvature: of the inner Hessian.
         max_curvature: of the inner Hessian.
         condition: their quotient.
@@ -143,6 +149,7 @@ class Diagnosis:
     inner_grad_norm: float
     inner_error: float
     contraction: float
+    disagreement: float
     min_curvature: float
     max_curvature: float
     condition: float
@@ -159,6 +166,7 @@ class Diagnosis:
             ("inner gradient norm", f"{self.inner_grad_norm:.2e}"),
             ("inner error", f"~ {self.inner_error:.2e}"),
             ("Newton contraction", f"{self.contraction:.2e}"),
+            ("  disagreement", f"{self.disagreement:.2e}"),
             ("curvature", f"{self.min_curvature:.2e} to {self.max_curvature:.2e}"),
             ("condition number", f"{self.condition:.2e}"),
         ]
@@ -191,9 +199,9 @@ def diagnose(
     rounding alike.
 
     It assumes an inner loss with three derivatives that is strongly convex near the inner solution
-    and an inner solution from which a Newton step helps (`contraction` below 1); where it finds
-    otherwise, `concerns` says so. It costs some multiples of the hypergradient and memory in double
-    precision: meant for a look now and then, not for every step. Not for use under `jit`.
+    and an inner solution so near that first orders hold (`disagreement` at most 0.25); where it
+    finds otherwise, `concerns` says so. It costs some multiples of the hypergradient and memory in
+    double precision: meant for a look now and then, not for every step. Not for use under `jit`.
 
     Args:
         problem: the two losses.
@@ -232,6 +240,7 @@ def diagnose(
         inner_grad_norm=float(found.inner_grad_norm),
         inner_error=float(found.inner_error),
         contraction=float(found.contraction),
+        disagreement=float(found.disagreement),
         min_curvature=float(found.min_curvature),
         max_curvature=float(found.max_curvature),
         condition=float(found.max_curvature / found.min_curvature),
@@ -248,7 +257,7 @@ def _concerns(found: Evidence, finite: bool, dtype: Any) -> list[str]:
         concerns.append("the hypergradient is not finite")
     if not found.min_curvature > 0:
         concerns.append("the inner Hessian is not positive definite: not at a strict minimiser")
-    if not found.contraction < 0.5:
+    if not max(found.contraction, found.disagreement) <= LICENCE:
         concerns.append("the inner solution is far from a minimiser: take more inner steps")
     if not found.solved:
         concerns.append("the solves behind the estimate did not converge themselves")
