@@ -21,6 +21,9 @@ from bilevel._corrected import (
 from bilevel._evolution import (
     evolution_hypergrad,
 )
+from bilevel._hypergrad_status import (
+    HypergradStatus,
+)
 from bilevel._hypergradient import (
     Hypergradient,
     HypergradInfo,
@@ -33,6 +36,9 @@ from bilevel._parts._directions import (
 from bilevel._problem import (
     Batch,
     BilevelProblem,
+)
+from bilevel._summary import (
+    summary,
 )
 from bilevel._version import __version__ as __version__
 from bilevel.algorithms import (
@@ -96,9 +102,11 @@ __all__ = [
     "LinearSolver",
     "Solver",
     "run",
+    "summary",
     # Hypergradients
     "CorrectedHypergradient",
     "HypergradInfo",
+    "HypergradStatus",
     "Hypergradient",
     "corrected_hypergradient",
     "evolution_hypergrad",

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._hypergrad_status import implicit_status, worst
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
 from bilevel.rules import Implicit, pullback_of
 from bilevel.solvers import Solver
@@ -23,11 +25,16 @@ class HypergradInfo(NamedTuple):
             with an optimality condition of its own, the norm of that residual.
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None for a rule without one.
+        status: int32, a `HypergradStatus`, the worst that is known. Only of `Implicit` is the inner
+            solution asked to be stationary: an unrolled gradient is that of the steps taken.
     """
 
     inner_grad_norm: jax.Array
     finite: jax.Array
     linear: LinearInfo | None
+    status: jax.Array
+
+    __str__ = as_text
 
 
 class Hypergradient(NamedTuple):
@@ -111,7 +118,8 @@ def hypergradient(
     (value, inner), hypergrad = value_and_hypergrad(problem, solver)(outer, init, batch)
     loss = last_loss(solver, problem.inner_loss)
     stationarity = jax.grad(loss, argnums=1)(outer, inner, batch.inner)
-    info = HypergradInfo(_tree.norm(stationarity), _finite(value, hypergrad), None)
+    finite = _finite(value, hypergrad)
+    info = HypergradInfo(_tree.norm(stationarity), finite, None, worst(finite))
     return Hypergradient(value, hypergrad, inner, None, info)
 
 
@@ -142,9 +150,11 @@ def _implicit(
         adjoint,
     )
     hypergrad = jax.tree.map(jnp.add, direct, pullback.cotangents)
-    info = HypergradInfo(
-        _tree.norm(pullback.stationarity), _finite(value, hypergrad), pullback.info
+    finite, residual = _finite(value, hypergrad), pullback.stationarity
+    status = implicit_status(
+        finite, residual, pullback.adjoint, cotangent, inner, init, pullback.info
     )
+    info = HypergradInfo(_tree.norm(residual), finite, pullback.info, status)
     return Hypergradient(value, hypergrad, inner, pullback.adjoint, info)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
+from bilevel._summary import as_text
 
 
 class Point(NamedTuple):
@@ -76,6 +77,8 @@ class StepInfo(NamedTuple):
     inner_grad_norm: jax.Array
     linear_residual: jax.Array
     finite: jax.Array
+
+    __str__ = as_text
 
 
 def step_info(value: jax.Array, hypergrad: PyTree, inner: PyTree, residual: PyTree) -> StepInfo:

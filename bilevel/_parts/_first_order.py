@@ -10,6 +10,7 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem, check_variable
+from bilevel._summary import as_text
 
 Number = float | Callable[[Any], Any]  # the second: an Optax schedule, from the step count
 Projection = Callable[[PyTree], PyTree]
@@ -39,6 +40,8 @@ class PenaltyInfo(NamedTuple):
     finite: jax.Array
     penalty: jax.Array
     gap: jax.Array
+
+    __str__ = as_text
 
 
 def penalty_info(

@@ -17,6 +17,7 @@ from bilevel import _check, _tree
 from bilevel._hypergradient import hypergradient
 from bilevel._parts._single_loop import descend, project, start
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem
+from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
 from bilevel.rules import Implicit
 from bilevel.solvers import Solver
@@ -49,6 +50,7 @@ class DoubleLoopInfo(NamedTuple):
         inner_grad_norm: scalar, `||grad_y G||` at the inner solution.
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None.
+        status: int32, a `HypergradStatus`.
     """
 
     value: jax.Array
@@ -56,6 +58,9 @@ class DoubleLoopInfo(NamedTuple):
     inner_grad_norm: jax.Array
     finite: jax.Array
     linear: LinearInfo | None
+    status: jax.Array
+
+    __str__ = as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,5 +137,6 @@ class DoubleLoop:
             inner_grad_norm=result.info.inner_grad_norm,
             finite=result.info.finite,
             linear=result.info.linear,
+            status=result.info.status,
         )
         return DoubleLoopState(outer, result.inner, state.start, adjoint, opt_state), info

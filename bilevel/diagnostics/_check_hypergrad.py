@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 from bilevel import _check, linear
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel.diagnostics._diagnose import evidence
 from bilevel.diagnostics._double import as_double, double_precision
+from bilevel.diagnostics._evidence import evidence
 from bilevel.solvers import Solver
 from bilevel.solvers._minimize import objective, require_smooth
 
