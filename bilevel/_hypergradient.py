@@ -34,7 +34,8 @@ class HypergradInfo(NamedTuple):
     linear: LinearInfo | None
     status: jax.Array
 
-    __str__ = as_text
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 class Hypergradient(NamedTuple):

@@ -78,7 +78,8 @@ class StepInfo(NamedTuple):
     linear_residual: jax.Array
     finite: jax.Array
 
-    __str__ = as_text
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def step_info(value: jax.Array, hypergrad: PyTree, inner: PyTree, residual: PyTree) -> StepInfo:

@@ -41,7 +41,8 @@ class PenaltyInfo(NamedTuple):
     penalty: jax.Array
     gap: jax.Array
 
-    __str__ = as_text
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def penalty_info(

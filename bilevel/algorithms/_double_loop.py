@@ -60,7 +60,8 @@ class DoubleLoopInfo(NamedTuple):
     linear: LinearInfo | None
     status: jax.Array
 
-    __str__ = as_text
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ def diagnose(
         dtype = evaluated_dtype(inner_loss, args[0], args[1], args[3].inner)
         reference_norm = float(_tree.norm(found.reference))
         gradient = jax.jit(jax.grad(inner_loss, argnums=1))(args[0], args[1], args[3].inner)
-        places = jax.device_get((init, result.inner, gradient))
+        start, end, gradient = jax.device_get((init, result.inner, gradient))
         found = jax.device_get(found)  # float64 arrays are a nuisance outside of this block
     own = result.info.linear
     return Diagnosis(
@@ -153,7 +153,7 @@ def diagnose(
         linear_residual=None if own is None else float(own.residual_norm),
         linear_steps=None if own is None else int(own.num_steps),
         concerns=tuple(_concerns(found, bool(result.info.finite), dtype)),
-        remedies=tuple(remedies(*places, float(found.inner_error))),
+        remedies=tuple(remedies(start, end, gradient, float(found.inner_error))),
     )
 
 
