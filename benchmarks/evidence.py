@@ -240,7 +240,7 @@ def main() -> None:
     with double_precision():
         (plain, predicted, corrected), products = correction_sweep()
     print(f"\ncorrection: log-log slope {slope(plain, corrected):.2f}, {products} Hessian-vector")
-    print(f"products for the plain hypergradient, {3 * products} for the corrected one")
+    print(f"products for the plain hypergradient, {4 * products} for the corrected one")
     print("inner steps   plain error   estimate   corrected error")
     for i in (0, 3, 8, 13, 18, 28, 38):
         print(f"{i + 2:>11} {plain[i]:>13.1e} {predicted[i]:>10.1e} {corrected[i]:>17.1e}")

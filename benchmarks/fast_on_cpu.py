@@ -103,7 +103,7 @@ def soba(outer_loss: Loss, inner_loss: Loss) -> Callable[..., Any]:
 def descent(outer_loss: Loss, inner_loss: Loss) -> Callable[..., Any]:
     """Twenty first-order steps in a scan."""
     solver = Minimize(optax.sgd(0.01), 20)
-    return lambda outer, init, batch: solver(inner_loss, init, outer, batch.inner)
+    return lambda outer, init, batch: solver(inner_loss, outer, init, batch.inner)
 
 
 def cases() -> list[Case]:

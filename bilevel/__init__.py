@@ -31,6 +31,9 @@ from bilevel._evolution import (
 from bilevel._fast_on_cpu import (
     fast_on_cpu,
 )
+from bilevel._hypergrad_status import (
+    HypergradStatus,
+)
 from bilevel._hypergradient import (
     hypergradient,
     value_and_hypergrad,
@@ -38,6 +41,9 @@ from bilevel._hypergradient import (
 from bilevel._problem import (
     Batch,
     BilevelProblem,
+)
+from bilevel._summary import (
+    summary,
 )
 from bilevel._version import __version__ as __version__
 from bilevel.algorithms import (
@@ -104,9 +110,11 @@ __all__ = [
     "Solver",
     "fast_on_cpu",
     "run",
+    "summary",
     # Hypergradients
     "CorrectedHypergradient",
     "HypergradInfo",
+    "HypergradStatus",
     "Hypergradient",
     "corrected_hypergradient",
     "evolution_hypergrad",

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._descent import descend, first_states, start
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
+from bilevel._summary import as_text
 
 
 class Point(NamedTuple):
@@ -97,6 +98,9 @@ class StepInfo(NamedTuple):
     inner_grad_norm: jax.Array
     linear_residual: jax.Array
     finite: jax.Array
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def step_info(along: Directions) -> StepInfo:

@@ -79,7 +79,7 @@ def hypergradient(
     (value, inner), hypergrad = value_and_hypergrad(problem, solver)(outer, init, batch)
     loss = last_loss(solver, problem.inner_loss)
     stationarity = jax.grad(loss, argnums=1)(outer, inner, batch.inner)
-    info = HypergradInfo.of(value, hypergrad, stationarity, None)
+    info = HypergradInfo.of(value, hypergrad, stationarity)
     return Hypergradient(value, hypergrad, inner, None, info)
 
 

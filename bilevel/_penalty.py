@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._descent import inner_descent
 from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._summary import as_text
 
 
 class PenaltyInfo(NamedTuple):
@@ -31,6 +32,9 @@ class PenaltyInfo(NamedTuple):
     finite: jax.Array
     penalty: jax.Array
     gap: jax.Array
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def penalty_info(

@@ -44,6 +44,8 @@ LAYERS = {
     "bilevel.linear": 1,
     "bilevel.solvers": 1,
     "bilevel.rules": 2,
+    "bilevel._hypergrad_status": 1,
+    "bilevel._summary": 1,
     "bilevel._hypergradient": 3,
     "bilevel._corrected": 3,
     "bilevel._evolution": 3,

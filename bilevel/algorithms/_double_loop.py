@@ -17,6 +17,7 @@ from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._settings import Projection, check_settings
+from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
 from bilevel.rules import offers_evidence
 from bilevel.solvers import Solver
@@ -49,6 +50,7 @@ class DoubleLoopInfo(NamedTuple):
         inner_grad_norm: scalar, `||grad_y G||` at the inner solution.
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None.
+        status: int32, a `HypergradStatus`.
     """
 
     value: jax.Array
@@ -56,6 +58,10 @@ class DoubleLoopInfo(NamedTuple):
     inner_grad_norm: jax.Array
     finite: jax.Array
     linear: LinearInfo | None
+    status: jax.Array
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,5 +147,6 @@ class DoubleLoop:
             inner_grad_norm=result.info.inner_grad_norm,
             finite=result.info.finite,
             linear=result.info.linear,
+            status=result.info.status,
         )
         return DoubleLoopState(outer, result.inner, adjoint, Single(outer_opt), state.start), info

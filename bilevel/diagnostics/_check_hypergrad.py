@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 from bilevel import _check, linear
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel.diagnostics._diagnose import evidence
 from bilevel.diagnostics._double import as_double, double_precision
+from bilevel.diagnostics._evidence import evidence
 from bilevel.solvers import Solver, objective, require_smooth
 
 
@@ -140,7 +140,7 @@ def _require_finite(hypergrad: np.ndarray, info: Any) -> None:
             f"{bad} of {hypergrad.size} entries of the hypergradient are not finite; the inner"
             f" gradient norm is {float(info.inner_grad_norm):.2e}. If that is not finite either,"
             " lower the inner rate. Otherwise some step has no second derivative: in an unrolled"
-            " Adam write `optax.adam(..., eps_root=1e-8)`."
+            " Adam write `optax.adam(..., eps_root=1e-5)`."
         )
 
 

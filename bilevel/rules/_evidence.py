@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._hypergrad_status import HypergradStatus, worst
 from bilevel._problem import Batch, BilevelProblem, Loss
+from bilevel._summary import as_text
 from bilevel._tree import PyTree
 from bilevel.linear import LinearInfo
 from bilevel.solvers import layers
@@ -22,19 +24,29 @@ class HypergradInfo(NamedTuple):
             with an optimality condition of its own, the norm of that residual.
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None for a rule without one.
+        status: int32, a `HypergradStatus`, the worst that is known. Only of `Implicit` is the inner
+            solution asked to be stationary: an unrolled gradient is that of the steps taken.
     """
 
     inner_grad_norm: jax.Array
     finite: jax.Array
     linear: LinearInfo | None
+    status: jax.Array
 
     @staticmethod
     def of(
-        value: jax.Array, hypergrad: PyTree, stationarity: PyTree, linear: LinearInfo | None
+        value: jax.Array,
+        hypergrad: PyTree,
+        stationarity: PyTree,
+        linear: LinearInfo | None = None,
+        status: int | jax.Array = int(HypergradStatus.OK),
     ) -> "HypergradInfo":
         """From what was computed; `stationarity` vanishes at the exact inner solution."""
         finite = jnp.isfinite(value) & _tree.all_finite(hypergrad)
-        return HypergradInfo(_tree.norm(stationarity), finite, linear)
+        return HypergradInfo(_tree.norm(stationarity), finite, linear, worst(finite, status))
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 class Hypergradient(NamedTuple):

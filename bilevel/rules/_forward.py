@@ -63,6 +63,8 @@ class Forward:
         solver: Any = self.solver
         if getattr(solver, "mode", None) == "mixed":
             solver = dataclasses.replace(solver, mode="reverse")
+        if getattr(solver, "offload", False):
+            solver = dataclasses.replace(solver, offload=False)  # no iterate waits for anything
         run = lambda outer, init, data: solver(loss, outer, init, data)
         pure, consts = _tree.hoist(run, outer, init, data)
         leaves, structure = jax.tree.flatten((consts, outer, init, data))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _derivatives, linear
+from bilevel._hypergrad_status import implicit_status
 from bilevel._problem import Batch, BilevelProblem, Loss, check_alike
 from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
@@ -141,5 +142,7 @@ class Implicit:
             symmetric=self.condition is None,
         )
         hypergrad = jax.tree.map(jnp.add, direct, implicit.cotangents)
-        info = HypergradInfo.of(value, hypergrad, implicit.stationarity, implicit.info)
-        return Hypergradient(value, hypergrad, inner, implicit.adjoint, info)
+        _, found, stationarity, solved = implicit
+        status = implicit_status(stationarity, found, solved, cotangent, inner, init)
+        info = HypergradInfo.of(value, hypergrad, stationarity, solved, status)
+        return Hypergradient(value, hypergrad, inner, found, info)

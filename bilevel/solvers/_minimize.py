@@ -56,7 +56,7 @@ class Minimize:
     Raises:
         ValueError: a setting is out of its range, or `remat` does not divide `num_steps`. When it
             is unrolled: `optimizer` has no derivative at a zero gradient, as `optax.adam` with its
-            default `eps_root=0`.
+            default `eps_root=0`, or has one that is zero by construction, as `optax.lion`.
         TypeError: `optimizer` is not an Optax transformation.
     """
 
@@ -107,7 +107,7 @@ class Minimize:
 
         value, grads = _gradient.value_and_grad(value_fn, inner, self.mode)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
-            watched(grads, self.optimizer),
+            watched(grads, self.optimizer, self.mode),
             opt_state,
             inner,
             value=value,
