@@ -30,6 +30,7 @@ LAYERS = {
     "bilevel._check": 0,
     "bilevel._version": 0,
     "bilevel._tree": 0,
+    "bilevel._vector": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
     "bilevel.discrete": 0,
