@@ -109,7 +109,9 @@ def key(name: str, value: Any) -> None:
             return
     got = repr(value) if dtype is None else f"an array {dtype}{list(value.shape)}"
     example = value if is_integer(value) else 0
-    raise TypeError(f"`{name}` must be one random key, got {got}: pass `jax.random.key({example})`.")
+    raise TypeError(
+        f"`{name}` must be one random key, got {got}: pass `jax.random.key({example})`."
+    )
 
 
 def optimizer(name: str, value: Any) -> None:
