@@ -89,14 +89,16 @@ def _breaks(section: Section) -> tuple[jax.Array, jax.Array]:
     v, w, lower, upper, _ = section
     divisor = jnp.where(w == 0, 1.0, w)
     low, high = (v - lower) / divisor, (v - upper) / divisor
+    low, high = (jnp.where(w == 0, jnp.inf, mu) for mu in (low, high))
     return jnp.where(w > 0, low, high), jnp.where(w > 0, high, low)
 
 
 def _solve(section: Section) -> jax.Array:
     v, w, lower, upper, total = section
     clipped = jnp.clip(v, lower, upper)
-    least_at = jnp.where(w == 0, clipped, jnp.where(w > 0, lower, upper))
-    most_at = jnp.where(w == 0, clipped, jnp.where(w > 0, upper, lower))
+    fixed = (w == 0) | jnp.isinf(v)  # whatever mu is
+    least_at = jnp.where(fixed, clipped, jnp.where(w > 0, lower, upper))
+    most_at = jnp.where(fixed, clipped, jnp.where(w > 0, upper, lower))
     product = lambda x: jnp.where(w == 0, 0.0, w * x)
     least, most = jnp.sum(product(least_at)), jnp.sum(product(most_at))
     slack = 16 * jnp.finfo(v.dtype).eps
@@ -159,7 +161,7 @@ def _bracket(section: Section, evaluate: Any) -> tuple[jax.Array, jax.Array]:
     """The outermost finite breakpoints, or points further out where entries without bound move."""
     _, w, lower, upper, _ = section
     breaks = jnp.stack([jnp.broadcast_to(b, section.values.shape) for b in _breaks(section)])
-    proper = (w != 0) & ~jnp.isinf(breaks)
+    proper = ~jnp.isinf(breaks)
     low = jnp.min(jnp.where(proper, breaks, jnp.inf))
     high = jnp.max(jnp.where(proper, breaks, -jnp.inf))
     low, high = jnp.where(jnp.isinf(low), 0.0, low), jnp.where(jnp.isinf(high), 0.0, high)

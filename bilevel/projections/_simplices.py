@@ -131,7 +131,7 @@ class CappedBox:
         return restore(jnp.where(slack, clipped, box_section(section)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, which `jit` needs
 class BoxSection:
     """`{lower <= x <= upper, <weights, x> = total}`: a box cut by a hyperplane. O(n).
 
