@@ -90,7 +90,7 @@ def partition(data: PyTree, batch_size: int) -> PyTree:
         data: pytree of arrays with a common first axis of length n; None stays None, and of a
             `Batch` every field is split by itself.
         batch_size: examples per minibatch; must divide n. 1 is the finite sum of the papers; larger
-            ones make steps dearer and memory (n / batch_size gradients) smaller.
+            ones make steps slower and memory (n / batch_size gradients) smaller.
 
     Returns:
         A pytree like `data` with leaves `[n / batch_size, batch_size, ...]`.

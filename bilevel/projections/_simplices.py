@@ -143,8 +143,8 @@ class BoxSection:
     Attributes:
         total: what the weighted sum is; may be learned.
         lower: a number, an array or a pytree, as in `Box`; -inf for none.
-        upper: likewise; inf for none.
-        weights: likewise, of either sign, and finite.
+        upper: the same; inf for none.
+        weights: the same, of either sign, and finite.
 
     Raises:
         ValueError: `total` is not finite, or `lower` is above `upper`. What is traced gives NaN
