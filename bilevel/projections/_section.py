@@ -116,10 +116,9 @@ def _shifted(section: Section) -> jax.Array:
 
     Values around 1e8 in float32 are spaced 8 apart, far wider than a unit interval.
     """
-    for _ in range(2):
-        moved = section.values - section.weights * _multiplier(section)
-        section = section._replace(values=moved)
-    return section.values
+    # A loop, since two copies of the search take twice as long to compile.
+    again = lambda _, v: v - section.weights * _multiplier(section._replace(values=v))
+    return jax.lax.fori_loop(0, 2, again, section.values)
 
 
 def _multiplier(section: Section) -> jax.Array:
@@ -149,16 +148,18 @@ def _multiplier(section: Section) -> jax.Array:
         moves = (candidate > low) & (candidate < high) & (jnp.abs(excess) > noise)
         return low, high, jnp.where(moves, candidate, mu), jnp.abs(candidate - mu), ~moves
 
-    low, high = _bracket(section, evaluate)
-    at_low, at_high = evaluate(low)[0] <= 0, evaluate(high)[0] >= 0
+    low, high, at_low, at_high = _bracket(section, lambda mu: evaluate(mu)[0])
     middle = low + (high - low) / 2
     start = jnp.where(at_low, low, jnp.where(at_high, high, middle))
     state = (low, high, start, jnp.full_like(low, jnp.inf), at_low | at_high)
     return jax.lax.while_loop(lambda s: ~s[4], step, state)[2]
 
 
-def _bracket(section: Section, evaluate: Any) -> tuple[jax.Array, jax.Array]:
-    """The outermost finite breakpoints, or points further out where entries without bound move."""
+def _bracket(section: Section, excess: Any) -> tuple[jax.Array, ...]:
+    """The outermost finite breakpoints, and whether one of them is the root.
+
+    Where entries without a bound move beyond a breakpoint, the end lies out there, past the root.
+    """
     _, w, lower, upper, _ = section
     breaks = jnp.stack([jnp.broadcast_to(b, section.values.shape) for b in _breaks(section)])
     proper = ~jnp.isinf(breaks)
@@ -169,6 +170,9 @@ def _bracket(section: Section, evaluate: Any) -> tuple[jax.Array, jax.Array]:
     ray = lambda open_end: jnp.sum(jnp.where(open_end, w * w, jnp.zeros_like(section.values)))
     left = ray(((w > 0) & no_upper) | ((w < 0) & no_lower))
     right = ray(((w > 0) & no_lower) | ((w < 0) & no_upper))
-    below = jnp.maximum(-evaluate(low)[0], 0.0) / jnp.where(left > 0, left, jnp.inf)
-    above = jnp.maximum(evaluate(high)[0], 0.0) / jnp.where(right > 0, right, jnp.inf)
-    return low - 2 * below, high + 2 * above
+    first, last = excess(low), excess(high)
+    below = jnp.maximum(-first, 0.0) / jnp.where(left > 0, left, jnp.inf)
+    above = jnp.maximum(last, 0.0) / jnp.where(right > 0, right, jnp.inf)
+    at_low = (first == 0) | ((first < 0) & (left == 0))
+    at_high = (last == 0) | ((last > 0) & (right == 0))
+    return low - 2 * below, high + 2 * above, at_low, at_high
