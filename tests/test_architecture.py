@@ -33,6 +33,7 @@ LAYERS = {
     "bilevel._version": 0,
     "bilevel._tree": 0,
     "bilevel._derivatives": 0,
+    "bilevel._vector": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
     "bilevel._cpu_operations": 0,

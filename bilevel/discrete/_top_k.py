@@ -1,41 +1,29 @@
-"""Discrete outer variables: choose k of n items, by relaxation, by sampling or by policy gradient.
-
-Three ways, all on pytrees that count as one vector:
-
-- relax `{0, 1}` to `[0, 1]` with `projections.CappedSimplex(k)`, and round at the end by `TopK(k)`;
-  or stay on `projections.Simplex()` and reward mass on few items by `smoothed_top_k_sum`;
-- keep the mask hard in the losses and pass its gradient straight through,
-  `StraightThrough(TopK(k))`, or make it random and soft, `relaxed_top_k`;
-- optimise the probabilities of random masks with `score_function_gradient`, unbiased and with loss
-  values alone; the algorithm `PolicyGradient` does this.
-"""
+"""The k largest of n: hard, straight through, sampled, relaxed and smoothed."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from bilevel import _check
-
-PyTree = Any
+from bilevel import _check, _vector
+from bilevel._problem import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
     """The mask of the k largest entries: exactly k ones, zeros elsewhere.
 
-    This is the Euclidean projection onto the masks with k ones. Of equal entries the first in the
-    order of leaves and indices are kept. A NaN anywhere makes the whole mask NaN. Its derivative is
-    zero: see `StraightThrough`.
+    This is the Euclidean projection onto the masks with k ones, in O(n log k). Of equal entries (-0
+    and 0 are equal) the first in the order of leaves and indices are kept. A NaN anywhere makes the
+    whole mask NaN. Its derivative is zero: see `StraightThrough`.
 
     Attributes:
         k: how many ones.
 
     Raises:
         ValueError: `k` is not an integer >= 1, or, when called, larger than the number of entries.
+        TypeError: when called, a leaf is no floating array.
     """
 
     k: int
@@ -45,9 +33,9 @@ class TopK:
 
     def __call__(self, scores: PyTree) -> PyTree:
         """The mask of a pytree of scores, like it."""
-        flat, unravel = ravel_pytree(scores)
-        _check_count(self.k, flat.size)
-        return unravel(_top_k_mask(jax.lax.stop_gradient(flat), self.k))
+        flat, restore = _vector.flatten("scores", scores)
+        _check.count("k", self.k, flat.size)
+        return restore(_top_k_mask(flat, self.k))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,29 +45,35 @@ class StraightThrough:
     Forward it is `discretize`; backward it is as if it were not there. (Bengio, Leonard and
     Courville, "Estimating or propagating gradients through stochastic neurons for conditional
     computation", 2013.) Use it inside a loss: `StraightThrough(TopK(5))(outer)`. The gradient is
-    that of a relaxed mask, taken at the hard one, so entries that are off also receive one.
+    that of a relaxed mask, taken at the hard one, so entries that are off also receive one. An
+    infinite score receives none.
 
     Attributes:
         discretize: from a pytree to one like it, e.g. `TopK(5)` or `jnp.round`.
 
     Raises:
-        TypeError: `discretize` is not callable.
+        TypeError: `discretize` is not callable; when called, a leaf is no floating array.
+        ValueError: when called, `discretize` returns another structure or shape.
     """
 
     discretize: Callable[[PyTree], PyTree]
 
     def __post_init__(self) -> None:
-        if not callable(self.discretize):
-            raise TypeError(
-                "`discretize` must be a function such as `discrete.TopK(5)`,"
-                f" got {self.discretize!r}."
-            )
+        _check.function("discretize", self.discretize, "such as `discrete.TopK(5)`")
 
     def __call__(self, scores: PyTree) -> PyTree:
-        """`discretize(scores)`, with the derivative of `scores`."""
-        hard = jax.lax.stop_gradient(self.discretize(scores))
-        # Adds an exact zero whose derivative is that of `scores`.
-        return jax.tree.map(lambda h, s: h + (s - jax.lax.stop_gradient(s)), hard, scores)
+        """`discretize(scores)`, in the dtypes of `scores` and with their derivative."""
+        _vector.check_floating("scores", scores)
+        hard = self.discretize(jax.lax.stop_gradient(scores))
+        if jax.tree.map(jnp.shape, hard) != jax.tree.map(jnp.shape, scores):
+            raise ValueError("`discretize` must return a pytree with the shapes of its argument.")
+
+        def attach(mask: jax.Array, score: jax.Array) -> jax.Array:
+            # Adds an exact zero whose derivative is that of `scores`.
+            zero = jnp.where(jnp.isinf(score), 0.0, score - jax.lax.stop_gradient(score))
+            return jnp.asarray(mask, zero.dtype) + zero
+
+        return jax.tree.map(attach, hard, scores)
 
 
 def gumbel_top_k(key: jax.Array, logits: PyTree, k: int) -> PyTree:
@@ -98,11 +92,10 @@ def gumbel_top_k(key: jax.Array, logits: PyTree, k: int) -> PyTree:
 
     Raises:
         ValueError: `k` is not an integer between 1 and the number of entries.
+        TypeError: `key` is no random key, or a leaf is no floating array.
     """
-    flat, unravel = ravel_pytree(logits)
-    _check.positive_integer("k", k)
-    _check_count(k, flat.size)
-    return unravel(_top_k_mask(jax.lax.stop_gradient(_perturbed(key, flat)), k))
+    flat, restore = _flatten_for_k("logits", logits, k)
+    return restore(_top_k_mask(_perturbed(key, flat), k))
 
 
 def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | jax.Array) -> PyTree:
@@ -117,7 +110,8 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
         key: of the noise.
         logits: pytree of unnormalised log-probabilities.
         k: how many items; compute and memory of the backward pass grow with it.
-        temperature: > 0; 0.1 to 1 is usual. May be traced, and is then not checked.
+        temperature: > 0; 0.1 to 1 is usual. May be traced or learned; a traced one that is not
+            above 0 gives NaN.
 
     Returns:
         Weights >= 0 that sum to k, like `logits`. One can pass 1 while the temperature is high:
@@ -126,12 +120,10 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
     Raises:
         ValueError: `k` is not an integer between 1 and the number of entries, or `temperature` is
             not > 0.
+        TypeError: `key` is no random key, or a leaf is no floating array.
     """
-    flat, unravel = ravel_pytree(logits)
-    _check.positive_integer("k", k)
-    _check_count(k, flat.size)
-    if not isinstance(temperature, jax.Array):
-        _check.positive("temperature", temperature)
+    flat, restore = _flatten_for_k("logits", logits, k)
+    temperature = _positive("temperature", temperature, flat)
 
     def choose(remaining: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         share = jax.nn.softmax(remaining / temperature)
@@ -140,7 +132,7 @@ def relaxed_top_k(key: jax.Array, logits: PyTree, k: int, temperature: float | j
         return remaining + jnp.log(left), share
 
     shares = jax.lax.scan(choose, _perturbed(key, flat), None, length=k)[1]
-    return unravel(jnp.sum(shares, axis=0))
+    return restore(jnp.sum(shares, axis=0))
 
 
 def smoothed_top_k_sum(
@@ -163,94 +155,51 @@ def smoothed_top_k_sum(
         k: how many of the largest.
         scale: width of the noise, > 0. The result exceeds the sum of the k largest by at most
             `scale * k * sqrt(2 log n)` in expectation; entries further apart than a few widths no
-            longer see each other. May be traced, and is then not checked.
+            longer see each other. May be traced or learned; a traced one that is not above 0 gives
+            NaN.
         num_samples: draws; the noise of a derivative is at most `0.5 / sqrt(num_samples)`, memory
             and time grow with it.
 
     Returns:
-        A scalar. Its gradient has entries in [0, 1] that sum to k; its second derivative is zero. A
-        NaN in `values` makes it NaN.
+        A scalar, float32 at least. Its gradient has entries in [0, 1] that sum to k; its second
+        derivative is zero. A NaN in `values` makes it NaN.
 
     Raises:
         ValueError: `k` is not an integer between 1 and the number of entries, `scale` is not > 0,
             or `num_samples` is not an integer >= 1.
+        TypeError: `key` is no random key, or a leaf is no floating array.
     """
-    flat, _ = ravel_pytree(values)
-    _check.positive_integer("k", k)
-    _check_count(k, flat.size)
+    flat, _ = _flatten_for_k("values", values, k)
     _check.positive_integer("num_samples", num_samples)
-    if not isinstance(scale, jax.Array):
-        _check.positive("scale", scale)
+    _check.key("key", key)
+    scale = _positive("scale", scale, flat)
     noise = jax.random.normal(key, (num_samples, flat.size), flat.dtype)
     largest = jax.lax.top_k(flat[None] + scale * noise, k)[0]
-    return jnp.sum(largest) / num_samples
-
-
-def bernoulli_masks(key: jax.Array, probabilities: PyTree, num_samples: int) -> PyTree:
-    """Independent random masks: each entry is 1 with its probability.
-
-    Args:
-        key: of the draws.
-        probabilities: pytree of numbers in [0, 1].
-        num_samples: J, how many masks.
-
-    Returns:
-        Zeros and ones like `probabilities`, with a new first axis of `num_samples`.
-
-    Raises:
-        ValueError: `num_samples` is not an integer >= 1.
-    """
-    _check.positive_integer("num_samples", num_samples)
-    flat, unravel = ravel_pytree(probabilities)
-    draws = jax.random.bernoulli(key, flat[None], (num_samples, flat.size)).astype(flat.dtype)
-    return jax.vmap(unravel)(draws)
-
-
-def score_function_gradient(probabilities: PyTree, masks: PyTree, losses: jax.Array) -> PyTree:
-    """The unbiased gradient of `E_{mask ~ Bernoulli(s)} loss(mask)` in s, from loss values alone.
-
-        1 / (J - 1) sum_j (L_j - mean L) (mask_j - s) / (s (1 - s))
-
-    The mean is a baseline that takes out most of the variance, and `J - 1` makes it unbiased: each
-    sample is measured against the mean of the others. (Zhou, Pi, Zhang, Lin and Zhang,
-    "Probabilistic bilevel coreset selection", ICML 2022: their variance-reduced policy gradient.)
-
-    Args:
-        probabilities: s, strictly inside (0, 1): the variance grows as `1 / (s (1 - s))`, and at 0
-            or 1 the estimate is NaN. A number of `0.01` away from both is good practice.
-        masks: from `bernoulli_masks` of the same probabilities, J >= 2 of them.
-        losses: `[J]`, the loss of each mask.
-
-    Returns:
-        The estimate, like `probabilities`.
-
-    Raises:
-        ValueError: `losses` is not a vector of at least two.
-    """
-    if jnp.ndim(losses) != 1 or jnp.size(losses) < 2:
-        raise ValueError(
-            f"`losses` must be a vector of at least 2 values, got shape {jnp.shape(losses)}: with"
-            " one sample there is no other to measure it against."
-        )
-    advantages = (losses - jnp.mean(losses)) / (losses.size - 1)
-
-    def estimate(s: jax.Array, mask: jax.Array) -> jax.Array:
-        score = (mask - s[None]) / (s * (1 - s))[None]
-        return jnp.tensordot(advantages.astype(s.dtype), score, 1)
-
-    return jax.tree.map(estimate, probabilities, masks)
+    # `top_k` orders a NaN by its sign: one with the sign bit set would be left out.
+    nan = jnp.any(jnp.isnan(flat)) | jnp.isnan(scale)
+    return jnp.where(nan, jnp.nan, jnp.sum(jnp.mean(largest, axis=0)))
 
 
 def _perturbed(key: jax.Array, logits: jax.Array) -> jax.Array:
+    _check.key("key", key)
     return logits + jax.random.gumbel(key, logits.shape, logits.dtype)
 
 
 def _top_k_mask(values: jax.Array, k: int) -> jax.Array:
     """Ones at the k largest of a vector, or NaN everywhere if it holds one."""
-    mask = jnp.zeros_like(values).at[jax.lax.top_k(values, k)[1]].set(1.0)
+    mask = _vector.largest(values, k).astype(values.dtype)
     return jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, mask)
 
 
-def _check_count(k: int, size: int) -> None:
-    if k > size:
-        raise ValueError(f"`k` must be at most the number of entries, got k={k} for {size}.")
+def _flatten_for_k(
+    name: str, tree: PyTree, k: int
+) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    flat, restore = _vector.flatten(name, tree)
+    _check.positive_integer("k", k)
+    _check.count("k", k, flat.size)
+    return flat, restore
+
+
+def _positive(name: str, value: float | jax.Array, flat: jax.Array) -> jax.Array:
+    _check.positive(name, value)
+    return _vector.number(value, flat.dtype, lambda number: number > 0)
