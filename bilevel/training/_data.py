@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import _check, sampling
+from bilevel._describe import settings
 from bilevel._problem import Batch, PyTree
 
 Data = Batch | Callable[[jax.Array, PyTree], Batch] | Iterator[Batch]
@@ -91,7 +92,7 @@ def _check_function(function: Callable[[jax.Array, PyTree], Batch], arrays: PyTr
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Minibatches:
     """Random examples in each step: `fit(..., data=Minibatches(inner=32), arrays=train)`.
 

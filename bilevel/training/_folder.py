@@ -23,6 +23,7 @@ import jax
 
 from bilevel import _check
 from bilevel._algorithm import Algorithm
+from bilevel._describe import settings
 from bilevel._version import __version__
 from bilevel.training._checkpoint import FolderError, check_identity
 
@@ -30,7 +31,7 @@ from bilevel.training._checkpoint import FolderError, check_identity
 FREE_SETTINGS = ("num_steps", "overwrite", "progress", "resume")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RunFolder:
     """Where `fit` keeps a run, and how: `fit(..., folder=RunFolder("runs/a", resume=True))`.
 
