@@ -1,8 +1,9 @@
 """Runs that a user can live with: `fit`, with progress, metrics, checkpoints and resume."""
 
-from bilevel.training._checkpoint import FolderError
+from bilevel.training._callbacks import Best, Report, Watch
 from bilevel.training._data import Minibatches
-from bilevel.training._fit import FitResult, NonFiniteError, Report, fit
+from bilevel.training._files import FolderError
+from bilevel.training._fit import FitResult, NonFiniteError, fit
 from bilevel.training._folder import RunFolder
 from bilevel.training._metrics import read_metrics
 from bilevel.training._precision import MixedPrecision
@@ -11,6 +12,7 @@ from bilevel.training._signals import Interrupted, this_command
 from bilevel.training._stopping import Patience, StopRule
 
 __all__ = [
+    "Best",
     "FitResult",
     "FolderError",
     "Interrupted",
@@ -22,6 +24,7 @@ __all__ = [
     "RunFolder",
     "Seeds",
     "StopRule",
+    "Watch",
     "fit",
     "read_metrics",
     "this_command",
