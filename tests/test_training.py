@@ -112,7 +112,7 @@ def noisy(step, arrays):
         (
             1e20,
             lambda step, arrays: arrays,
-            "while its data are finite: its info has value inf.* Lower the step",
+            "while its data are finite: its info has .*value inf.* Lower the step",
         ),
     ],
     ids=["data", "steps"],

@@ -1,5 +1,6 @@
 """A run under way: the host's side of the loop, between two calls of the compiled one."""
 
+import collections
 import time
 import warnings
 from typing import Any, Literal, NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel._algorithm import Algorithm, State
+from bilevel._problem import Batch
 from bilevel.training._callbacks import Best, Callbacks, Report
 from bilevel.training._data import Source, next_batch
 from bilevel.training._failure import describe_failure
@@ -86,7 +88,9 @@ class Run:
         self.pace = Pace(chunk, largest)
         capacity = 1 if source.iterator is not None else largest
         self.loop = Loop(algorithm, source.batch_at, rule, nan_policy == "skip", capacity, state)
-        self.first_batch = self.last_batch = None
+        self.first_batch = None
+        # Those under way on the device, to look at if a step fails.
+        self.recent: collections.deque[tuple[int, Batch]] = collections.deque((), STEPS_IN_FLIGHT)
         arrays = source.arrays
         if source.iterator is not None:
             arrays = self.first_batch = next_batch(source.iterator, 0)
@@ -178,10 +182,7 @@ class Run:
                 return f"The iterator `data` came to its end after {done}."
             case _:
                 last = {name: values[-1] for name, values in self.history[-1].items()}
-                batch = self.last_batch
-                if batch is None:
-                    batch = self.source.batch_at(jnp.int32(self.step), self.source.arrays)
-                return describe_failure(self.step + 1, last, batch)
+                return describe_failure(self.step + 1, last, self._failed_batch())
 
     def _advance(self, first: int, limit: int) -> Rows:
         if self.source.iterator is None:
@@ -189,16 +190,23 @@ class Run:
             return jax.device_get(rows)
         pieces = []
         for step in range(first, limit):
-            batch = self.last_batch = self._next(step)
+            batch = self._next(step)
             if batch is None:
                 self.ended = "data"
                 break
+            self.recent.append((step, batch))
             self.carry, rows = self.loop.advance(self.carry, batch, step + 1)
             pieces.append(rows)
-            if len(pieces) % STEPS_IN_FLIGHT == 0:
-                jax.block_until_ready(self.carry.step)
+            looks = len(pieces) % STEPS_IN_FLIGHT == 0
+            if looks and (self.carry.failed or self.carry.stopped):  # which waits for the device
+                break
         pieces = jax.device_get(pieces)
         return {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]} if pieces else {}
+
+    def _failed_batch(self) -> Batch:
+        if self.source.iterator is not None:
+            return dict(self.recent)[self.step]
+        return self.source.batch_at(jnp.int32(self.step), self.source.arrays)
 
     def _next(self, step: int) -> Any:
         batch, self.first_batch = self.first_batch, None
