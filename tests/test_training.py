@@ -10,7 +10,17 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run, training
+from bilevel import (
+    SOBA,
+    Batch,
+    BilevelProblem,
+    DoubleLoop,
+    Implicit,
+    Minimize,
+    linear,
+    run,
+    training,
+)
 from bilevel.testing import TraceCounter
 from bilevel.training import Minibatches, Patience, RunFolder, Seeds, fit
 from bilevel.training._loop import Loop
@@ -518,3 +528,37 @@ def test_loops_of_unhashable_parts_are_themselves_only():
     loop = Loop(algorithm, *parts)
     assert loop == Loop(algorithm, *parts) and hash(loop) == hash(Loop(algorithm, *parts))
     assert loop != Loop(ALGORITHM, *parts)
+
+
+STRICTLY = {
+    "debug_nans": lambda: jax.debug_nans(True),
+    "leaks": jax.checking_leaks,
+    "promotion": lambda: jax.numpy_dtype_promotion("strict"),
+}
+TWO_LOSSES = BilevelProblem(
+    lambda x, y, data: jnp.sum((y - jnp.mean(data)) ** 2), lambda x, y, data: jnp.sum((y - x) ** 2)
+)
+SGD = optax.sgd(0.1)
+HEALTHY = {
+    "double loop": DoubleLoop(TWO_LOSSES, Minimize(SGD, 3), SGD),
+    "implicit": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.Identity(0.5)), SGD),
+    "single loop": SOBA(TWO_LOSSES, SGD, SGD, SGD),
+}
+
+
+@pytest.mark.parametrize("algorithm", HEALTHY.values(), ids=HEALTHY)
+@pytest.mark.parametrize("strictly", STRICTLY)
+def test_healthy_runs_pass_the_checks_of_jax(strictly, algorithm):
+    data = Batch(inner=jnp.ones((4, 1)), outer=jnp.ones((4, 1)))
+    with STRICTLY[strictly]():
+        result = fit(
+            algorithm,
+            algorithm.init(jnp.ones(3), jnp.zeros(3)),
+            Minibatches(inner=2, outer=2),
+            4,
+            arrays=data,
+            stop_when=Patience(3),
+            callbacks=[lambda report: {"score": -report.step}],
+            watch=training.Watch("score"),
+        )
+    assert result.reason == "finished" and result.best.step == 4

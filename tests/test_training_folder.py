@@ -636,3 +636,69 @@ def test_a_callback_that_fails_loses_no_metrics(tmp_path):
     with pytest.raises(KeyError, match="mine"):
         run(tmp_path, options={"callbacks": [fail]})
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
+def test_a_run_is_drawn(tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    algorithm = nested()
+    start = algorithm.init(CASE.outer, CASE.init)
+    options = {"callbacks": [score], "every": 4}
+    run(tmp_path / "a <run>", 8, algorithm=algorithm, start=start, options=options)
+    file = training.plot(tmp_path / "a <run>", tmp_path / f"drawn{suffix}")
+    content = file.read_bytes()
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!doctype html>"}
+    assert content.startswith(starts[suffix]) and len(content) > 5000
+    if suffix == ".html":
+        assert b"a &lt;run&gt;" in content and b"step_size=-0.05" in content and b"<svg" in content
+    assert training.plot(tmp_path / "a <run>") == tmp_path / "a <run>" / "metrics.png"
+
+
+def test_panels_of_a_plot():
+    lines = [
+        {"step": 1, "value": 1.0, "hypergrad_norm": 2.0, "linear.status": 0, "linear.damping": 0.0},
+        {"step": 2, "value": np.nan, "hypergrad_norm": 1.0, "linear.status": 1, "accuracy": 0.5},
+    ]
+    panels = training._plot._panels(lines)
+    assert list(panels) == ["outer loss", "norms", "status of linear solves", "accuracy"]
+    steps, values = panels["accuracy"]["accuracy"]
+    assert (steps.tolist(), values.tolist()) == ([2], [0.5])
+    seeds = training._plot._panels([{"step": 1, "value": [1.0, 2.0]}])["outer loss"]["value"]
+    assert seeds[1].shape == (1, 2)
+
+
+def test_plots_that_cannot_be_drawn(stopped, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`file` must end in one of .png.*got 'a.doc'"):
+        training.plot(stopped, "a.doc")
+    with pytest.raises(FolderError, match=r"metrics\.jsonl cannot be used|cannot be used: No such"):
+        training.plot(tmp_path / "nothing")
+    (stopped / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has logged no step yet"):
+        training.plot(stopped)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        training.plot(stopped)
+
+
+CACHED = """
+import sys, jax, jax.numpy as jnp
+from bilevel import training
+jax.jit(lambda x: x + 1)(1.0)  # a program before the folder is named
+training.compilation_cache(sys.argv[1])
+jax.jit(lambda x: jnp.sin(x) + 2)(1.0)
+"""
+
+
+def test_the_compilation_cache_keeps_small_programs_too(tmp_path):
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("JAX_")}
+    environment["JAX_PLATFORMS"] = "cpu"
+    command = [sys.executable, "-c", CACHED, str(tmp_path / "a" / "cache")]
+    counts = []
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        kept = (tmp_path / "a" / "cache").iterdir()
+        counts.append(len([file for file in kept if file.name.endswith("-cache")]))
+    assert counts[0] == counts[1] > 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="cannot be used: .*Name a folder"):
+        training.compilation_cache(tmp_path / "file")
