@@ -541,14 +541,22 @@ TWO_LOSSES = BilevelProblem(
 SGD = optax.sgd(0.1)
 HEALTHY = {
     "double loop": DoubleLoop(TWO_LOSSES, Minimize(SGD, 3), SGD),
-    "implicit": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.Identity(0.5)), SGD),
+    "CG": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.CG(3)), SGD),
+    "Dense": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.Dense()), SGD),
     "single loop": SOBA(TWO_LOSSES, SGD, SGD, SGD),
 }
 
 
-@pytest.mark.parametrize("algorithm", HEALTHY.values(), ids=HEALTHY)
-@pytest.mark.parametrize("strictly", STRICTLY)
-def test_healthy_runs_pass_the_checks_of_jax(strictly, algorithm):
+PAIRS = [
+    *(("debug_nans", name) for name in ("single loop", "double loop", "CG")),
+    *(("promotion", name) for name in ("single loop", "double loop", "Dense")),
+    ("leaks", "single loop"),
+]
+
+
+@pytest.mark.parametrize(("strictly", "name"), PAIRS)
+def test_healthy_runs_pass_the_checks_of_jax(strictly, name):
+    algorithm = HEALTHY[name]
     data = Batch(inner=jnp.ones((4, 1)), outer=jnp.ones((4, 1)))
     with STRICTLY[strictly]():
         result = fit(

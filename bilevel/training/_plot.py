@@ -14,7 +14,9 @@ from bilevel.training._files import read_json
 from bilevel.training._metrics import read_metrics
 
 NORMS = ("hypergrad_norm", "inner_grad_norm")
+LOSS, NORM, STATUS = "outer loss", "norms", "status of linear solves"
 FORMATS = (".png", ".svg", ".pdf", ".html")
+FEW_STEPS = 50  # each of which is drawn as a point
 Series = tuple[np.ndarray, np.ndarray]
 
 
@@ -60,40 +62,41 @@ def plot(
 def _panels(lines: list[dict[str, Any]]) -> dict[str, dict[str, Series]]:
     """By title, the series of each panel: steps and values (with `Seeds`, a column for each)."""
     names = {name: None for line in lines for name in line if name not in ("step", "finite")}
-    panels: dict[str, dict[str, Series]] = {}
+    panels: dict[str, dict[str, Series]] = {LOSS: {}, NORM: {}, STATUS: {}}
     for name in names:
         found = [(line["step"], line[name]) for line in lines if name in line]
         title = _title(name)
         if title:
             steps, values = zip(*found, strict=True)
             panels.setdefault(title, {})[name] = np.array(steps), np.array(values, float)
-    if not panels:
+    if not any(panels.values()):
         raise ValueError("The run has logged no step yet, so there is nothing to draw.")
-    return panels
+    return {title: series for title, series in panels.items() if series}
 
 
 def _title(name: str) -> str | None:
     """The panel that a number belongs to; None for evidence that is not drawn."""
     if name == "value":
-        return "outer loss"
+        return LOSS
     if name in NORMS:
-        return "norms"
+        return NORM
     if name.endswith("status"):
-        return "status of linear solves"
+        return STATUS
     return None if "." in name else name
 
 
 def _draw(axis: Any, title: str, series: dict[str, Series]) -> None:
     for name, (steps, values) in series.items():
-        style = "." if len(steps) < 50 or name.endswith("status") else "-"
-        axis.plot(steps, values, style, label=name, markersize=3)
+        style = "." if title == STATUS else "-" if len(steps) > FEW_STEPS else ".-"
+        axis.plot(steps, values, style, label=name, markersize=4)
     axis.set_title(title, loc="left", fontsize="medium")
-    if title == "norms":
+    if title == NORM:
         axis.set_yscale("log")
         axis.legend()
-    if title.startswith("status"):
+    if title == STATUS:
         axis.set_yticks([int(status) for status in LinearStatus])
         axis.set_yticklabels([status.name for status in LinearStatus], fontsize="small")
+        axis.set_ylim(-0.5, max(LinearStatus) + 0.5)
     axis.grid(alpha=0.3)
 
 
