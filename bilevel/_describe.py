@@ -27,13 +27,15 @@ def describe(value: Any) -> str:
 
 
 def render(tree: Any) -> str:
-    """A fingerprint as a line of text; the globals of functions are left out, being long."""
+    """A fingerprint as a line of text; of the globals of functions only plain values are shown."""
     if isinstance(tree, list):
         return "(" + ", ".join(map(render, tree)) + ("," if len(tree) == 1 else "") + ")"
     if not isinstance(tree, dict):
         return str(tree)
     code = f"#{tree[BYTECODE]}" if BYTECODE in tree else ""
-    parts = {n: render(part) for n, part in tree.items() if n not in (NAME, BYTECODE, GLOBALS)}
+    plain = {n: part for n, part in tree.get(GLOBALS, {}).items() if isinstance(part, str)}
+    own = {n: part for n, part in tree.items() if n not in (NAME, BYTECODE, GLOBALS)}
+    parts = {n: render(part) for n, part in (own | plain).items()}
     shown = ", ".join(text if n.isdigit() else f"{n}={text}" for n, text in parts.items())
     is_plain_function = code and not shown
     return f"{tree[NAME]}{code}" + ("" if is_plain_function else f"({shown})")

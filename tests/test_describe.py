@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from bilevel import SOBA, BilevelProblem, Implicit, Minimize, linear
-from bilevel._describe import describe, differences, settings
+from bilevel._describe import describe, differences, render, settings
 from bilevel._fingerprint import fingerprint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -145,6 +145,7 @@ def test_globals_that_a_loss_reads_belong_to_it():
         return fingerprint(names["loss"])
 
     assert defined(2, 1.0) == defined(2, 1.0)
+    assert "REG=1.0" in render(defined(2, 1.0))
     assert next(differences(defined(2, 1.0), defined(2, 3.0))) == ("globals.REG", "1.0", "3.0")
     assert next(differences(defined(2, 1.0), defined(5, 1.0)))[0] == "globals.helper.bytecode"
 
