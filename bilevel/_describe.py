@@ -1,23 +1,38 @@
 """Settings as a line of text that shows every number, the ones inside Optax's closures included."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, dataclass_transform
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, dataclass_transform, overload
 
 from bilevel._fingerprint import BYTECODE, GLOBALS, NAME, fingerprint
 
 T = TypeVar("T")
 
 
+@overload
+def settings(cls: type[T]) -> type[T]: ...
+
+
+@overload
+def settings(*, eq: bool) -> Callable[[type[T]], type[T]]: ...
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def settings(cls: type[T]) -> type[T]:
+def settings(cls: Any = None, *, eq: bool = True) -> Any:
     """Make a class a frozen dataclass that prints every setting, those inside Optax included.
 
     Use it in place of `@dataclasses.dataclass(frozen=True)`.
+
+    Args:
+        cls: the class.
+        eq: False compares by identity: for fields that hold arrays, which have no hash.
     """
-    made = dataclasses.dataclass(frozen=True, repr=False)(cls)
+    if cls is None:
+        return functools.partial(settings, eq=eq)
+    made = dataclasses.dataclass(frozen=True, repr=False, eq=eq)(cls)
     if "__repr__" not in vars(cls):
-        made.__repr__ = describe  # type: ignore[method-assign]
+        made.__repr__ = describe  # type: ignore[assignment]
     return made
 
 

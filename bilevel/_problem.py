@@ -1,6 +1,5 @@
 """A bi-level problem: two losses with the same arguments, `loss(outer, inner, data) -> scalar`."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel._tree import PyTree
 
 Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     linear: PyTree = None
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BilevelProblem:
     """Minimise `outer_loss(x, y*(x))` over x, where `y*(x)` minimises `inner_loss(x, y)` over y.
 

@@ -14,13 +14,13 @@ Derivatives are those of the piece that a point lies in. A point exactly on a ki
 zero, with a derivative of 0; a strength of 0 is the identity, with a derivative of 1 even at 0.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _vector
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 
 # A number, an array, a pytree of them, or a function of the outer variable that returns one.
@@ -28,7 +28,7 @@ Strength = PyTree | Callable[[PyTree], PyTree]
 Prox = Callable[[PyTree, PyTree, float], PyTree]
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class L1:
     """`penalty * sum |y|`: soft thresholding, the penalty of the lasso.
 
@@ -51,7 +51,7 @@ class L1:
         return _entrywise(_shrink, outer, point, step_size, penalty=self.penalty)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ElasticNet:
     """`l1 * sum |y| + l2 * sum y^2 / 2`: soft thresholding, then shrinkage towards zero.
 
@@ -77,7 +77,7 @@ class ElasticNet:
         return _entrywise(prox, outer, point, step_size, l1=self.l1, l2=self.l2)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NonNegativeL1:
     """`penalty * sum y` over `y >= 0`: the non-negative lasso, for parts, counts and mixtures.
 
@@ -100,7 +100,7 @@ class NonNegativeL1:
         return _entrywise(prox, outer, point, step_size, penalty=self.penalty)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NonNegativeRidge:
     """`penalty * sum y^2 / 2` over `y >= 0`: non-negative ridge regression.
 
@@ -123,7 +123,7 @@ class NonNegativeRidge:
         return _entrywise(prox, outer, point, step_size, penalty=self.penalty)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GroupL2:
     """`penalty * sum over rows of ||row||`: the group lasso, which removes whole rows.
 
@@ -156,7 +156,7 @@ class GroupL2:
         return _entrywise(prox, outer, point, step_size, rows, penalty=self.penalty)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TreeL2:
     """`penalty * ||y||`, the norm over all leaves: the whole variable is one group.
 

@@ -19,6 +19,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import descend, inner_descent
+from bilevel._describe import settings
 from bilevel._directions import (
     Directions,
     Point,
@@ -35,7 +36,7 @@ from bilevel._series import check_minibatches, products, seen
 from bilevel._settings import Minibatch, Projection, check_settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class AmIGO:
     """Two warm-started inner loops: the stochastic double loop of best rates without momentum.
 

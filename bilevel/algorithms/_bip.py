@@ -14,6 +14,7 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._descent import Pair, descend, first_states, inner_descent, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike
 from bilevel._settings import check_settings
 from bilevel.discrete import TopK
@@ -49,7 +50,7 @@ class BiPInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BiP:
     """Biased: a closed-form implicit gradient that drops the curvature of the loss.
 

@@ -13,6 +13,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Pair, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
 from bilevel._settings import Projection, check_settings
@@ -33,7 +34,7 @@ class BOMEState(NamedTuple):
     opt_states: Pair
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BOME:
     """Biased: descent on F along which `q(x, y) = G(x, y) - G(x, w)` falls; no penalty to set.
 

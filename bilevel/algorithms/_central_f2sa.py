@@ -13,6 +13,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, penalty_info, pulled_descent
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Number, Projection, at, check_settings
@@ -45,7 +46,7 @@ class CentralF2SAState(NamedTuple):
     step_count: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CentralF2SA:
     """Biased: a central difference in place of the implicit gradient; error `O(1 / penalty^2)`.
 

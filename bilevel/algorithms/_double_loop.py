@@ -14,6 +14,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Single, copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._settings import Projection, check_settings
@@ -64,7 +65,7 @@ class DoubleLoopInfo(NamedTuple):
         return as_text(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DoubleLoop:
     """Solve the inner problem, differentiate its solution, take one step on the outer variable.
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel._descent import Pair, copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._directions import Directions, StepInfo, step_info
 from bilevel._momentum import recursive_momentum
 from bilevel._problem import Batch, BilevelProblem, PyTree
@@ -119,7 +120,7 @@ class _DoubleMomentum:
         return found._replace(inner=gradient, level=level)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MRBO(_DoubleMomentum):
     """Biased: a single loop with momentum on both levels, O(1 / epsilon^1.5) samples.
 
@@ -166,7 +167,7 @@ class MRBO(_DoubleMomentum):
         check_settings(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SUSTAIN(_DoubleMomentum):
     """Biased: a single loop with the near-optimal O(1 / epsilon^1.5) samples.
 

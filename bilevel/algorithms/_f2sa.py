@@ -13,6 +13,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, penalty_info, pulled_descent
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Number, Projection, at, check_settings
@@ -44,7 +45,7 @@ class F2SAState(NamedTuple):
     step_count: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class F2SA:
     """Biased: a forward difference in place of the implicit gradient; no Hessian at all.
 

@@ -14,6 +14,7 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._descent import Single, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Projection, check_settings
 
@@ -55,7 +56,7 @@ class FastBATInfo(NamedTuple):
     free: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FastBAT:
     """Biased: the implicit gradient of the lower level linearised at z, with a quadratic term.
 

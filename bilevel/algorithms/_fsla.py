@@ -21,6 +21,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import copied, descend, inner_descent
+from bilevel._describe import settings
 from bilevel._directions import (
     Directions,
     Point,
@@ -58,7 +59,7 @@ class FSLAState(NamedTuple):
     step_count: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FSLA:
     """Alternating single steps with recursive momentum: `SOBA` that uses its news at once.
 

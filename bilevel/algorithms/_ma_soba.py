@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
 from bilevel._directions import Point, StepInfo, directions, move, start_point, step_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Projection, check_settings
@@ -43,7 +44,7 @@ class MASOBAState(NamedTuple):
     estimate: PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MASOBA:
     """SOBA with an averaged hypergradient: the optimal O(1 / epsilon^2) samples of plain SGD.
 

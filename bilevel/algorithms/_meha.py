@@ -14,6 +14,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Single, copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Number, Projection, at, check_settings
@@ -37,7 +38,7 @@ class MEHAState(NamedTuple):
     step_count: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MEHA:
     """Biased: descent on `F / penalty + G - v`, v the Moreau envelope of the lower level G.
 

@@ -16,6 +16,7 @@ import optax
 
 from bilevel import _check, _tree
 from bilevel._descent import Pair, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_scalar
 from bilevel._settings import Projection, check_settings
 
@@ -83,7 +84,7 @@ class _MinMax:
         return MinMaxState(outer, inner, Pair(outer_opt, inner_opt))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GradientDescentAscent(_MinMax):
     """Simultaneous descent in x and ascent in y, each at its own rate.
 
@@ -129,7 +130,7 @@ class GradientDescentAscent(_MinMax):
         return self._move(state, *slopes), _info(*slopes)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Extragradient(_MinMax):
     """Look one step ahead, and step from here along the gradient found there.
 

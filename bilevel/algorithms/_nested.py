@@ -21,6 +21,7 @@ import jax
 import optax
 
 from bilevel._descent import Pair, descend, first_states, inner_descent, start
+from bilevel._describe import settings
 from bilevel._directions import StepInfo, step_info
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._series import check_minibatches, draw_key, seen, series_directions, split_key
@@ -93,7 +94,7 @@ class _Nested:
         return NestedState(outer, inner, Pair(outer_opt, inner_opt), key), info
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BSA(_Nested):
     """Biased: the first stochastic double loop, with a cheap and noisy adjoint.
 
@@ -139,7 +140,7 @@ class BSA(_Nested):
         check_settings(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TTSA(_Nested):
     """Biased: a single loop of SGD steps whose adjoint is drawn afresh at each of them.
 
@@ -183,7 +184,7 @@ class TTSA(_Nested):
         check_settings(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class StocBiO(_Nested):
     """Biased: the stochastic double loop with a sampled series as its adjoint.
 

@@ -13,6 +13,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Pair, copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
 from bilevel._settings import Number, Projection, at, check_settings
@@ -75,7 +76,7 @@ class _PBGD:
         return PBGDState(outer, inner, lower, opt_states, state.step_count + 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ValuePBGD(_PBGD):
     """Biased: one descent step on `F + penalty (G - min_y G)` in x and y together (V-PBGD).
 
@@ -149,7 +150,7 @@ class ValuePBGD(_PBGD):
         return self._move(state, w, direction, inner_direction, penalty, value, total), info
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GradientPBGD(_PBGD):
     """Biased: one descent step on `F + penalty ||grad_y G||^2` in x and y together (G-PBGD).
 

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._descent import Single, copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._settings import Projection, check_settings
 from bilevel.solvers import Minimize, MinimizeState
@@ -59,7 +60,7 @@ class PESInfo(NamedTuple):
     hypergrad: PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PES:
     """Descends `mean over t of F(x, y_t(x))` along an inner run, by perturbations that persist.
 

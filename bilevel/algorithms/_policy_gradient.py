@@ -12,6 +12,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Single, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Projection, check_settings
 from bilevel.discrete import bernoulli_masks, score_function_gradient
@@ -51,7 +52,7 @@ class PolicyGradientInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PolicyGradient:
     """Unbiased gradients of the expected outer loss over Bernoulli masks, from loss values alone.
 

@@ -13,6 +13,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Single, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
 from bilevel._settings import Projection, check_settings
 from bilevel.solvers import Solver, last_loss
@@ -50,7 +51,7 @@ class PZOBOInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PZOBO:
     """Biased: the response of the inner solution, by finite differences along random directions.
 

@@ -24,6 +24,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import copied
+from bilevel._describe import settings
 from bilevel._directions import (
     Directions,
     Point,
@@ -116,7 +117,7 @@ class _Recursive:
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SRBA(_Recursive):
     """Finite sums at a near-optimal number of samples, O(sqrt(n) / epsilon), with constant rates.
 
@@ -159,7 +160,7 @@ class SRBA(_Recursive):
         return count % self.period == 0
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SPABA(_Recursive):
     """Finite sums at the optimal number of samples, O(sqrt(n) / epsilon), with constant rates.
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel._directions import (
     Point,
     Products,
@@ -72,7 +73,7 @@ class SABAState(NamedTuple):
     key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SABA:
     """Finite sums with constant rates at SOBA's cost a step, for a table in memory.
 

@@ -15,6 +15,7 @@ import dataclasses
 
 import optax
 
+from bilevel._describe import settings
 from bilevel._directions import (
     Point,
     StepInfo,
@@ -28,7 +29,7 @@ from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
 from bilevel._settings import Projection, check_settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SOBA:
     """One cheap step at a time, on minibatches of any kind: the single-loop default.
 

@@ -23,6 +23,7 @@ import optax
 
 from bilevel import _tree
 from bilevel._descent import Pair, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._directions import Directions, StepInfo, step_info, zero_value
 from bilevel._finite_sum import check_stacks, pick, sample, sizes
 from bilevel._problem import Batch, BilevelProblem, PyTree
@@ -51,7 +52,7 @@ class VRBOState(NamedTuple):
     key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class VRBO:
     """Biased: a variance-reduced double loop with constant rates and O(1 / epsilon^1.5) samples.
 

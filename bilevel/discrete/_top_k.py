@@ -1,16 +1,16 @@
 """The k largest of n: hard, straight through, sampled, relaxed and smoothed."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _vector
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TopK:
     """The mask of the k largest entries: exactly k ones, zeros elsewhere.
 
@@ -38,7 +38,7 @@ class TopK:
         return restore(_top_k_mask(flat, self.k))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class StraightThrough:
     """Biased: a discrete function whose derivative is taken to be the identity.
 

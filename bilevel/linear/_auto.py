@@ -1,16 +1,15 @@
 """Dense or Krylov, by the size of the system."""
 
-import dataclasses
-
 import jax
 
+from bilevel._describe import settings
 from bilevel.linear._cg import CG
 from bilevel.linear._dense import Dense
 from bilevel.linear._info import LinearSolution, LinearSolver, MatVec, PyTree
 from bilevel.linear._system import Settings, check_solver
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Auto(Settings):
     """`dense` for systems of up to `max_dense` numbers, `iterative` for larger ones.
 

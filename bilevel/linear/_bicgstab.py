@@ -1,12 +1,12 @@
 """BiCGSTAB: a short-recurrence Krylov solver for a matrix that need not be symmetric."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, along_null_space, rounding, status_if
 
@@ -25,7 +25,7 @@ class _State(NamedTuple):
     best_norm: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BiCGSTAB(Settings):
     """Stabilised bi-conjugate gradients on `(H + ridge I) u = v`, for any square H.
 

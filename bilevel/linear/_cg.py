@@ -1,12 +1,12 @@
 """Conjugate gradients: the default solver for a positive definite Hessian."""
 
-import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import Lanczos, LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._preconditioner import Preconditioner, built
 from bilevel.linear._system import Settings, System, least_between, rounding, shifted
@@ -36,7 +36,7 @@ class _State(NamedTuple):
     kept_damping: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CG(Settings):
     """Conjugate gradients on `(H + ridge I) u = v`, guarded against an indefinite H.
 

@@ -1,6 +1,5 @@
 """The direct solve: builds H and factorises it."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
 
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, flattened, rounding, status_if
 
@@ -22,7 +22,7 @@ class _Seen(NamedTuple):
     singular: jax.Array  # directions were left out, or a pivot vanishes
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Dense(Settings):
     """Build `H + ridge I` and factorise it: exact, for up to a few thousand numbers.
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel._problem import check_alike
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, status_if
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DiagonalFisher(Settings):
     """Biased: `u = v / (diagonal + ridge)`, the cheapest inverse that knows one scale per number.
 
@@ -72,7 +73,7 @@ class DiagonalFisher(Settings):
         return diagonal
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class HutchinsonDiagonal(Settings):
     """Unbiased estimate of the diagonal of H: the mean of `z * H z` over random signs z.
 

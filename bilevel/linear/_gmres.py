@@ -1,6 +1,5 @@
 """GMRES: the Krylov solver for a matrix that need not be symmetric."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import jax.scipy as jsp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import (
     Settings,
@@ -38,7 +38,7 @@ class _State(NamedTuple):
     singular: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GMRES(Settings):
     """Restarted GMRES on `(H + ridge I) u = v`, for any square H given by products.
 

@@ -1,13 +1,12 @@
 """The inverse Hessian taken to be a multiple of the identity."""
 
-import dataclasses
-
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, MatVec, PyTree
 from bilevel.linear._system import Settings, System
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Identity(Settings):
     """Biased: `u = scale * v`, no Hessian-vector product at all.
 

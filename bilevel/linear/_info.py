@@ -2,12 +2,13 @@
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from bilevel._tree import PyTree
+
 MatVec = Callable[[PyTree], PyTree]
 
 

@@ -1,11 +1,11 @@
 """EKFAC: the inverse curvature of a network, layer by layer, in Kronecker-factored eigenbases."""
 
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, lifted, status_if
 
@@ -38,7 +38,7 @@ class KroneckerFactors(NamedTuple):
     diagonal: dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class KroneckerFactored(Settings):
     """Biased: inverts the Kronecker-factored curvature of each layer, and a diagonal elsewhere.
 

@@ -1,15 +1,15 @@
 """An adapter for the solvers of Lineax."""
 
-import dataclasses
 from typing import Any
 
 import jax
 
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, MatVec, PyTree
 from bilevel.linear._system import Settings, System, lifted
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Lineax(Settings):
     """Any solver of Lineax, e.g. `Lineax(lineax.Cholesky())`, with this library's evidence.
 

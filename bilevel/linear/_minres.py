@@ -1,12 +1,12 @@
 """MINRES: the Krylov solver for a symmetric Hessian of any sign."""
 
-import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import Lanczos, LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, rounding, status_if
 
@@ -32,7 +32,7 @@ class _State(NamedTuple):
     lanczos: Lanczos
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MINRES(Settings):
     """Minimal residuals on `(H + ridge I) u = v`, for a symmetric H that may be indefinite.
 

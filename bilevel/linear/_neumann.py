@@ -1,15 +1,14 @@
 """The truncated Neumann series: a cheap, biased inverse that never divides."""
 
-import dataclasses
-
 import jax
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, MatVec, PyTree
 from bilevel.linear._system import Settings, System
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Neumann(Settings):
     """Biased: the truncated series `u = s * sum_{k < num_terms} (I - s (H + ridge I))^k v`.
 

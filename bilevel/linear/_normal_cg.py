@@ -1,12 +1,12 @@
 """CG on the normal equations: for any matrix, at the square of its condition number."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, rounding, status_if
 
@@ -20,7 +20,7 @@ class _State(NamedTuple):
     scale: jax.Array  # estimate of ||H||
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NormalCG(Settings):
     """Conjugate gradients on `H'H u = H'v`, H with its ridge: a last resort, never a default.
 

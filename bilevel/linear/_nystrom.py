@@ -1,17 +1,17 @@
 """A randomised low-rank approximation of H: an inverse of its own, or a preconditioner."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, flattened, rounding, status_if
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Nystrom(Settings):
     """Biased: the inverse of `U diag(s) U' + ridge I`, a sketch of H of the given rank.
 

@@ -1,16 +1,15 @@
 """A wrapper that looks for the flat directions that a residual cannot see."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearSolver, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, check_solver, ridge_of, rounding, shifted, status_if
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Probed(Settings):
     """Solve, then let the solver find a known vector, and see along which direction it fails.
 

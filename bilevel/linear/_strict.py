@@ -1,11 +1,10 @@
 """A wrapper that makes a linear solve raise where it was not solved."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel._describe import settings
 from bilevel.linear._info import (
     LinearInfo,
     LinearSolution,
@@ -32,7 +31,7 @@ _REMEDIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Strict(Settings):
     """Raise a RuntimeError at run time unless the wrapped solver says CONVERGED.
 

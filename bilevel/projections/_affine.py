@@ -1,18 +1,18 @@
 """Flat sets: hyperplane, half space, affine set."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _vector
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, which `jit` needs
+@settings(eq=False)  # arrays have no hash, which `jit` needs
 class Hyperplane:
     """`{<normal, x> = offset}`. O(n), exact to rounding; linear, so that its derivative is too.
 
@@ -38,7 +38,7 @@ class Hyperplane:
         return restore(_onto_rows(flat, *_row(self, tree, flat)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, which `jit` needs
+@settings(eq=False)  # arrays have no hash, which `jit` needs
 class HalfSpace:
     """`{<normal, x> <= offset}`. O(n), exact to rounding.
 
@@ -67,7 +67,7 @@ class HalfSpace:
         return restore(jnp.where(inside, flat, _onto_rows(flat, row, offset)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, which `jit` needs
+@settings(eq=False)  # arrays have no hash, which `jit` needs
 class AffineSet:
     """`{A x = b}` for a small dense A: one singular value decomposition, O(k^2 n).
 

@@ -1,17 +1,17 @@
 """Balls and spheres around 0."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _vector
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 from bilevel.projections._section import simplex
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class L1Ball:
     """`{sum |x| <= radius}`: sparse points. O(n) in a handful of passes, exact to rounding.
 
@@ -42,7 +42,7 @@ class L1Ball:
         return restore(jnp.where(jnp.sum(jnp.abs(flat)) <= radius, flat, border))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class L2Ball:
     """`{||x|| <= radius}`. O(n), exact to rounding, at every scale.
 
@@ -76,7 +76,7 @@ class L2Ball:
         return jax.tree.map(shrink, tree)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class L2Sphere:
     """`{||x|| = radius}`: directions. O(n), exact to rounding, at every scale; not convex.
 

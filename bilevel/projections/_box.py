@@ -1,15 +1,14 @@
 """Bounds entry by entry."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _vector
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Box:
     """`{lower <= x <= upper}` entry by entry. O(n), exact.
 
@@ -43,7 +42,7 @@ class Box:
         return jax.tree.map(_clip, tree, lower, upper)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class NonNegative:
     """`{x >= 0}` entry by entry. O(n), exact; the derivative at an entry of 0 or below is 0.
 

@@ -1,17 +1,17 @@
 """Simplices and their relatives: bounds on the entries and on their sum."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _vector
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 from bilevel.projections._section import Section, box_section, simplex
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Simplex:
     """`{x >= 0, sum x = total}`. O(n) in a handful of passes, exact to rounding.
 
@@ -40,7 +40,7 @@ class Simplex:
         return restore(simplex(flat, _positive(self.total, flat)))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SparseSimplex:
     """`{x >= 0, sum x = total, at most k entries above 0}`. O(n log k), exact; not convex.
 
@@ -75,7 +75,7 @@ class SparseSimplex:
         return restore(jnp.where(jnp.any(jnp.isnan(flat)), jnp.nan, found))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CappedSimplex:
     """`{0 <= w <= 1, sum w = total}`: the relaxed choice of `total` items. See `capped_simplex`.
 
@@ -99,7 +99,7 @@ class CappedSimplex:
         return restore(capped_simplex(flat, self.total))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CappedBox:
     """`{0 <= w <= 1, sum w <= total}`: the relaxed choice of at most `total` items. O(n), exact.
 
@@ -131,7 +131,7 @@ class CappedBox:
         return restore(jnp.where(slack, clipped, box_section(section)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, which `jit` needs
+@settings(eq=False)  # arrays have no hash, which `jit` needs
 class BoxSection:
     """`{lower <= x <= upper, <weights, x> = total}`: a box cut by a hyperplane. O(n).
 

@@ -1,6 +1,5 @@
 """Rules with no second derivative or no linear solve: DARTS' finite difference, and SAMA."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.rules._first_derivative import ParametricLoss, with_first_derivative
@@ -16,7 +16,7 @@ from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize, MinimizeState, Solver, objective, watched
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FiniteDifference:
     """Biased: one gradient step from the solution, differentiated by a central difference.
 
@@ -83,7 +83,7 @@ class FiniteDifference:
         return _tree.cotangent_like(parameters, scaled)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SAMA:
     """Biased: takes the optimizer's own step, per unit of gradient, for the inverse Hessian.
 

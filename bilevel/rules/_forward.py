@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.solvers import Solver
@@ -22,7 +23,7 @@ class _Residuals:
     count: int = dataclasses.field(metadata={"static": True})
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Forward:
     """The gradient of the steps taken, pushed forward along with them: for few outer numbers.
 

@@ -1,11 +1,10 @@
 """The implicit gradient: differentiates the solution, not the steps that led to it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from bilevel import _derivatives, linear
+from bilevel._describe import settings
 from bilevel._hypergrad_status import implicit_status
 from bilevel._problem import Batch, BilevelProblem, Loss, check_alike
 from bilevel._tree import PyTree
@@ -54,7 +53,7 @@ def implicit_gradient(
     return moving_root(residual, linear_solver, parameters, inner, symmetric=minimised)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Implicit:
     """The gradient of the exact minimiser, by the implicit function theorem.
 

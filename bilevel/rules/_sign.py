@@ -1,18 +1,18 @@
 """The sign trick: a lower level whose gradient with respect to the outer variable is zero."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import optax
 
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SignUnrolled:
     """Biased: signSGD steps, whose exact unrolled gradient is zero, stand for the minimiser.
 

@@ -1,15 +1,14 @@
 """Gradients through the last inner steps only."""
 
-import dataclasses
-
 from bilevel import _check, _derivatives
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize, Solver, objective
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Truncated:
     """Biased: unrolls the last `last` inner steps and treats the iterate before them as constant.
 
@@ -54,7 +53,7 @@ class Truncated:
         return self.solver.advance(loss, outer, state, data, dropped, self.last).inner
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class OneStep:
     """Biased: differentiates one more step from the solution, and nothing before it.
 

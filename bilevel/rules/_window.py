@@ -1,17 +1,17 @@
 """Gradients through a window of inner steps at a random place."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 
 from bilevel import _check, _derivatives
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.solvers import Minimize, MinimizeState
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RandomWindow:
     """Biased: stops after a random number of inner steps, and unrolls the last `window` of them.
 

@@ -1,6 +1,5 @@
 """Any Optax optimizer as an inner solver."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat
@@ -23,7 +23,7 @@ class MinimizeState(NamedTuple):
     opt_state: PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Minimize:
     """A fixed number of steps of any Optax optimizer; differentiates by unrolling them.
 

@@ -1,6 +1,5 @@
 """Constrained and non-smooth lower levels: proximal and projected gradient, fixed points."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat
@@ -21,7 +21,7 @@ class ProximalState(NamedTuple):
     momentum: jax.Array  # the t of FISTA
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ProximalGradient:
     """Minimises `loss(x, y) + R(x, y)` where R has a proximal operator: the lasso and its kin.
 
@@ -116,7 +116,7 @@ class ProximalGradient:
         return self.prox(outer, _tree.add_scaled(point, -self.step_size, grads), self.step_size)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ProjectedGradient:
     """Minimises `loss(x, y)` over y in a convex set, by `ProximalGradient` with a projection.
 
@@ -165,7 +165,7 @@ class ProjectedGradient:
         return self.solver(loss, outer, init, data)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FixedPoint:
     """Iterates your own map, `y = map(x, y, data)`: an equilibrium in place of a minimum.
 

@@ -1,6 +1,5 @@
 """Momentum SGD that is run backwards, bit by bit, in place of storing its iterates."""
 
-import dataclasses
 import fractions
 import functools
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient
@@ -27,7 +27,7 @@ class _Fixed(NamedTuple):
     overflow: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ReversibleSGD:
     """SGD with momentum whose unrolled gradient recomputes the iterates by running backwards.
 
