@@ -70,21 +70,6 @@ LAYERS = {
 # Siblings in these packages must not know each other.
 INDEPENDENT = ("bilevel.algorithms",)
 
-# Still to go: modules that import a private module of another package.
-PRIVATE_EXCEPTIONS = {
-    ("bilevel._corrected", "bilevel.solvers._minimize"),
-    ("bilevel._hypergradient", "bilevel.solvers._minimize"),
-    ("bilevel.algorithms._pzobo", "bilevel.solvers._minimize"),
-    ("bilevel.diagnostics._check_hypergrad", "bilevel.solvers._minimize"),
-    ("bilevel.diagnostics._diagnose", "bilevel.solvers._minimize"),
-    ("bilevel.diagnostics._plan", "bilevel.solvers._minimize"),
-    ("bilevel.rules._attach", "bilevel.solvers._smoothness"),
-    ("bilevel.rules._first_order", "bilevel.solvers._minimize"),
-    ("bilevel.rules._first_order", "bilevel.solvers._smoothness"),
-    ("bilevel.rules._implicit", "bilevel.linear._solve"),
-    ("bilevel.rules._implicit", "bilevel.solvers._minimize"),
-}
-
 MODULES = sorted((ROOT / "bilevel").rglob("*.py"))
 PUBLIC_DOOR = ROOT / "bilevel" / "__init__.py"
 
@@ -128,8 +113,7 @@ def test_no_private_module_is_imported_across_packages(path):
     own = module_name(path)
     for target in imports(path):
         inside = target.startswith("bilevel.") and "._" in target.removeprefix("bilevel.")
-        if inside and unit(target) != unit(own):
-            assert (own, target) in PRIVATE_EXCEPTIONS, f"{own} imports {target}"
+        assert not inside or unit(target) == unit(own), f"{own} imports {target}"
 
 
 APPLICATIONS = sorted((ROOT / "applications").rglob("*.py"))
