@@ -132,6 +132,7 @@ def _fit(
             arrays=arrays,
             folder=folder,
             callbacks=[after_step],
+            every=1,
             chunk=1,
             progress=False,
         )
