@@ -18,19 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.cluster
 
-from applications.common import cli, models
-from applications.common.console import make_console, progress_bar
-from applications.common.data import Dataset, load
-from applications.common.errors import InputError
-from applications.common.output import Output
-from applications.common.sources import Split
-from applications.common.training import Points
-from applications.condensing import condensation_report
-from applications.condensing.condensation_report import Result
-from applications.condensing.condense import Course, condense
-from applications.condensing.evaluation import Judge
-from applications.condensing.methods import recipes
-from applications.condensing.synthetic import ConvNet, Real, Synthetic, labelled, make_real, start
+from .components import cli, networks
+from .components.console import make_console, progress_bar
+from .components.data import Dataset, load
+from .components.errors import InputError
+from .components.output import Output
+from .components.points import Points
+from .condensing import condensation_report
+from .condensing.condensation_report import Result
+from .condensing.condense import Course, condense
+from .condensing.evaluation import Judge
+from .condensing.methods import recipes
+from .condensing.synthetic import ConvNet, Real, Synthetic, labelled, make_real, start
 
 BASELINES = ("random", "k_means")
 METHODS = (*BASELINES, *recipes(10, 1))
@@ -101,7 +100,7 @@ def run(config: Config) -> Result:
     output = Output(config.output, config.overwrite)
     dataset = load(config.dataset, config.data_dir, config.num_train)
     shrink = halved if config.half else lambda x: x
-    train = Split(shrink(dataset.train.x), dataset.train.y)
+    train = Points(shrink(dataset.train.x), dataset.train.y)
     real = make_real(train, dataset.num_classes, config.ipc)
     test = Points(jnp.asarray(shrink(dataset.test.x)), jnp.asarray(dataset.test.y))
     test = Points(*(array[: config.num_test] for array in test))
@@ -139,7 +138,7 @@ def judged(
 def sets(
     config: Config,
     name: str,
-    train: Split,
+    train: Points,
     real: Real,
     seed: int,
     tick: Callable[[str], None],
@@ -166,7 +165,7 @@ def sets(
     )
 
 
-def k_means(train: Split, num_classes: int, ipc: int, seed: int) -> Synthetic:
+def k_means(train: Points, num_classes: int, ipc: int, seed: int) -> Synthetic:
     """The centres of each class by k-means: a baseline that asks no network."""
     flat = train.x.reshape(len(train.x), -1)
     centres = [
@@ -180,7 +179,7 @@ def k_means(train: Split, num_classes: int, ipc: int, seed: int) -> Synthetic:
 def make_judges(config: Config, dataset: Dataset) -> dict[str, Judge]:
     """Three judges, the same for every method: by title."""
     conv = ConvNet(dataset.num_classes, config.width)
-    mlp = models.build("mlp", dataset.num_classes)
+    mlp = networks.build("mlp", dataset.num_classes)
     some = {"num_steps": config.judge_steps, "networks": config.networks}
     return {
         "conv": Judge(conv, "vectors", **some),

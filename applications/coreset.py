@@ -17,18 +17,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from applications.common import cli, models
-from applications.common.console import make_console, progress_bar
-from applications.common.data import load
-from applications.common.errors import InputError
-from applications.common.output import Output
-from applications.common.sources import Split
-from applications.common.training import Points
-from applications.coresets import coreset_report
-from applications.coresets.coreset_report import Result
-from applications.coresets.evaluation import Judge, svm_accuracy
-from applications.coresets.methods import METHODS, Settings, Study
-from applications.coresets.pool import check_size, make_pool
+from .components import cli, networks
+from .components.console import make_console, progress_bar
+from .components.data import load
+from .components.errors import InputError
+from .components.output import Output
+from .components.points import Points
+from .coresets import coreset_report
+from .coresets.coreset_report import Result
+from .coresets.evaluation import Judge, svm_accuracy
+from .coresets.methods import METHODS, Settings, Study
+from .coresets.pool import check_size, make_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +137,8 @@ def repeat(
     labels = with_noise(
         dataset.train.y, dataset.num_classes, config.label_noise, seed, config.noise == "pair"
     )
-    pool = make_pool(Split(dataset.train.x, labels), dataset.num_classes)
-    test = Points.from_split(dataset.test)
+    pool = make_pool(Points(dataset.train.x, labels), dataset.num_classes)
+    test = dataset.test.on_device()
     test = Points(*(array[: config.num_test] for array in test))
     study = Study(pool, seed, config.settings)
     rows = []
@@ -163,7 +162,7 @@ def repeat(
 @functools.cache
 def make_judge(config: Config, model: str, num_classes: int) -> Judge:
     """How a coreset is judged."""
-    network = models.build(model, num_classes)
+    network = networks.build(model, num_classes)
     return Judge(network, config.num_steps, config.learning_rate, config.networks)
 
 

@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from applications.common import cli, report
-from applications.common.console import make_console, progress_bar
-from applications.common.data import load
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.output import Output, environment, to_json
-from applications.common.training import Points, cross_entropy, predict
-from applications.coresets.memory import NUM_SLOTS, POLICIES, Memory, imbalanced_stream
-from applications.coresets.pool import make_pool
+from .components import cli, report
+from .components.console import make_console, progress_bar
+from .components.data import load
+from .components.errors import InputError, NonFiniteError
+from .components.output import Output, environment, to_json
+from .components.points import Points
+from .components.training import cross_entropy, predict
+from .coresets.memory import NUM_SLOTS, POLICIES, Memory, imbalanced_stream
+from .coresets.pool import make_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def run(config: Config) -> Result:
     output.write_json("result.json", facts | {"rows": rows, "chosen": chosen})
     sections = [("Accuracy", table.html()), ("Settings", report.listing(to_json(facts)))]
     lead = "Test accuracy in percent, mean ± standard deviation over the seeds."
-    output.write("report.html", report.page("Memories on an imbalanced stream", lead, sections))
+    output.write("report.html", report.page("Memories on an imbalanced stream", "", lead, sections))
     console.print(f"{result.seconds:.0f} s. Written to {output.folder}/.")
     return result
 

@@ -4,6 +4,7 @@ Nothing here certifies any privacy, and the search is biased: its lower level ta
 whose hypergradient leaves out how the exact minimiser would move with the choice of points.
 
     python -m applications.forget_set --output results/demo
+    python -m applications.forget_set --data npz:mine.npz --model mine:Net --methods FT mine:Method
 
 Source: Fan, Liu, Hero and Liu, "Challenging Forgets", ECCV 2024; `unlearning/selection.py` states
 the problem and what differs. docs/applications/forget_set.md has results and what they mean.
@@ -11,37 +12,30 @@ the problem and what differs. docs/applications/forget_set.md has results and wh
 
 import dataclasses
 import functools
-import pathlib
-import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from applications.common import cli
-from applications.common.console import make_console, progress_bar
-from applications.common.data import Dataset, load
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.output import Output
-from applications.common.training import Points, cross_entropy, initialise, predict
-from applications.unlearning import forget_report, searching, selection
-from applications.unlearning.evaluation import evaluate
-from applications.unlearning.forget_report import Repetition, Result
-from applications.unlearning.methods import METHODS, fit
-from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
-from applications.unlearning.searching import Found
-from bilevel import training
+from .components import frame
+from .components.errors import InputError, NonFiniteError, check_numbers, filled
+from .components.work import Run
+from .unlearning import forget_report, scores, searching, selection, zoo
+from .unlearning.choosing import choose, searched, start_of
+from .unlearning.evaluation import Judges, judgements, to_rows
+from .unlearning.forget_report import Repetition, Result
+from .unlearning.methods import Method, Task
+from .unlearning.recipes import ForgetSetRecipe, recipe_for
+from .unlearning.searching import Found
+from .unlearning.selection import Search
 
-PyTree = Any
-SEARCHES = "searches"  # in the output folder, while a run is under way
+PAGE = "forget_set"
 FORGET_SETS = ("random", "worst_case", "lowest_loss", "highest_loss")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(frame.Config):
     """Find the training points that are hardest to unlearn, and show what unlearning does to them.
 
     No certified privacy guarantee is given, and the search's hypergradient is biased with respect
@@ -49,30 +43,17 @@ class Config:
     given here comes from the recipe of the data set.
     """
 
-    output: pathlib.Path = pathlib.Path("results/forget_set")
-    """Folder for result.json, report.html, the index sets and the pictures; must not exist."""
-    overwrite: bool = False
-    """Replace the files of an earlier run in the output folder."""
-    resume: bool = False
-    """Go on with an interrupted run of the same settings; what it had searched is not redone."""
-    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
-    """Images to work on; digits needs no files, the others are read from --data-dir."""
-    data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
-    num_train: int | None = None
-    """Keep so many training points, with the class shares of all; fewer is faster."""
-    num_validation: int = 0
-    """Hold out so many training points and judge on them; the test points are not looked at."""
     budget: float = 0.1
     """What to forget: a share of the training points if below 1, a number of points otherwise."""
+    methods: tuple[str, ...] = ("FT",)
+    """Unlearning methods to run beside Retrain and the no-op, or yours as module.path:Name."""
     lower: Literal["finetune", "retrain"] = "finetune"
-    """How the search unlearns: from the original model, or from fresh parameters (dearer)."""
+    """How the search unlearns: from the original model, or from fresh parameters, which costs
+    more."""
     start: Literal["uniform", "random"] = "uniform"
     """First weights; a random set stays as it is unless --outer-rate or --outer-steps is large."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One independent repetition for each; the table shows mean and deviation over them."""
-    num_seeds: int | None = None
-    """Seeds 0, 1, ... instead, searched together in one compiled program: faster where they fit."""
+    together: bool = False
+    """Search for all seeds in one compiled program: faster where they fit into memory."""
     outer_steps: int | None = None
     """Steps of the search; each costs --lower-epochs of training."""
     outer_rate: float | None = None
@@ -85,10 +66,6 @@ class Config:
     """Weight of ||w||^2 in the search; larger spreads the weights over more points."""
     ascent: float = 0.0
     """1 makes the lower level also raise the loss of forgotten points; 0 only leaves them out."""
-    model: Literal["mlp", "small_cnn", "resnet18", "vgg16"] | None = None
-    """Architecture; the last two want an accelerator."""
-    bfloat16: bool | None = None
-    """Compute in bfloat16: faster on accelerators, slower on most CPUs."""
     epochs: int | None = None
     """Passes over the data for the original model and for Retrain."""
     learning_rate: float | None = None
@@ -103,193 +80,144 @@ class Config:
     """Random sets to average in each seed: a single small one may hold no error of Retrain."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "ascent"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"`{name}` must be a number >= 0, got {getattr(self, name)}.")
-        for field in dataclasses.fields(ForgetSetRecipe):
-            value = getattr(self, field.name, None)
-            if isinstance(value, bool):
-                continue
-            if isinstance(value, int | float) and not 0 < value < float("inf"):
-                raise InputError(f"`{field.name}` must be a number > 0, got {value}.")
-        if self.recipe.outer_rate * self.gamma >= 1:
-            raise InputError(
-                f"`outer_rate` must stay below 1 / gamma = {1 / self.gamma:g}, or the steps on"
-                f" gamma ||w||^2 overshoot, got {self.recipe.outer_rate}."
-            )
-        if self.num_seeds is not None and self.num_seeds < 1:
-            raise InputError(f"`num_seeds` must be an integer >= 1, got {self.num_seeds}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
-
-    @property
-    def recipe(self) -> ForgetSetRecipe:
-        """The data set's recipe with whatever this configuration sets in its place."""
-        recipe = RECIPES[self.dataset, self.lower]
-        names = {field.name for field in dataclasses.fields(recipe)}
-        chosen = {name: getattr(self, name) for name in names & set(vars(self))}
-        return dataclasses.replace(recipe, **{k: v for k, v in chosen.items() if v is not None})
-
-    def resolved(self) -> dict[str, Any]:
-        """Every setting, those of the recipe included."""
-        return dataclasses.asdict(self) | dataclasses.asdict(self.recipe)
-
-
-def run(config: Config) -> Result:
-    """Train, search, unlearn and judge for each seed; then print and write the results.
-
-    Raises:
-        InputError: a setting or a data file cannot be used; raised before any computing.
-        NonFiniteError: a training or the search diverged.
-    """
-    output = Output(config.output, config.overwrite, config.resume)
-    dataset = load(config.dataset, config.data_dir, config.num_train, config.num_validation)
-    recipe, num_points = config.recipe, len(dataset.train.y)
-    num_forget = selection.num_to_forget(config.budget, num_points)
-    recipe.setting(dataset.num_classes).retrain.num_steps(num_points - num_forget)  # or raises
-
-    output.write_json("config.json", dataclasses.asdict(config))
-
-    searches = output.folder / SEARCHES
-    if not config.resume:
-        shutil.rmtree(searches, ignore_errors=True)
-    console = make_console()
-    begin = time.perf_counter()
-    num_sets = len(FORGET_SETS) - 1 + recipe.random_draws
-    pieces = 1 + recipe.outer_steps + num_sets * len(METHODS)
-    seeds = config.seeds if config.num_seeds is None else tuple(range(config.num_seeds))
-    with progress_bar(console, len(seeds) * pieces) as tick:
-        prepared = [prepare(config, dataset, num_forget, seed, tick) for seed in seeds]
-        found = search(config, dataset, num_forget, prepared, tick)
-        repetitions = [
-            judge(config, dataset, one, its, tick) for one, its in zip(prepared, found, strict=True)
-        ]
-    result = Result(tuple(repetitions), dataset, time.perf_counter() - begin)
-    forget_report.show(result, console)
-    forget_report.write(result, config.resolved(), output)
-    shutil.rmtree(searches)  # only an interrupted run needs them
-    console.print(f"Written to {output.folder}/; report.html is the page to open.")
-    return result
+        super().__post_init__()
+        check_numbers(self, "gamma", "ascent", strict=False)
+        names = {field.name for field in dataclasses.fields(ForgetSetRecipe)} - {"model"}
+        check_numbers(self, *(name for name in vars(self) if name in names))
 
 
 class Prepared(NamedTuple):
-    """What one seed starts from: its original model, the losses of that, and where to search."""
+    """What one seed starts from: its trained model, where to search, and the key of all else."""
 
     seed: int
-    original: PyTree
-    losses: jax.Array
-    init: PyTree
+    place: str
+    task: Task
     start_set: np.ndarray
-    search_key: jax.Array
-    random_key: jax.Array
-    method_key: jax.Array
+    key: jax.Array
 
 
-def prepare(
-    config: Config, dataset: Dataset, num_forget: int, seed: int, tick: Callable[[str], None]
-) -> Prepared:
+def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
+    """Train, search, unlearn and judge for each seed; then print and write the results.
+
+    Args:
+        config: see there.
+        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
+            arguments of `components.data.from_arrays`.
+        model: in place of `config.model`: what `components.models.make` takes.
+
+    Raises:
+        InputError: a setting or a data file cannot be used; raised before any computing.
+        NonFiniteError: a training, the search or a method diverged.
+    """
+    dataset = config.load(dataset)
+    recipe = filled(recipe_for(dataset, config.lower), config)
+    num_points = len(dataset.train.y)
+    num_forget = selection.num_to_forget(config.budget, num_points)
+    if recipe.outer_rate * config.gamma >= 1:
+        raise InputError(
+            f"`outer_rate` must stay below 1 / gamma = {1 / config.gamma:g}, or the steps on"
+            f" gamma ||w||^2 overshoot, got {recipe.outer_rate}."
+        )
+    network = config.build(dataset, model, recipe.model)
+    task = recipe.task(network, dataset)
+    task.recipe.num_steps(num_points - num_forget)  # or raises
+    setting = recipe.search(network, num_forget, config.gamma, config.ascent)
+    strengths = zoo.strengths_of(dataset.name, recipe.model)
+    methods = zoo.find(config.methods, task.finetune, strengths)
+    judged = config.judged(dataset).on_device()
+    decided = dataclasses.asdict(recipe) | {"model": network.name, "strengths": strengths}
+
+    steps = len(config.seeds) * (1 + recipe.outer_steps + len(FORGET_SETS) * len(methods))
+    with Run(PAGE, config, dataset, decided, steps) as page:
+        prepared = [prepare(task, num_forget, seed, page) for seed in config.seeds]
+        found = search(config, setting, recipe.outer_steps, prepared, page)
+        judges = Judges(judged, page.keep, page.tick)
+        repetitions = [
+            judge(one, its, recipe.random_draws, methods, judges, page)
+            for one, its in zip(prepared, found, strict=True)
+        ]
+        result = Result(tuple(repetitions), dataset, config.start == "random", page.seconds)
+    forget_report.show(result, page)
+    forget_report.write(result, page)
+    return result
+
+
+def prepare(task: Task, num_forget: int, seed: int, page: Run) -> Prepared:
     """Train the original model of one seed."""
-    setting = config.recipe.setting(dataset.num_classes)
-    points = Points.from_split(dataset.train)
-    # The methods that judge a set see other keys than those that chose it.
-    keys = jax.random.split(jax.random.key(seed), 6)
-    original_key, fresh_key, search_key, start_key, random_key, method_key = keys
-
-    tick(f"seed {seed}: training the original model")
-    every = jnp.arange(len(points.y), dtype=jnp.int32)
-    original = fit(setting, points, every, original_key)
-    losses = cross_entropy(predict(setting.model, original, points.x), points.y)
-    if not jnp.isfinite(losses).all():
+    key, place = jax.random.key(seed), f"seed{seed}"
+    page.tick(f"seed {seed}: training the original model")
+    train = functools.partial(task.fit, task.every, frame.named_key(key, "original"))
+    task = task.replace(original=page.tree(f"{place}/original", train))
+    if not np.isfinite(scores.loss(task, key)).all():
         raise NonFiniteError(
             "The original model diverged in training: its losses are not finite. Lower"
-            f" `learning_rate`, which is {setting.retrain.learning_rate}."
+            f" `learning_rate`, which is {task.recipe.learning_rate}."
         )
-    fresh = config.lower == "retrain"
-    init = initialise(setting.model, points.x, fresh_key) if fresh else original
-    start_set = selection.random_sets(start_key, len(points.y), num_forget, draws=1)[0]
-    return Prepared(seed, original, losses, init, start_set, search_key, random_key, method_key)
+    start_key = frame.named_key(key, "start")
+    start_set = selection.random_sets(start_key, len(task.points.y), num_forget, draws=1)[0]
+    return Prepared(seed, place, task, start_set, key)
 
 
 def search(
-    config: Config,
-    dataset: Dataset,
-    num_forget: int,
-    prepared: list[Prepared],
-    tick: Callable[[str], None],
+    config: Config, setting: Search, num_steps: int, prepared: list[Prepared], page: Run
 ) -> list[Found]:
     """Search the worst-case set of every seed, one after the other or all together."""
-    setting = config.recipe.search(dataset.num_classes, num_forget, config.gamma, config.ascent)
-    points, num_steps = Points.from_split(dataset.train), config.recipe.outer_steps
     starts = [
-        selection.first_weights(config.start, one.start_set, len(points.y)) for one in prepared
+        selection.first_weights(config.start, one.start_set, len(one.task.points.y))
+        for one in prepared
     ]
-    if config.num_seeds is not None:
+    keys = [frame.named_key(one.key, "search") for one in prepared]
+    if not config.together:
+        return [
+            searched(one.task, setting, num_steps, config.lower, start, key, page, one.place)
+            for one, start, key in zip(prepared, starts, keys, strict=True)
+        ]
+
+    def make() -> dict[str, Any]:
+        pairs = zip(prepared, keys, strict=True)
+        inits = [start_of(one.task, config.lower, key) for one, key in pairs]
+        orders = [frame.named_key(key, "order") for key in keys]
+        points = prepared[0].task.points
 
         def on_step() -> None:
             for one in prepared:
-                tick(f"seed {one.seed}: searching the worst-case set")
+                page.tick(f"{one.place}: searching the worst-case set")
 
-        inits, keys = [one.init for one in prepared], [one.search_key for one in prepared]
-        folder = search_folder(config, "all")
-        return searching.search_seeds(
-            setting, points, inits, starts, num_steps, keys, on_step, folder
-        )
-    return [
-        searching.search(
-            setting,
-            points,
-            one.init,
-            start,
-            num_steps,
-            one.search_key,
-            on_step=functools.partial(tick, f"seed {one.seed}: searching the worst-case set"),
-            folder=search_folder(config, f"seed{one.seed}"),
-        )
-        for one, start in zip(prepared, starts, strict=True)
-    ]
+        with page.checkpoints("together") as folder:
+            found = searching.search_seeds(
+                setting, points, inits, starts, num_steps, orders, on_step, folder
+            )
+        return {name: np.stack([getattr(one, name) for one in found]) for name in Found._fields}
+
+    seeds = "-".join(str(one.seed) for one in prepared)
+    together = page.keep(f"search {seeds}", make)
+    return [Found(*arrays) for arrays in zip(*(together[n] for n in Found._fields), strict=True)]
 
 
 def judge(
-    config: Config, dataset: Dataset, one: Prepared, found: Found, tick: Callable[[str], None]
+    one: Prepared,
+    found: Found,
+    draws: int,
+    methods: Mapping[str, Method],
+    judges: Judges,
+    page: Run,
 ) -> Repetition:
     """Unlearn every forget set of one seed by every method."""
-    setting = config.recipe.setting(dataset.num_classes)
-    points = Points.from_split(dataset.train)
-    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
-    num_points, num_forget = len(points.y), len(one.start_set)
-    draws = config.recipe.random_draws
-    sets = {
-        "random": selection.random_sets(one.random_key, num_points, num_forget, draws),
-        "worst_case": selection.largest(found.scores, num_forget)[None],
-        "lowest_loss": selection.largest(-one.losses, num_forget)[None],
-        "highest_loss": selection.largest(one.losses, num_forget)[None],
-    }
+    # The methods that judge a set see other keys than those that chose it.
+    set_key, method_key = (frame.named_key(one.key, name) for name in ("sets", "methods"))
+    num_forget = len(one.start_set)
+    sets = choose(one.task, FORGET_SETS, num_forget, draws, found, set_key, page, one.place).sets
     rows = []
-    for number, (name, chosen) in enumerate(sets.items()):
-        key = jax.random.fold_in(one.method_key, number)
-        on_method = functools.partial(
-            lambda name, method: tick(f"seed {one.seed}: {method} on {name}"), name
-        )
-        for row in evaluate(setting, one.original, points, judged, chosen, key, on_method):
-            rows.append({"forget_set": name, "seed": one.seed} | row)
-    start_set = one.start_set if config.start == "random" else None
-    return Repetition(one.seed, rows, sets, found, start_set)
+    for name, chosen in sets.items():
+        key = frame.named_key(method_key, name)
+        scored = judgements(one.task, chosen, methods, judges, key, f"{one.place}/{name}")
+        rows += [{"forget_set": name, "seed": one.seed} | row for row in to_rows(scored)]
+    return Repetition(one.seed, rows, sets, found, one.start_set)
 
 
-def search_folder(config: Config, name: str) -> training.RunFolder:
-    """Where a search is saved, to go on with it after an interruption."""
-    return training.RunFolder(
-        config.output / SEARCHES / name,
-        resume=True,  # what must not be resumed was removed before
-        config=config.resolved(),
-        resume_command=training.this_command("--resume"),
-        log_every=1,
-    )
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    cli.main(Config, run, prog="python -m applications.forget_set")
+    frame.main(PAGE, Config, run, arguments)
 
 
 if __name__ == "__main__":

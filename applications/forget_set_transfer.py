@@ -19,19 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common import cli, models
-from applications.common.console import make_console, progress_bar
-from applications.common.data import Dataset, load
-from applications.common.errors import InputError
-from applications.common.output import Output
-from applications.common.pieces import Pieces
-from applications.common.training import Points, initialise
-from applications.unlearning import searching, selection, transfer_report
-from applications.unlearning.evaluation import evaluate
-from applications.unlearning.methods import METHODS, Method, Setting, fit
-from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
-from applications.unlearning.transfer_report import Result
-from applications.unlearning.zoo import NAMES, all_methods, strengths_of
+from .components import cli, networks
+from .components.console import make_console, progress_bar
+from .components.data import Dataset, load
+from .components.errors import InputError
+from .components.output import Output
+from .components.pieces import Pieces
+from .components.points import Points
+from .components.training import initialise
+from .unlearning import searching, selection, transfer_report
+from .unlearning.evaluation import evaluate
+from .unlearning.methods import METHODS, Method, Setting, fit
+from .unlearning.recipes import RECIPES, ForgetSetRecipe
+from .unlearning.transfer_report import Result
+from .unlearning.zoo import NAMES, all_methods, strengths_of
 
 PyTree = Any
 PIECES = "pieces"  # in the output folder: what is finished
@@ -102,7 +103,7 @@ class Config:
     def __post_init__(self) -> None:
         choices: dict[str, Collection[str]] = {
             "searches": SEARCHES,
-            "networks": models.MODELS,
+            "networks": networks.MODELS,
             "methods": NAMES,
         }
         for name, known in choices.items():
@@ -171,8 +172,8 @@ def repeat(
     tick: Callable[[str], None],
 ) -> None:
     """One seed: search, judge, and add to `result`; what `pieces` holds is read back."""
-    points = Points.from_split(dataset.train)
-    judged = Points.from_split(dataset.validation if config.num_validation else dataset.test)
+    points = dataset.train.on_device()
+    judged = (dataset.validation if config.num_validation else dataset.test).on_device()
     every = jnp.arange(len(points.y), dtype=jnp.int32)
     train_key, search_key, judge_key = jax.random.split(jax.random.key(seed), 3)
     settings = {n: config.recipe(n).setting(dataset.num_classes) for n in config.networks}

@@ -17,22 +17,21 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from applications.common import cli
-from applications.common.console import make_console, progress_bar
-from applications.common.data import load
-from applications.common.errors import InputError
-from applications.common.output import Output
-from applications.common.pieces import Pieces
-from applications.common.training import Points
-from applications.unlearning import selection, table_report
-from applications.unlearning.choosing import SETS
-from applications.unlearning.evaluation import Row
-from applications.unlearning.methods import Method, Setting, fit
-from applications.unlearning.recipes import RECIPES, ForgetSetRecipe
-from applications.unlearning.repeating import Plan, Seen, repeat
-from applications.unlearning.table_report import Result
-from applications.unlearning.tuning import sweep
-from applications.unlearning.zoo import NAMES, Strengths, all_methods, strengths_of
+from .components import cli
+from .components.console import make_console, progress_bar
+from .components.data import load
+from .components.errors import InputError
+from .components.output import Output
+from .components.pieces import Pieces
+from .unlearning import selection, table_report
+from .unlearning.choosing import SETS
+from .unlearning.evaluation import Row
+from .unlearning.methods import Method, Setting, fit
+from .unlearning.recipes import RECIPES, ForgetSetRecipe
+from .unlearning.repeating import Plan, Seen, repeat
+from .unlearning.table_report import Result
+from .unlearning.tuning import sweep
+from .unlearning.zoo import NAMES, Strengths, all_methods, strengths_of
 
 MIN_SHADOWS = 3
 PIECES = "pieces"  # in the output folder: what is finished
@@ -159,8 +158,8 @@ def run(config: Config) -> Result:
     output.write_json("config.json", dataclasses.asdict(config))
 
     seen = Seen(
-        Points.from_split(dataset.train),
-        Points.from_split(dataset.validation if config.num_validation else dataset.test),
+        dataset.train.on_device(),
+        (dataset.validation if config.num_validation else dataset.test).on_device(),
     )
     console, begin = make_console(), time.perf_counter()
     runs = len(config.seeds) * (1 + len(config.arms) * len(config.sets))

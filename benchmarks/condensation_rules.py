@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from applications.common.data import load
-from applications.common.training import Points, initialise
+from applications.components.data import load
+from applications.components.training import initialise
 from applications.condensing.condense import condense
 from applications.condensing.evaluation import Judge
 from applications.condensing.implicit import Convexified, NewtonStep, Seen
@@ -96,7 +96,7 @@ def spread(values):
 
 def main():
     dataset = load("digits")
-    real, test = make_real(dataset.train, 10, 1), Points.from_split(dataset.test)
+    real, test = make_real(dataset.train, 10, 1), dataset.test.on_device()
     starts = [start(real, 1, jax.random.key(seed)) for seed in SEEDS]
     judge = Judge(ConvNet(10, 16), networks=NETWORKS)
     score = lambda outer, seed: np.mean(judge.accuracy(outer, test, jax.random.key(seed + 100)))

@@ -12,13 +12,13 @@ import gc
 import pathlib
 import time
 
-from applications.common.data import load
-from applications.common.sources import Split
+from applications.components.data import load
+from applications.components.points import Points
 from applications.coresets.methods import METHODS, Settings, Study
 from applications.coresets.pool import Coreset, make_pool
 
 
-def select(split: Split, size: int) -> tuple[Coreset, float]:
+def select(split: Points, size: int) -> tuple[Coreset, float]:
     """The coreset of a pool, and the seconds it took."""
     begin = time.perf_counter()
     study = Study(make_pool(split, 10), 0, Settings())

@@ -7,10 +7,10 @@ from typing import Literal
 import pytest
 
 from applications import forget_set
-from applications.common import cli
-from applications.common.config import read_config
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.output import Output
+from applications.components import cli
+from applications.components.config import read_config
+from applications.components.errors import InputError, NonFiniteError
+from applications.components.output import Output
 from bilevel import training
 
 

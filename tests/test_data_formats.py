@@ -11,10 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from applications.common.archives import check_sha256, unpack
-from applications.common.errors import InputError
-from applications.common.formats import read_libsvm, read_npz
-from applications.common.records import to_arrays
+from applications.components.archives import check_sha256, unpack
+from applications.components.errors import InputError
+from applications.components.formats import read_libsvm, read_npz
+from applications.components.records import to_arrays
 
 LINES = "+1 1:0.5 3:2\n-1 2:-1.5e-1  # a comment\n\n+1\n"
 DENSE = np.array([[0.5, 0, 2, 0], [0, -0.15, 0, 0], [0, 0, 0, 0]], np.float32)
@@ -57,7 +57,7 @@ def test_cut_bz2(tmp_path):
 
 def test_npz_is_read_by_name(tmp_path):
     np.savez(tmp_path / "a.npz", x=DENSE, y=np.arange(3), z=np.zeros(1))
-    y, x = read_npz(tmp_path / "a.npz", ("y", "x"))
+    y, x = read_npz(tmp_path / "a.npz", ("y", "x")).values()
     np.testing.assert_array_equal(x, DENSE)
     np.testing.assert_array_equal(y, [0, 1, 2])
     with pytest.raises(InputError, match="must hold arrays x, w, got x, y, z: it lacks w"):

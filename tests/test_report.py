@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from applications.common import plots, report
+from applications.components import plots, report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

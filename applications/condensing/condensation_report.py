@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich.console
 
-from applications.common import plots, report
-from applications.common.data import Dataset
-from applications.common.output import Output, environment, to_json
+from ..components import plots, report
+from ..components.data import Dataset
+from ..components.output import Output, environment, to_json
 
 JUDGES = ("conv", "conv, classes only", "mlp")
 SHOWN = 3  # images of each class in a picture; the file has all
@@ -57,7 +57,7 @@ def write(result: Result, config: dict[str, Any], output: Output) -> None:
         ("Images", "".join(report.figure(png, name) for name, png in pictures.items())),
         ("Settings and origin", report.listing(to_json({"config": config} | facts))),
     ]
-    output.write("report.html", report.page("Data set condensation", lead, sections))
+    output.write("report.html", report.page("Data set condensation", "", lead, sections))
 
 
 def summary(rows: list[dict[str, Any]]) -> report.Table:

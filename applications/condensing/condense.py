@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from applications.common.errors import NonFiniteError
-from applications.common.training import initialise, logits
-from applications.condensing.methods import Recipe
-from applications.condensing.synthetic import ConvNet, Real, Synthetic
+from ..components.errors import NonFiniteError
+from ..components.training import initialise, logits
+from .methods import Recipe
+from .synthetic import ConvNet, Real, Synthetic
 
 PyTree = Any
 NETWORK_RATE = 0.01

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from applications.common.training import logits
-from applications.condensing.synthetic import ConvNet, features
 from bilevel.linear import LinearInfo, LinearSolution, LinearStatus
+
+from ..components.training import logits
+from .synthetic import ConvNet, features
 
 PyTree = Any
 TOLERANCE = 1e-2  # relative residual that counts as solved: what float32 leaves at condition 1e4

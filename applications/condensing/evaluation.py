@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from applications.common.errors import NonFiniteError
-from applications.common.training import Points, cross_entropy, initialise, logits, predict
-from applications.condensing.synthetic import Synthetic
+from ..components.errors import NonFiniteError
+from ..components.points import Points
+from ..components.training import cross_entropy, initialise, logits, predict
+from .synthetic import Synthetic
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 
 import bilevel
-from applications.common.training import cross_entropy, logits
-from applications.condensing.dual import woodbury
-from applications.condensing.ridge import label_margin
-from applications.condensing.synthetic import ConvNet, Synthetic, features, flattened
+
+from ..components.training import cross_entropy, logits
+from .dual import woodbury
+from .ridge import label_margin
+from .synthetic import ConvNet, Synthetic, features, flattened
 
 PyTree = Any
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from applications.common.training import cross_entropy, logits
-from applications.condensing.augment import augment
-from applications.condensing.synthetic import ConvNet, Synthetic, features
+from ..components.training import cross_entropy, logits
+from .augment import augment
+from .synthetic import ConvNet, Synthetic, features
 
 PyTree = Any
 

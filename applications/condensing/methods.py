@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from applications.condensing.implicit import Convexified
-from applications.condensing.matching import DistributionMatching, GradientMatching
-from applications.condensing.ridge import FeatureRegression, KernelInducingPoints
-from applications.condensing.synthetic import ConvNet, Synthetic
-from applications.condensing.unrolled import Unrolled
+from .implicit import Convexified
+from .matching import DistributionMatching, GradientMatching
+from .ridge import FeatureRegression, KernelInducingPoints
+from .synthetic import ConvNet, Synthetic
+from .unrolled import Unrolled
 
 PyTree = Any
 # From (synthetic set, network, real batch `[C, b, ...]`, key) to (value, gradient in the set).

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from applications.condensing.synthetic import ConvNet, Synthetic, centred, features, flattened
+from .synthetic import ConvNet, Synthetic, centred, features, flattened
 
 PyTree = Any
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.errors import InputError
-from applications.common.models import Conv
-from applications.common.sources import Split
+from ..components.errors import InputError
+from ..components.networks import Conv
+from ..components.points import Points
 
 
 class Synthetic(NamedTuple):
@@ -54,7 +54,7 @@ class Real(NamedTuple):
         return self.x[jnp.take_along_axis(self.table, places, axis=1)]
 
 
-def make_real(split: Split, num_classes: int, ipc: int) -> Real:
+def make_real(split: Points, num_classes: int, ipc: int) -> Real:
     """Sort points by class.
 
     Raises:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 import bilevel
-from applications.common.training import cross_entropy, logits
-from applications.condensing.synthetic import ConvNet, Synthetic, flattened
+
+from ..components.training import cross_entropy, logits
+from .synthetic import ConvNet, Synthetic, flattened
 
 PyTree = Any
 

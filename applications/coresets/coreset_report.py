@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich.console
 
-from applications.common import plots, report
-from applications.common.data import Dataset
-from applications.common.output import Output, environment, to_json
+from ..components import plots, report
+from ..components.data import Dataset
+from ..components.output import Output, environment, to_json
 
 MEASURES = ("mlp", "small_cnn", "svm")
 READING = (
@@ -121,7 +121,7 @@ def page(
         ("What was chosen, first seed and size, at most 20 points", "".join(shown)),
         ("Settings and origin", report.listing(to_json({"config": config} | facts))),
     ]
-    return report.page("Coresets", lead, sections)
+    return report.page("Coresets", "", lead, sections)
 
 
 def _spread(values: list[float]) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from applications.common.training import Points, cross_entropy, logits, shuffled_epochs
-from applications.coresets.pool import Coreset, Pool
+from ..components.points import Points
+from ..components.training import cross_entropy, logits, shuffled_epochs
+from .pool import Coreset, Pool
 
 NUM_NETWORKS = 3
 NUM_EPOCHS = 12

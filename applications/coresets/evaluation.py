@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.svm
 
-from applications.common.errors import NonFiniteError
-from applications.common.training import Points, Recipe, initialise, predict, train
-from applications.coresets.pool import Coreset, Pool
+from ..components.errors import NonFiniteError
+from ..components.points import Points
+from ..components.training import Recipe, initialise, predict, train
+from .pool import Coreset, Pool
 
 
 @dataclasses.dataclass(frozen=True)

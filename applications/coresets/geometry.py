@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.cluster
 
-from applications.coresets.kernels import squared_distances
-from applications.coresets.pool import Coreset, Pool
+from .kernels import squared_distances
+from .pool import Coreset, Pool
 
 
 def uniform(pool: Pool, size: int, seed: int) -> Coreset:

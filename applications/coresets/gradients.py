@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from applications.coresets.kernels import squared_distances
-from applications.coresets.pool import Coreset
+from .kernels import squared_distances
+from .pool import Coreset
 
 Match = Callable[[jax.Array, int], Coreset]
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.errors import InputError
-from applications.coresets.pool import check_size
+from ..components.errors import InputError
+from .pool import check_size
 
 Rule = Literal["derivative", "gain"]
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from applications.common.errors import InputError
-from applications.common.training import initialise, logits
+from ..components.errors import InputError
+from ..components.training import initialise, logits
 
 
 def squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import optax
 
 import bilevel
-from applications.common.errors import InputError
-from applications.common.training import Points, cross_entropy, logits
+
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.training import cross_entropy, logits
 
 
 def check_settings(settings: Any) -> None:

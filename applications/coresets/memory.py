@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.errors import InputError
-from applications.coresets import greedy
-from applications.coresets.kernels import median_bandwidth, rbf
-from applications.coresets.pool import Pool, one_hot
+from ..components.errors import InputError
+from . import greedy
+from .kernels import median_bandwidth, rbf
+from .pool import Pool, one_hot
 
 
 class Memory(NamedTuple):

@@ -8,13 +8,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from applications.common import models
-from applications.common.training import Points
-from applications.coresets import dynamics, geometry, gradients, greedy, searches
-from applications.coresets.kernels import check_kernel, median_bandwidth, rbf, tangent_kernel
-from applications.coresets.levels import Weighted
-from applications.coresets.pool import Coreset, Pool, one_hot
-from applications.coresets.proxy import Proxy, learn_weights
+from ..components import networks
+from ..components.points import Points
+from . import dynamics, geometry, gradients, greedy, searches
+from .kernels import check_kernel, median_bandwidth, rbf, tangent_kernel
+from .levels import Weighted
+from .pool import Coreset, Pool, one_hot
+from .proxy import Proxy, learn_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Study:
             InputError: it is not positive definite, or the pool has no spread.
         """
         if self.settings.kernel == "ntk":
-            model = models.MLP(self.pool.num_classes, (64,))
+            model = networks.MLP(self.pool.num_classes, (64,))
             kernel = tangent_kernel(model, self.pool.x, jax.random.key(self.seed))
         else:
             flat = self.pool.flat
@@ -71,7 +71,7 @@ class Study:
     @functools.cached_property
     def observed(self) -> dynamics.Observed:
         """How a few small networks train on the pool."""
-        model = models.MLP(self.pool.num_classes, (64,))
+        model = networks.MLP(self.pool.num_classes, (64,))
         points = Points(jnp.asarray(self.pool.x), jnp.asarray(self.pool.y))
         return dynamics.observe(model, points, jax.random.key(self.seed))
 
@@ -117,7 +117,7 @@ def _scored(score: dynamics.Score) -> Method:
 
 def _searched(search: Callable[[Weighted], searches.Search], decay: float = 0.01) -> Method:
     def choose(study: Study, size: int) -> Coreset:
-        levels = Weighted(models.MLP(study.pool.num_classes, (32,)), decay)
+        levels = Weighted(networks.MLP(study.pool.num_classes, (32,)), decay)
         return searches.select(search(levels), study.pool, size, study.seed)
 
     return choose

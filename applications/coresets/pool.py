@@ -5,9 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from applications.common.data import check_finite, check_labels
-from applications.common.errors import InputError
-from applications.common.sources import Split
+from ..components.errors import InputError, check_finite, check_labels
+from ..components.points import Points
 
 
 class Pool(NamedTuple):
@@ -66,7 +65,7 @@ class Coreset(NamedTuple):
         return cls(rows, (weights / weights.mean()).astype(np.float32))
 
 
-def make_pool(split: Split, num_classes: int) -> Pool:
+def make_pool(split: Points, num_classes: int) -> Pool:
     """A checked pool.
 
     Raises:

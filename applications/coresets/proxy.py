@@ -17,8 +17,9 @@ import numpy as np
 import optax
 
 import bilevel
-from applications.coresets.kernels import span_features
-from applications.coresets.pool import Coreset, check_size
+
+from .kernels import span_features
+from .pool import Coreset, check_size
 
 Loss = Literal["squared", "cross_entropy"]
 

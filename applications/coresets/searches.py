@@ -17,10 +17,12 @@ import numpy as np
 import optax
 
 import bilevel
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points, initialise
-from applications.coresets.levels import Reward, Seen, Weighted, check_settings
-from applications.coresets.pool import Coreset, Pool, check_size
+
+from ..components.errors import InputError, NonFiniteError
+from ..components.points import Points
+from ..components.training import initialise
+from .levels import Reward, Seen, Weighted, check_settings
+from .pool import Coreset, Pool, check_size
 
 
 @dataclasses.dataclass(frozen=True)

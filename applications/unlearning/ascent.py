@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from applications.common.errors import InputError
-from applications.common.settings import numbers_as_data
-from applications.common.training import Recipe, cross_entropy, descend, logits
-from applications.unlearning.batches import cycled, epochs
-from applications.unlearning.methods import Setting, Task
+from ..components.errors import InputError
+from ..components.settings import numbers_as_data
+from ..components.training import Recipe, cross_entropy, descend, logits
+from .batches import cycled, epochs
+from .methods import Task
 
 PyTree = Any
 
@@ -29,11 +29,11 @@ class GradientAscent:
 
     recipe: Recipe
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
 
         def loss_fn(params: PyTree, rows: jax.Array) -> jax.Array:
-            return -_mean_loss(setting, task, params, rows)
+            return -_mean_loss(task, params, rows)
 
         seen = epochs(key, task.forget, self.recipe)
         return descend(self.recipe, task.original, loss_fn, seen, task.mask)
@@ -63,14 +63,14 @@ class NegGradPlus:
         if not 0 <= self.retain_share <= 1:
             raise InputError(f"`retain_share` must lie in [0, 1], got {self.retain_share}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         retain_key, forget_key = jax.random.split(key)
         retain = epochs(retain_key, task.retain, self.recipe)
         forget = cycled(forget_key, task.forget, *retain.shape)
 
         def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
-            losses = [_mean_loss(setting, task, params, rows) for rows in seen]
+            losses = [_mean_loss(task, params, rows) for rows in seen]
             return self.retain_share * losses[0] - (1 - self.retain_share) * losses[1]
 
         return descend(self.recipe, task.original, loss_fn, (retain, forget), task.mask)
@@ -120,13 +120,13 @@ class SCRUB:
                 f" got {self.num_max}."
             )
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
 
         def loss_fn(params: PyTree, seen: _Step) -> jax.Array:
             x, y = task.points.x[seen.rows], task.points.y[seen.rows]
-            student = logits(setting.model, params, x)
-            teacher = logits(setting.model, task.original, x)
+            student = logits(task.model, params, x)
+            teacher = logits(task.model, task.original, x)
             parts = seen.loss * cross_entropy(student, y)
             parts += seen.divergence * divergence(teacher, student, self.temperature)
             return jnp.mean(parts)
@@ -171,6 +171,6 @@ def _piece(rows: jax.Array, loss: float, divergence: float) -> _Step:
     return _Step(rows, jnp.full(len(rows), loss), jnp.full(len(rows), divergence))
 
 
-def _mean_loss(setting: Setting, task: Task, params: PyTree, rows: jax.Array) -> jax.Array:
-    outputs = logits(setting.model, params, task.points.x[rows])
+def _mean_loss(task: Task, params: PyTree, rows: jax.Array) -> jax.Array:
+    outputs = logits(task.model, params, task.points.x[rows])
     return jnp.mean(cross_entropy(outputs, task.points.y[rows]))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from applications.common.training import Recipe, shuffled_epochs
+from ..components.training import Recipe, shuffled_epochs
 
 
 def epochs(key: jax.Array, index: jax.Array, recipe: Recipe) -> jax.Array:

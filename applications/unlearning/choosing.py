@@ -1,6 +1,5 @@
 """Forget sets by name: at random, by the bi-level search, or by a score that needs no search."""
 
-import functools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -8,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.pieces import Arrays, Keep, recompute
-from applications.common.training import Points
-from applications.unlearning.methods import Setting
-from applications.unlearning.scores import SCORES
-from applications.unlearning.searching import search
-from applications.unlearning.selection import Search, largest, random_sets
-from bilevel import training
+from ..components.frame import named_key
+from ..components.training import initialise
+from ..components.work import Run
+from .methods import Task
+from .scores import SCORES
+from .searching import Found, search
+from .selection import Search, largest, random_sets
 
-PyTree = Any
-SETS = ("random", "worst_case", "easiest", *SCORES)
+SEARCHED = {"worst_case": 1.0, "easiest": -1.0}
+"""The two ends of one search, each with the sign of its scores."""
+SETS = ("random", *SEARCHED, *SCORES, "highest_loss")
 
 
 class Chosen(NamedTuple):
@@ -25,67 +25,101 @@ class Chosen(NamedTuple):
 
     Attributes:
         sets: by name, `[draws, m]` rows, hardest to forget first (`easiest`: easiest first).
-        scores: float32 `[n]`, the last weights of the search, or None where no set needed it.
+        found: scores and course of the search, or None where no set needed it.
     """
 
     sets: dict[str, np.ndarray]
-    scores: np.ndarray | None
+    found: Found | None
 
 
 def choose(
+    task: Task,
     names: Collection[str],
-    setting: Setting,
-    searching: Search,
-    num_steps: int,
-    points: Points,
-    original: PyTree,
-    init: PyTree,
+    num_forget: int,
     draws: int,
+    found: Found | None,
     key: jax.Array,
-    keep: Keep = recompute,
-    folder: training.RunFolder | None = None,
+    run: Run,
+    place: str,
 ) -> Chosen:
     """Each named set.
 
-    `worst_case` and `easiest` are the two ends of one search. A score's set holds its smallest
-    values, the points that were easiest to learn.
+    A score's set holds its smallest values, the points that were easiest to learn.
 
     Args:
+        task: the trained model and its points.
         names: some of `SETS`.
-        setting: recipes, for the scores that train models of their own.
-        searching: settings of the search; its `num_forget` is the size of every set.
-        num_steps: outer steps of the search.
-        points: all training points.
-        original: the trained model, for the scores that look at it.
-        init: where the search's lower level starts.
+        num_forget: points in each set.
         draws: random sets; every other name has one.
-        key: of everything random.
-        keep: `(name, make) -> arrays`, where to look for scores before they are computed.
-        folder: where the search saves itself on the way; None saves nothing.
+        found: what the search found, for the sets that come from it.
+        key: of everything random; that of a set comes from its name.
+        run: keeps the scores.
+        place: of the scores among the pieces, such as `seed0`.
     """
-    num_points, size = len(points.y), searching.num_forget
-
-    @functools.cache
-    def searched() -> Arrays:
-        start = jnp.full(num_points, size / num_points, jnp.float32)
-        search_key = jax.random.fold_in(key, len(SETS) + 1)
-        found = search(searching, points, init, start, num_steps, search_key, folder=folder)
-        return {"scores": found.scores}
-
-    def scores(name: str, own_key: jax.Array) -> np.ndarray:
-        """The larger, the sooner a point is taken."""
-        if name in ("worst_case", "easiest"):
-            found = keep("search", searched)["scores"]
-            return found if name == "worst_case" else -found
-        easy = lambda: {"scores": np.asarray(SCORES[name](setting, points, original, own_key))}
-        return -keep(name, easy)["scores"]
-
-    def one(number: int, name: str) -> np.ndarray:
-        own_key = jax.random.fold_in(key, number)
+    sets = {}
+    for name in (name for name in SETS if name in names):
+        own_key = named_key(key, name)
         if name == "random":
-            return random_sets(own_key, num_points, size, draws)
-        return largest(scores(name, own_key), size)[None]
+            sets[name] = random_sets(own_key, len(task.points.y), num_forget, draws)
+        elif name in SEARCHED:
+            assert found is not None
+            sets[name] = largest(SEARCHED[name] * found.scores, num_forget)[None]
+        else:
+            score, sign = ("lowest_loss", 1) if name == "highest_loss" else (name, -1)
 
-    sets = {name: one(number, name) for number, name in enumerate(SETS) if name in names}
-    needed = not {"worst_case", "easiest"}.isdisjoint(names)
-    return Chosen(sets, keep("search", searched)["scores"] if needed else None)
+            def make(score: str = score, key: jax.Array = own_key) -> dict[str, Any]:
+                return {"scores": SCORES[score](task, key)}
+
+            scores = run.keep(f"{place}/{score}", make)["scores"]
+            sets[name] = largest(sign * scores, num_forget)[None]
+    return Chosen(sets, found)
+
+
+def start_of(task: Task, lower: str, key: jax.Array) -> Any:
+    """Where the lower level of a search starts: the original model, or fresh variables."""
+    if lower == "finetune":
+        return task.original
+    return initialise(task.model, task.points.x, named_key(key, "fresh"))
+
+
+def searched(
+    task: Task,
+    setting: Search,
+    num_steps: int,
+    lower: str,
+    start: jax.Array | None,
+    key: jax.Array,
+    run: Run,
+    place: str,
+) -> Found:
+    """The search of one seed; read back if it is there, resumed if it was begun.
+
+    Args:
+        task: the trained model and its points.
+        setting: of the search.
+        num_steps: outer steps.
+        lower: "finetune" or "retrain", see `start_of`.
+        start: first weights; None for equal ones.
+        key: of the search.
+        run: keeps it.
+        place: of it among the pieces, such as `seed0`.
+    """
+
+    def make() -> dict[str, np.ndarray]:
+        num_points = len(task.points.y)
+        weights = jnp.full(num_points, setting.num_forget / num_points, jnp.float32)
+        init = start_of(task, lower, key)
+        with run.checkpoints(f"{place}/searching") as folder:
+            found = search(
+                setting,
+                task.points,
+                init,
+                weights if start is None else start,
+                num_steps,
+                named_key(key, "order"),
+                on_step=lambda: run.tick(f"{place}: searching the worst-case set"),
+                folder=folder,
+            )
+        return found._asdict()
+
+    return Found(**run.keep(f"{place}/search", make))

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.pieces import Arrays, Keep, recompute
-from applications.common.training import Points, predict
-from applications.unlearning.methods import METHODS, Method, Setting, Task, retained, unlearn
-from applications.unlearning.metrics import Metrics, Predictions, judge, mean_divergence
+from ..components.errors import InputError
+from ..components.frame import named_key
+from ..components.judging import finite_logits
+from ..components.points import Points
+from ..components.work import Arrays, Keep, recompute
+from .methods import Method, Task, unlearn
+from .metrics import Metrics, Predictions, judge, mean_divergence
 
-PyTree = Any
 Row = dict[str, Any]
 
 LOSS_BINS = np.logspace(-8, 2, 31)
@@ -22,42 +22,19 @@ LOSS_BINS = np.logspace(-8, 2, 31)
 PARTS = ("forget", "retain", "test")
 
 
-def evaluate(
-    setting: Setting,
-    original: PyTree,
-    points: Points,
-    judged: Points,
-    draws: np.ndarray,
-    key: jax.Array,
-    on_method: Callable[[str], None] = lambda name: None,
-    methods: Mapping[str, Method] = METHODS,
-    mask: PyTree | None = None,
-    keep: Keep = recompute,
-) -> list[Row]:
-    """Run every method on every draw of a forget set, and average over the draws.
+class Judges(NamedTuple):
+    """What judges every method of a run.
 
-    Args:
-        setting: recipes of the methods.
-        original: parameters of the model that was trained on all points.
-        points: all training points.
-        judged: points never trained on, for TA and MIA.
-        draws: `[k, m]` rows to forget; a set that is chosen has one draw, a random one many.
-        key: must be independent of the one that chose the set, or Retrain is no cold start.
-        on_method: called with the name of each method before it runs.
-        methods: by name; `Retrain`, which the others are compared with, must come first.
-        mask: see `Task.mask`; the original model must obey it.
-        keep: `(name, make) -> arrays`, where to look for what a method scored before it is run.
-
-    Returns:
-        For each method a row: see `to_rows`.
-
-    Raises:
-        InputError: a set is empty, covers all points, repeats one or names one that is not there,
-            or `Retrain` is not the first method.
-        NonFiniteError: a method diverged.
+    Attributes:
+        points: never trained on, for TA and MIA.
+        keep: `(name, make) -> arrays`, where to look for what a method scored before it is run:
+            `Run.keep`, or `recompute`.
+        tick: called with a few words before each method runs.
     """
-    common = setting, original, points, judged, draws, key, on_method, methods, mask, keep
-    return to_rows(judgements(*common))
+
+    points: Points
+    keep: Keep = recompute
+    tick: Callable[[str], None] = lambda doing: None
 
 
 class Judgement(NamedTuple):
@@ -79,38 +56,44 @@ class Judgement(NamedTuple):
 
 
 def judgements(
-    setting: Setting,
-    original: PyTree,
-    points: Points,
-    judged: Points,
+    task: Task,
     draws: np.ndarray,
+    methods: Mapping[str, Method],
+    judges: Judges,
     key: jax.Array,
-    on_method: Callable[[str], None] = lambda name: None,
-    methods: Mapping[str, Method] = METHODS,
-    mask: PyTree | None = None,
-    keep: Keep = recompute,
+    place: str = "",
 ) -> dict[str, Judgement]:
-    """What every method scores on every draw; arguments and errors are those of `evaluate`."""
-    if next(iter(methods), None) != "Retrain":
-        raise InputError(f"`methods` must begin with 'Retrain', got {list(methods)}.")
+    """Run every method on every draw of a forget set, and judge what comes out.
+
+    Args:
+        task: the original model and its points; the sets to forget are those of `draws`.
+        draws: `[k, m]` rows to forget; a set that is chosen has one draw, a random one many.
+        methods: by name; `Retrain`, which the others are compared with, must be among them. A
+            method's key is that of its name, whatever methods are beside it.
+        judges: see there.
+        key: must be independent of the one that chose the set, or Retrain is no cold start.
+        place: of the scores among the kept pieces, such as `seed0/random`.
+
+    Raises:
+        InputError: a set is empty, covers all points, repeats one or names one that is not there,
+            or there is no `Retrain`.
+        NonFiniteError: a method diverged.
+    """
+    if "Retrain" not in methods:
+        raise InputError(f"`methods` must hold 'Retrain', got {list(methods)}.")
     found = {}
-    for number, (name, method) in enumerate(methods.items()):
+    for name, method in methods.items():
+        own_key = named_key(key, name)
 
-        def make(number: int = number, name: str = name, method: Method = method) -> Arrays:
-            scores = []
-            for draw, forget in enumerate(draws):
-                on_method(name)
-                draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-                forget = np.sort(forget).astype(np.int32)
-                retain = retained(forget, len(points.y))
-                task = Task(original, points, jnp.asarray(forget), jnp.asarray(retain), mask)
-                params, seconds = _timed(method, setting, task, draw_key)
-                one = _judge(setting, params, points, judged, forget, retain, name)
-                scores.append(one._replace(seconds=np.array(seconds)))
-            stacked = (np.stack(column) for column in zip(*scores, strict=True))
-            return Judgement(*stacked)._asdict()
+        def make(name: str = name, method: Method = method, key: jax.Array = own_key) -> Arrays:
+            judges.tick(f"{place}: {name}")
+            scores = [
+                _judge(task.forgetting(forget), name, method, judges, jax.random.fold_in(key, draw))
+                for draw, forget in enumerate(draws)
+            ]
+            return Judgement(*map(np.stack, zip(*scores, strict=True)))._asdict()
 
-        found[name] = Judgement(**keep(name, make))
+        found[name] = Judgement(**judges.keep(f"{place}/{name}", make))
     return found
 
 
@@ -145,24 +128,28 @@ def _compared(own: Judgement, retrained: Judgement, draw: int) -> dict[str, floa
     }
 
 
-def _judge(
-    setting: Setting,
-    params: PyTree,
-    points: Points,
-    judged: Points,
-    forget: np.ndarray,
-    retain: np.ndarray,
-    name: str,
-) -> Judgement:
-    logits, test_logits = (_finite_logits(setting, params, p.x, name) for p in (points, judged))
-    seen = Predictions.from_logits(logits, np.asarray(points.y))
-    unseen = Predictions.from_logits(test_logits, np.asarray(judged.y))
+def _judge(task: Task, name: str, method: Method, judges: Judges, key: jax.Array) -> Judgement:
+    """What the model of one method scores on one set."""
+    variables, seconds = _timed(method, task, key)
+    logits, test_logits = (
+        finite_logits(
+            task.model,
+            variables,
+            x,
+            f"The method {name}",
+            "Lower the learning rate of its recipe.",
+        )
+        for x in (task.points.x, judges.points.x)
+    )
+    seen = Predictions.from_logits(logits, np.asarray(task.points.y))
+    unseen = Predictions.from_logits(test_logits, np.asarray(judges.points.y))
+    forget, retain = np.asarray(task.forget), np.asarray(task.retain)
     parts = seen.at(forget), seen.at(retain), unseen
     return Judgement(
         metrics=np.array(judge(*parts)),
         forget_loss=np.mean(parts[0].loss),
         logits=logits[forget],
-        seconds=np.zeros(()),
+        seconds=np.array(seconds),
         histogram=np.stack([_counts(part.loss) for part in parts]),
     )
 
@@ -172,19 +159,9 @@ def _counts(losses: np.ndarray) -> np.ndarray:
     return np.histogram(inside, LOSS_BINS)[0]
 
 
-def _timed(method: Method, setting: Setting, task: Task, key: jax.Array) -> tuple[PyTree, float]:
-    """The unlearned parameters, and the seconds it took; compiled before the clock starts."""
-    unlearn.lower(method, setting, task, key).compile()
+def _timed(method: Method, task: Task, key: jax.Array) -> tuple[Any, float]:
+    """The unlearned variables, and the seconds it took; compiled before the clock starts."""
+    unlearn.lower(method, task, key).compile()
     begin = time.perf_counter()
-    params = jax.block_until_ready(unlearn(method, setting, task, key))
-    return params, time.perf_counter() - begin
-
-
-def _finite_logits(setting: Setting, params: PyTree, x: jax.Array, name: str) -> np.ndarray:
-    logits = np.asarray(predict(setting.model, params, x))
-    if not np.isfinite(logits).all():
-        raise NonFiniteError(
-            f"The method {name} diverged: its model's logits are not finite. Lower the learning"
-            " rate of its recipe."
-        )
-    return logits
+    variables = jax.block_until_ready(unlearn(method, task, key))
+    return variables, time.perf_counter() - begin

@@ -4,27 +4,31 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 
-from applications.common import plots, report
-from applications.common.data import Dataset
-from applications.common.output import Output, environment, to_json
-from applications.unlearning.searching import Found
+from ..components import plots, report
+from ..components.data import Dataset
+from ..components.judging import spread
+from ..components.output import environment, to_json
+from ..components.work import Run
+from .searching import Found
+from .set_archive import SetArchive
 
 NUM_PICTURES = 32
 PERCENTAGES = ("UA", "RA", "TA", "MIA")
-
 CAUTION = (
     "No certified privacy guarantee: these are measurements of models, and the search's"
     " hypergradient is biased with respect to the exact minimiser of its lower level."
 )
-READING = (
-    "Percent, mean ± standard deviation over the seeds. UA: errors on the forget set. RA and TA:"
-    " accuracy on retained and on test points. MIA: forget points that a membership attack takes"
-    " for points never trained on. forget loss: mean cross-entropy on the forget set. Where the row"
-    " none, the original model itself, scores like Retrain, a small gap to Retrain is no evidence"
-    " of forgetting."
-)
+COLUMNS = {
+    "Retrain": "a fresh model that never saw the set: what exact unlearning gives",
+    "none": "the original model itself; where it scores like Retrain, a small gap to Retrain is no"
+    " evidence of forgetting",
+    "UA": "errors on the forget set, percent",
+    "RA, TA": "right answers on the points to retain, and on test points, percent",
+    "MIA": "forget points that a membership attack takes for points never trained on, percent",
+    "forget loss": "mean cross-entropy on the forget set, which tells sets apart where UA is 0",
+    "±": "standard deviation over the seeds",
+}
 
 
 class Repetition(NamedTuple):
@@ -33,25 +37,33 @@ class Repetition(NamedTuple):
     Attributes:
         seed: of everything in it.
         rows: one for each forget set and method: `forget_set`, `seed`, and what
-            `unlearning.evaluation.evaluate` puts into a row.
+            `unlearning.evaluation.to_rows` puts into a row.
         sets: for each forget set its rows among the training points, `[draws, m]`; `worst_case` has
             the hardest first.
         found: scores and course of the search.
-        start_set: where the search started if it started from a random set, else None.
+        start_set: the random set of this seed that a search may start from.
     """
 
     seed: int
     rows: list[dict[str, Any]]
     sets: dict[str, np.ndarray]
     found: Found
-    start_set: np.ndarray | None
+    start_set: np.ndarray
 
 
 class Result(NamedTuple):
-    """What a run found: its repetitions, the data they saw, and the seconds they took together."""
+    """What a run found.
+
+    Attributes:
+        repetitions: one for each seed.
+        dataset: what they worked on.
+        random_start: whether the searches began at random sets.
+        seconds: of all together.
+    """
 
     repetitions: tuple[Repetition, ...]
     dataset: Dataset
+    random_start: bool
     seconds: float
 
     @property
@@ -59,32 +71,58 @@ class Result(NamedTuple):
         """The rows of all repetitions."""
         return [row for repetition in self.repetitions for row in repetition.rows]
 
+    def archive(self) -> SetArchive:
+        """The sets and scores in the owner's order of the training points."""
+        places, first = self.dataset.train_rows, self.repetitions[0]
+        # Of random sets, which may be many, the first.
+        sets = [[places[r.sets[name][0]] for r in self.repetitions] for name in first.sets]
+        return SetArchive(
+            dataset=np.array(self.dataset.name),
+            rows=places.astype(np.int32),
+            seeds=np.array([r.seed for r in self.repetitions]),
+            scores=np.stack([r.found.scores for r in self.repetitions]),
+            names=np.array(list(first.sets)),
+            sets=np.array(sets, np.int32),
+        )
 
-def show(result: Result, console: rich.console.Console) -> None:
+
+def finding(result: Result) -> str:
+    """The result in one sentence."""
+
+    def errors(name: str) -> str:
+        own = [r for r in result.rows if r["method"] == "Retrain" and r["forget_set"] == name]
+        return f"{np.mean([row['UA'] for row in own]):.2f} %"
+
+    return (
+        f"A model that never saw the worst-case set errs on {errors('worst_case')} of it, and on"
+        f" {errors('random')} of a random set; the points of lowest loss, which need no search,"
+        f" give {errors('lowest_loss')}."
+    )
+
+
+def show(result: Result, run: Run) -> None:
     """Print the tables."""
-    summary(result.rows).print("Forget sets and unlearning methods", console)
-    by_seed(result.rows).print("UA of Retrain, seed by seed", console)
-    overlap_table(overlaps(result)).print("Share of points that two sets have in common", console)
+    run.console.print(finding(result), style="bold")
+    summary(result.rows).print("Forget sets and unlearning methods", run.console)
+    by_seed(result.rows).print("UA of Retrain, seed by seed", run.console)
+    overlap_table(overlaps(result)).print("Share of points in common", run.console)
     for line in warnings(result):
-        console.print(line, style="yellow")
-    console.print(f"{result.seconds:.0f} s. {CAUTION}")
+        run.console.print(line, style="yellow")
+    run.console.print(f"{result.seconds:.0f} s. {CAUTION}")
 
 
-def write(result: Result, config: dict[str, Any], output: Output) -> None:
-    """Write `result.json`, `report.html`, the pictures, and the sets and scores as `.npy`."""
-    for repetition in result.repetitions:
-        for name, draws in repetition.sets.items():
-            rows = draws if name == "random" else draws[0]
-            output.write_array(f"{name}_seed{repetition.seed}.npy", np.sort(rows))
-        output.write_array(f"scores_seed{repetition.seed}.npy", repetition.found.scores)
+def write(result: Result, run: Run) -> None:
+    """Write `result.json`, `report.html`, the pictures, and `result.npz`, see `SetArchive`."""
     facts = environment()
-    payload = {"config": config, **facts, "seconds": result.seconds, "overlaps": overlaps(result)}
+    payload = {"config": run.settings, **facts, "seconds": result.seconds}
     searches = {str(r.seed): r.found.values for r in result.repetitions}
-    output.write_json("result.json", payload | {"search_values": searches, "rows": result.rows})
+    payload |= {"overlaps": overlaps(result), "search_values": searches, "rows": result.rows}
+    run.write_json("result.json", payload)
     pictures = draw(result)
     for name, png in pictures.items():
-        output.write(f"{name}.png", png)
-    output.write("report.html", page(result, config, facts, pictures))
+        run.write(f"{name}.png", png)
+    run.write("report.html", page(result, run, facts, pictures))
+    run.write_arrays(result.archive()._asdict())
 
 
 def summary(rows: list[dict[str, Any]]) -> report.Table:
@@ -95,7 +133,7 @@ def summary(rows: list[dict[str, Any]]) -> report.Table:
     cells = []
     for names, group in groups.items():
         loss, seconds = (np.mean([row[key] for row in group]) for key in ("forget_loss", "seconds"))
-        spreads = [_spread([row[key] for row in group]) for key in PERCENTAGES]
+        spreads = [spread([row[key] for row in group]) for key in PERCENTAGES]
         cells.append([*names, *spreads, f"{loss:.1e}", f"{seconds:.2f}"])
     headers = ["forget set", "method", *PERCENTAGES, "forget loss", "seconds"]
     return report.Table(headers, cells, num_text=2)
@@ -120,7 +158,7 @@ def overlaps(result: Result) -> dict[str, float]:
         "worst_case and its random start": [
             (r.sets["worst_case"][0], r.start_set)
             for r in result.repetitions
-            if r.start_set is not None
+            if result.random_start
         ],
         "worst_case and random, same seed": [
             (r.sets["worst_case"][0], r.sets["random"][0]) for r in result.repetitions
@@ -152,6 +190,7 @@ def draw(result: Result) -> dict[str, bytes]:
     """All pictures as PNG, by name; images and classes are those of the first seed."""
     first, dataset = result.repetitions[0], result.dataset
     labels, names = dataset.train.y, dataset.class_names
+    counts = {k: np.bincount(labels[v[0]], minlength=len(names)) for k, v in first.sets.items()}
 
     def images(rows: np.ndarray) -> bytes:
         rows = rows[:NUM_PICTURES]
@@ -159,11 +198,8 @@ def draw(result: Result) -> dict[str, bytes]:
             dataset.pictures(dataset.train.x[rows]), [names[label] for label in labels[rows]]
         )
 
-    shown = ("random", "worst_case", "lowest_loss", "highest_loss")
-    counts = {k: np.bincount(labels[first.sets[k][0]], minlength=len(names)) for k in shown}
-    return {
-        "worst_case_images": images(first.sets["worst_case"][0]),
-        "random_images": images(first.sets["random"][0]),
+    shown = ("worst_case", "random") if dataset.kind == "images" else ()
+    return {f"{name}_images": images(first.sets[name][0]) for name in shown} | {
         "classes": plots.grouped_bars(names, counts, "points in the set"),
         "scores": plots.curves(
             {f"seed {r.seed}": np.sort(r.found.scores)[::-1] for r in result.repetitions},
@@ -179,36 +215,31 @@ def draw(result: Result) -> dict[str, bytes]:
     }
 
 
-def page(
-    result: Result, config: dict[str, Any], facts: dict[str, Any], pictures: dict[str, bytes]
-) -> str:
+def page(result: Result, run: Run, facts: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """The page of a run."""
     size = result.repetitions[0].sets["worst_case"].shape[1]
-    lead = (
+    about = (
         f"{size} of {len(result.dataset.train.y)} training points of {result.dataset.name} are to"
         f" be forgotten; {len(result.repetitions)} seeds, {result.seconds:.0f} s. {CAUTION}"
     )
     seed = result.repetitions[0].seed
-    grids = report.side_by_side(
-        report.figure(pictures["worst_case_images"], f"The hardest to forget, seed {seed}"),
-        report.figure(pictures["random_images"], f"A random set, seed {seed}"),
-    )
-    tables = summary(result.rows).html() + report.note(READING)
+    captions = {
+        "worst_case_images": f"The hardest to forget, seed {seed}",
+        "random_images": f"A random set, seed {seed}",
+        "classes": f"Classes of each set, seed {seed}",
+        "scores": "Continuous weights after the search, largest first",
+        "search": "Outer loss at each step of the search",
+    }
+    figures = [report.figure(png, captions[name]) for name, png in pictures.items()]
     checks = by_seed(result.rows).html() + overlap_table(overlaps(result)).html()
     sections = [
-        ("What unlearning does to each forget set", tables),
-        ("UA of Retrain seed by seed, and what the sets have in common", checks),
-        ("The worst-case set beside a random one", grids),
-        ("Classes", report.figure(pictures["classes"], f"Classes of each set, seed {seed}")),
-        ("Scores", report.figure(pictures["scores"], "Continuous weights after the search")),
-        ("Search", report.figure(pictures["search"], "Outer loss at each step of the search")),
-        ("Settings and origin", report.listing(to_json({"config": config} | facts))),
+        (
+            "What unlearning does to each forget set",
+            report.columns(COLUMNS) + summary(result.rows).html(),
+        ),
+        ("Retrain's errors (UA) seed by seed, and what the sets have in common", checks),
+        ("Pictures", report.side_by_side(*figures)),
+        ("Settings and origin", report.listing(to_json({"config": run.settings} | facts))),
     ]
-    return report.page("Worst-case forget sets", lead, sections)
-
-
-def _spread(values: list[float]) -> str:
-    """Mean and sample deviation, e.g. `1.25 ± 0.30`; of a single value the value alone."""
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+    notes = " ".join(run.notes)
+    return report.page("Worst-case forget sets", finding(result), f"{about} {notes}", sections)

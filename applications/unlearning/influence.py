@@ -12,18 +12,19 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from applications.common.errors import InputError
-from applications.common.settings import is_known, numbers_as_data
-from applications.common.training import Points
-from applications.unlearning.curvature import (
+
+from ..components.curvature import (
     example_gradients,
     gauss_newton_product,
     hessian_product,
     squared_gradients,
     weighted_gradient,
 )
-from applications.unlearning.layers import last_layers
-from applications.unlearning.methods import Setting, Task, masked
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.settings import is_known, numbers_as_data
+from .layers import last_layers
+from .methods import Task, masked
 
 PyTree = Any
 
@@ -75,11 +76,11 @@ class Influence:
         if is_known(self.ridge) and not self.ridge >= 0:
             raise InputError(f"`ridge` must be a number >= 0, got {self.ridge}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn; `key` draws the points of H where not all are taken."""
-        return _moved(task.original, self.scale, self.solve(setting, task, key).value)
+        return _moved(task.original, self.scale, self.solve(task, key).value)
 
-    def solve(self, setting: Setting, task: Task, key: jax.Array) -> bilevel.linear.LinearSolution:
+    def solve(self, task: Task, key: jax.Array) -> bilevel.linear.LinearSolution:
         """`H^-1 v` with the evidence of its solve, in the subspace that the mask leaves."""
         points = task.points
         count = min(self.num_points, len(points.y))
@@ -91,12 +92,12 @@ class Influence:
 
         def matvec(vector: PyTree) -> PyTree:
             vector = masked(vector, task.mask)
-            image = product(setting.model, task.original, points, mean, vector, chunk=self.chunk)
+            image = product(task.model, task.original, points, mean, vector, chunk=self.chunk)
             # The ridge is traced, and so belongs here and not into the settings of the solver.
             image = jax.tree.map(lambda a, v: a + self.ridge * v, image, vector)
             return masked(image, task.mask)
 
-        rhs = removal_gradient(setting, task, self.chunk)
+        rhs = removal_gradient(task, self.chunk)
         solver = bilevel.linear.CG(self.max_steps, self.tolerance)
         return solver(matvec, rhs)
 
@@ -133,14 +134,14 @@ class WoodFisher:
         if self.num_samples < 1:
             raise InputError(f"`num_samples` must be an integer >= 1, got {self.num_samples}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         rows = jax.random.permutation(key, task.retain)[: self.num_samples]
         points = Points(task.points.x[rows], task.points.y[rows])
-        gradients = example_gradients(setting.model, task.original, points)
+        gradients = example_gradients(task.model, task.original, points)
         if task.mask is not None:
             gradients = gradients * ravel_pytree(task.mask)[0][None]
-        rhs, unravel = ravel_pytree(removal_gradient(setting, task, self.chunk))
+        rhs, unravel = ravel_pytree(removal_gradient(task, self.chunk))
         step = woodbury_solve(gradients, rhs, self.ridge)
         return _moved(task.original, self.scale, unravel(step))
 
@@ -176,18 +177,18 @@ class FisherForgetting:
             if is_known(getattr(self, name)) and not getattr(self, name) > 0:
                 raise InputError(f"`{name}` must be a number > 0, got {getattr(self, name)}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        deviation = masked(self.deviation(setting, task), task.mask)
+        deviation = masked(self.deviation(task), task.mask)
         flat, unravel = ravel_pytree(task.original)
         noise = unravel(jax.random.normal(key, flat.shape, flat.dtype))
         return jax.tree.map(lambda a, d, n: a + d * n, task.original, deviation, noise)
 
-    def deviation(self, setting: Setting, task: Task) -> PyTree:
+    def deviation(self, task: Task) -> PyTree:
         """The deviation of each weight's noise, a pytree like the model."""
         retained = Points(task.points.x[task.retain], task.points.y[task.retain])
-        fisher = squared_gradients(setting.model, task.original, retained, self.chunk)
-        head = last_layers(setting.model, task.original, 1)
+        fisher = squared_gradients(task.model, task.original, retained, self.chunk)
+        head = last_layers(task.model, task.original, 1)
         return jax.tree.map(
             lambda f, h: (
                 jnp.minimum(jnp.sqrt(self.alpha / f), self.largest)
@@ -198,13 +199,13 @@ class FisherForgetting:
         )
 
 
-def removal_gradient(setting: Setting, task: Task, chunk: int | None = None) -> PyTree:
+def removal_gradient(task: Task, chunk: int | None = None) -> PyTree:
     """`v = (1/N) sum_F grad l - |F| / (N |R|) sum_R grad l`, within the mask."""
     count = len(task.points.y)
     num_forget, num_retain = len(task.forget), len(task.retain)
     weight = jnp.full(count, -num_forget / (count * num_retain))
     weight = weight.at[task.forget].set(1 / count)
-    gradient = weighted_gradient(setting.model, task.original, task.points, weight, chunk)
+    gradient = weighted_gradient(task.model, task.original, task.points, weight, chunk)
     return masked(gradient, task.mask)
 
 

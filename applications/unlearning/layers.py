@@ -3,14 +3,13 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from applications.common.errors import InputError
-from applications.common.settings import numbers_as_data
-from applications.common.training import Recipe, initialise, train
-from applications.unlearning.methods import Setting, Task, masked
+from ..components.errors import InputError
+from ..components.settings import numbers_as_data
+from ..components.training import Recipe, initialise, train
+from .methods import Task, masked
 
 PyTree = Any
 
@@ -38,15 +37,15 @@ class EUk:
     def __post_init__(self) -> None:
         _check(self.num_layers)
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         init_key, train_key = jax.random.split(key)
-        free = last_layers(setting.model, task.original, self.num_layers)
-        fresh = masked(initialise(setting.model, task.points.x, init_key), task.mask)
+        free = last_layers(task.model, task.original, self.num_layers)
+        fresh = masked(initialise(task.model, task.points.x, init_key), task.mask)
         start = jax.tree.map(
             lambda f, new, old: f * new + (1 - f) * old, free, fresh, task.original
         )
-        return _train(self.recipe, setting.model, start, free, task, train_key)
+        return _train(self.recipe, task.model, start, free, task, train_key)
 
 
 @numbers_as_data("recipe")
@@ -70,14 +69,14 @@ class CFk:
     def __post_init__(self) -> None:
         _check(self.num_layers)
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        free = last_layers(setting.model, task.original, self.num_layers)
-        return _train(self.recipe, setting.model, task.original, free, task, key)
+        free = last_layers(task.model, task.original, self.num_layers)
+        return _train(self.recipe, task.model, task.original, free, task, key)
 
 
-def last_layers(model: nn.Module, params: PyTree, num_layers: int) -> PyTree:
-    """Like `params`, 1 in the last `num_layers` of the model's `layers` and 0 elsewhere.
+def last_layers(model: Any, variables: PyTree, num_layers: int) -> PyTree:
+    """Like `variables`, 1 in the last `num_layers` of the model's `layers` and 0 elsewhere.
 
     Raises:
         InputError: the model has fewer layers.
@@ -88,12 +87,12 @@ def last_layers(model: nn.Module, params: PyTree, num_layers: int) -> PyTree:
             f" {num_layers}."
         )
     last = set(model.layers[-num_layers:])
-    return {
-        "params": {
-            name: jax.tree.map(lambda a, name=name: jnp.full_like(a, name in last), layer)
-            for name, layer in params["params"].items()
-        }
+    nowhere = jax.tree.map(jnp.zeros_like, dict(variables))
+    params = {
+        name: jax.tree.map(jnp.ones_like, layer) if name in last else nowhere["params"][name]
+        for name, layer in variables["params"].items()
     }
+    return nowhere | {"params": params}
 
 
 def _check(num_layers: int) -> None:
@@ -102,7 +101,7 @@ def _check(num_layers: int) -> None:
 
 
 def _train(
-    recipe: Recipe, model: nn.Module, params: PyTree, free: PyTree, task: Task, key: jax.Array
+    recipe: Recipe, model: Any, params: PyTree, free: PyTree, task: Task, key: jax.Array
 ) -> PyTree:
     mask = masked(free, task.mask)
     return train(model, recipe, params, task.points, task.retain, key, mask=mask)

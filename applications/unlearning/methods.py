@@ -9,66 +9,92 @@ every table holds; `unlearning.zoo` collects the others.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from applications.common.errors import InputError
-from applications.common.settings import numbers_as_data
-from applications.common.training import Points, Recipe, initialise, train
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.settings import numbers_as_data
+from ..components.training import Recipe, initialise, train
 
-PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What stays the same from one forget set to the next.
-
-    Attributes:
-        model: the architecture.
-        retrain: recipe of the original model, and of retraining without the forget set.
-        finetune: recipe of methods that start from the original model.
-    """
-
-    model: nn.Module
-    retrain: Recipe
-    finetune: Recipe
+Variables = Any
 
 
-class Task(NamedTuple):
-    """What one method sees.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("original", "points", "forget", "retain", "mask"),
+    meta_fields=("model", "recipe", "finetune"),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """All that an unlearning method sees.
 
     Attributes:
-        original: parameters of the model that was trained on all points.
-        points: all training points, `x[n, height, width, channels]` and `y[n]`.
+        model: the architecture: `task.model.apply(variables, x)` gives logits.
+        recipe: of the original model, and of retraining without the forget set.
+        finetune: recipe for methods that start from the original model.
+        points: all training points, `x[n, ...]` and `y[n]`.
+        original: variables of the model that was trained on all points.
         forget: `[m]` int32, the rows to forget.
         retain: `[n - m]` int32, the others.
         mask: like `original`, 0 where a weight was pruned and must stay 0 whatever the method;
             None for a dense model.
     """
 
-    original: PyTree
+    model: Any
+    recipe: Recipe
+    finetune: Recipe
     points: Points
-    forget: jax.Array
-    retain: jax.Array
-    mask: PyTree | None = None
+    original: Variables = None
+    forget: jax.Array = None
+    retain: jax.Array = None
+    mask: Variables | None = None
+
+    def replace(self, **changes: Any) -> "Task":
+        """Another task, with these attributes in place of its own."""
+        return dataclasses.replace(self, **changes)
+
+    def forgetting(self, forget: np.ndarray) -> "Task":
+        """The task of forgetting these rows, `[m]`.
+
+        Raises:
+            InputError: see `retained`.
+        """
+        forget = np.sort(forget)
+        retain = retained(forget, len(self.points.y))
+        return self.replace(forget=jnp.asarray(forget, jnp.int32), retain=jnp.asarray(retain))
+
+    def fit(self, rows: jax.Array, key: jax.Array) -> Variables:
+        """Train fresh variables on some rows, as the original model was on all.
+
+        Where `mask` is 0, they are 0 from the start to the end.
+        """
+        init_key, train_key = jax.random.split(key)
+        fresh = masked(initialise(self.model, self.points.x, init_key), self.mask)
+        return train(self.model, self.recipe, fresh, self.points, rows, train_key, mask=self.mask)
+
+    @property
+    def every(self) -> jax.Array:
+        """The rows of all points, `[n]` int32."""
+        return jnp.arange(len(self.points.y), dtype=jnp.int32)
 
 
-Method = Callable[[Setting, Task, jax.Array], PyTree]
+Method = Callable[[Task, jax.Array], Variables]
+"""Unlearns: `(task, key) -> variables`, those of a model that should not know `task.forget`."""
 
 
-def retrain(setting: Setting, task: Task, key: jax.Array) -> PyTree:
+def retrain(task: Task, key: jax.Array) -> Variables:
     """Exact unlearning: a fresh start, the same recipe, and only the points to retain."""
-    return fit(setting, task.points, task.retain, key, task.mask)
+    return task.fit(task.retain, key)
 
 
-def finetune(setting: Setting, task: Task, key: jax.Array) -> PyTree:
-    """Keep training the original model on the points to retain: `FineTune(setting.finetune)`."""
-    return FineTune(setting.finetune)(setting, task, key)
+def finetune(task: Task, key: jax.Array) -> Variables:
+    """Keep training the original model on the points to retain: `FineTune(task.finetune)`."""
+    return FineTune(task.finetune)(task, key)
 
 
 @numbers_as_data("recipe")
@@ -84,15 +110,15 @@ class FineTune:
 
     recipe: Recipe
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> Variables:
         """Unlearn."""
-        model, points, mask = setting.model, task.points, task.mask
-        return train(model, self.recipe, task.original, points, task.retain, key, mask=mask)
+        start, rows = task.original, task.retain
+        return train(task.model, self.recipe, start, task.points, rows, key, mask=task.mask)
 
 
-def none(setting: Setting, task: Task, key: jax.Array) -> PyTree:
+def none(task: Task, key: jax.Array) -> Variables:
     """Do nothing: the row that shows which numbers are evidence of forgetting and which are not."""
-    del setting, key
+    del key
     return task.original
 
 
@@ -104,43 +130,26 @@ METHODS: dict[str, Method] = {
 }
 
 
-def fit(
-    setting: Setting,
-    points: Points,
-    rows: jax.Array,
-    key: jax.Array,
-    mask: PyTree | None = None,
-) -> PyTree:
-    """Train fresh parameters on some rows of the points, as the original model was on all.
-
-    Where `mask`, a pytree like the parameters, is 0, they are 0 from the start to the end.
-    """
-    init_key, train_key = jax.random.split(key)
-    params = masked(initialise(setting.model, points.x, init_key), mask)
-    return train(setting.model, setting.retrain, params, points, rows, train_key, mask=mask)
+def masked(variables: Any, mask: Any | None) -> Any:
+    """`variables * mask`, entry by entry; None for no mask."""
+    return variables if mask is None else jax.tree.map(jnp.multiply, variables, mask)
 
 
-def masked(params: PyTree, mask: PyTree | None) -> PyTree:
-    """`params * mask`, entry by entry; None for no mask."""
-    return params if mask is None else jax.tree.map(jnp.multiply, params, mask)
-
-
-@functools.partial(jax.jit, static_argnames="setting")
-def unlearn(method: Method, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+@jax.jit
+def unlearn(method: Method, task: Task, key: jax.Array) -> Variables:
     """Run one method in one compiled call.
 
     Sets of the same size share the compiled program, and so do the strengths of one method.
 
     Args:
         method: one of `unlearning.zoo`, or `jax.tree_util.Partial` of a function of your own.
-        setting: what the methods have in common.
         task: the model and the sets.
         key: of everything random in the method.
 
     Returns:
-        The unlearned parameters, a pytree like `task.original`.
+        The unlearned variables, a pytree like `task.original`.
     """
-    return method(setting, task, key)
+    return method(task, key)
 
 
 def retained(forget: np.ndarray, num_points: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-import sklearn.svm
+
+from ..components.attacks import membership_inference
 
 
 class Metrics(NamedTuple):
@@ -69,28 +70,6 @@ def judge(forget: Predictions, retain: Predictions, test: Predictions) -> Metric
         TA=_accuracy(test),
         MIA=membership_inference(forget.confidence, retain.confidence, test.confidence),
     )
-
-
-def membership_inference(forget: np.ndarray, retain: np.ndarray, test: np.ndarray) -> float:
-    """Percentage of forget points that an attack on one number takes for non-members.
-
-    A support vector classifier (RBF kernel, C = 3, gamma "auto") learns to tell retained points,
-    members, from test points, non-members, by the probability of the true class alone. As many of
-    one as of the other are used, the first ones: with more of one kind, an attack that learns
-    nothing calls every point that.
-
-    Args:
-        forget: `[m]` probabilities of the true class.
-        retain: likewise, of the points trained on.
-        test: likewise, of the points never trained on.
-    """
-    count = min(len(retain), len(test))
-    confidence = np.concatenate([retain[:count], test[:count]])[:, None]
-    is_member = np.repeat([1, 0], count)
-    # `gamma="auto"` is 1 / features, so 1 here whatever the scale of the probabilities.
-    attack = sklearn.svm.SVC(C=3, gamma="auto", kernel="rbf", cache_size=1000)
-    attack.fit(confidence, is_member)
-    return float(100 * np.mean(attack.predict(forget[:, None]) == 0))
 
 
 def mean_divergence(retrained: np.ndarray, logits: np.ndarray) -> float:

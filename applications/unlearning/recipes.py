@@ -1,14 +1,12 @@
-"""Settings of the forget-set search for each data set and lower level."""
+"""Numbers of the unlearning pages for each data set, and defaults for data that nobody tuned."""
 
 import dataclasses
 
-import flax.linen as nn
-import jax.numpy as jnp
-
-from applications.common import models
-from applications.common.training import Recipe
-from applications.unlearning.methods import Setting
-from applications.unlearning.selection import Search
+from ..components.data import Dataset
+from ..components.models import Model
+from ..components.training import Recipe
+from .methods import Task
+from .selection import Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +25,9 @@ class ForgetSetRecipe:
     outer_rate: float = 10.0
     random_draws: int = 1
     augment: bool = False
-    bfloat16: bool = False
 
-    def setting(self, num_classes: int) -> Setting:
-        """How to train and to unlearn."""
+    def task(self, model: Model, dataset: Dataset) -> Task:
+        """How to train and to unlearn, for all points and no forget set yet."""
         train = Recipe(self.epochs, self.batch_size, self.learning_rate, augment=self.augment)
         finetune = dataclasses.replace(
             train,
@@ -38,17 +35,12 @@ class ForgetSetRecipe:
             learning_rate=self.finetune_rate,
             schedule="constant",
         )
-        return Setting(self.build(num_classes), train, finetune)
+        return Task(model, train, finetune, dataset.train.on_device())
 
-    def build(self, num_classes: int) -> nn.Module:
-        """The model, in its precision."""
-        dtype = jnp.bfloat16 if self.bfloat16 else None
-        return models.build(self.model, num_classes, dtype)
-
-    def search(self, num_classes: int, num_forget: int, gamma: float, ascent: float) -> Search:
+    def search(self, model: Model, num_forget: int, gamma: float, ascent: float = 0.0) -> Search:
         """How to search."""
         return Search(
-            self.build(num_classes),
+            model,
             num_forget,
             self.lower_epochs,
             self.batch_size,
@@ -103,12 +95,26 @@ def _retraining(recipe: ForgetSetRecipe, epochs: int, sign_step: float) -> Forge
 
 
 RECIPES = {
-    ("digits", "finetune"): DIGITS,
-    ("digits", "retrain"): _retraining(DIGITS, 10, 1e-3),
-    ("fashion_mnist", "finetune"): FASHION_MNIST,
-    ("fashion_mnist", "retrain"): _retraining(FASHION_MNIST, 3, 1e-3),
-    ("cifar100", "finetune"): CIFAR100,
-    ("cifar100", "retrain"): _retraining(CIFAR100, 3, 1e-3),
-    ("cifar10", "finetune"): CIFAR10,
-    ("cifar10", "retrain"): _retraining(CIFAR10, 10, 1e-3),
+    "digits": {"finetune": DIGITS, "retrain": _retraining(DIGITS, 10, 1e-3)},
+    "fashion_mnist": {"finetune": FASHION_MNIST, "retrain": _retraining(FASHION_MNIST, 3, 1e-3)},
+    "cifar100": {"finetune": CIFAR100, "retrain": _retraining(CIFAR100, 3, 1e-3)},
+    "cifar10": {"finetune": CIFAR10, "retrain": _retraining(CIFAR10, 10, 1e-3)},
 }
+MIN_BATCHES = 8  # in an epoch over data that nobody tuned
+SMALL = 5_000  # points, below which all is done at the pace of the digits
+
+
+def recipe_for(dataset: Dataset, lower: str) -> ForgetSetRecipe:
+    """The recipe of a published data set, or for another one that of the digits or Fashion-MNIST.
+
+    Args:
+        dataset: whose name or size decides. Where nobody tuned a recipe, the model is what suits
+            the data, and a batch is an eighth of the points at most.
+        lower: how the search unlearns, "finetune" or "retrain".
+    """
+    if dataset.name in RECIPES:
+        return RECIPES[dataset.name][lower]
+    num_points = len(dataset.train.y)
+    base = RECIPES["digits" if num_points < SMALL else "fashion_mnist"][lower]
+    batch_size = max(min(base.batch_size, num_points // MIN_BATCHES), 1)
+    return dataclasses.replace(base, model="auto", batch_size=batch_size)

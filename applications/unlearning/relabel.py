@@ -6,19 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from applications.common.errors import InputError
-from applications.common.settings import numbers_as_data
-from applications.common.training import (
-    Points,
-    Recipe,
-    cross_entropy,
-    descend,
-    logits,
-    predict,
-    train,
-)
-from applications.unlearning.batches import epoch_of_step, epochs
-from applications.unlearning.methods import Setting, Task, masked
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.settings import numbers_as_data
+from ..components.training import Recipe, cross_entropy, descend, logits, predict, train
+from .batches import epoch_of_step, epochs
+from .methods import Task, masked
 
 PyTree = Any
 
@@ -37,9 +30,9 @@ class RandomLabels:
 
     recipe: Recipe
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        return _random_labels(self.recipe, setting, task, key, task.mask)
+        return _random_labels(self.recipe, task, key, task.mask)
 
 
 @numbers_as_data("recipe")
@@ -67,17 +60,17 @@ class SalUn:
         if not 0 < self.share <= 1:
             raise InputError(f"`share` must lie in (0, 1], got {self.share}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        salient = largest_share(self.saliency(setting, task), self.share)
-        return _random_labels(self.recipe, setting, task, key, masked(salient, task.mask))
+        salient = largest_share(self.saliency(task), self.share)
+        return _random_labels(self.recipe, task, key, masked(salient, task.mask))
 
-    def saliency(self, setting: Setting, task: Task) -> PyTree:
+    def saliency(self, task: Task) -> PyTree:
         """`|d/d theta sum_f l(theta; f)|` at the original model, a pytree like it."""
         x, y = task.points.x[task.forget], task.points.y[task.forget]
 
         def loss_fn(params: PyTree) -> jax.Array:
-            return jnp.sum(cross_entropy(predict(setting.model, params, x), y))
+            return jnp.sum(cross_entropy(predict(task.model, params, x), y))
 
         return jax.tree.map(jnp.abs, jax.grad(loss_fn)(task.original))
 
@@ -100,23 +93,21 @@ class BoundaryShrink:
     recipe: Recipe
     bound: float = 0.3
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         x, y = task.points.x[task.forget], task.points.y[task.forget]
-        wrong = self.nearest_class(setting, task.original, x, y)
+        wrong = self.nearest_class(task.model, task.original, x, y)
         relabelled = Points(x, wrong)
-        return _train_all(self.recipe, setting.model, task.original, relabelled, key, task.mask)
+        return _train_all(self.recipe, task.model, task.original, relabelled, key, task.mask)
 
-    def nearest_class(
-        self, setting: Setting, params: PyTree, x: jax.Array, y: jax.Array
-    ) -> jax.Array:
+    def nearest_class(self, model: Any, params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         """What `params` takes the attacked images `x[n, ...]` for, `[n]` int32."""
 
         def loss_fn(x: jax.Array) -> jax.Array:
-            return jnp.sum(cross_entropy(predict(setting.model, params, x), y))
+            return jnp.sum(cross_entropy(predict(model, params, x), y))
 
         attacked = x + self.bound * jnp.sign(jax.grad(loss_fn)(x))
-        return jnp.argmax(predict(setting.model, params, attacked), axis=-1).astype(y.dtype)
+        return jnp.argmax(predict(model, params, attacked), axis=-1).astype(y.dtype)
 
 
 @numbers_as_data("recipe")
@@ -135,10 +126,10 @@ class BoundaryExpand:
     recipe: Recipe
     scale: float = 1e-2
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         new_key, train_key = jax.random.split(key)
-        model, head = setting.model, setting.model.layers[-1]
+        model, head = task.model, task.model.layers[-1]
         wider = model.clone(num_classes=model.num_classes + 1)
         kernel = task.original["params"][head]["kernel"]
         column = self.scale * jax.random.normal(new_key, (len(kernel), 1), kernel.dtype)
@@ -164,11 +155,9 @@ def largest_share(scores: PyTree, share: float) -> PyTree:
     return jax.tree.map(lambda a: (a >= threshold).astype(a.dtype), scores)
 
 
-def _random_labels(
-    recipe: Recipe, setting: Setting, task: Task, key: jax.Array, mask: PyTree | None
-) -> PyTree:
+def _random_labels(recipe: Recipe, task: Task, key: jax.Array, mask: PyTree | None) -> PyTree:
     order_key, label_key = jax.random.split(key)
-    num_points, num_classes = len(task.points.y), setting.model.num_classes
+    num_points, num_classes = len(task.points.y), task.model.num_classes
     order = epochs(order_key, jnp.concatenate([task.forget, task.retain]), recipe)
     drawn = jax.random.randint(label_key, (recipe.num_epochs, num_points), 0, num_classes)
     is_forgotten = jnp.zeros(num_points, bool).at[task.forget].set(True)
@@ -176,7 +165,7 @@ def _random_labels(
 
     def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, epoch = seen
-        outputs = logits(setting.model, params, task.points.x[rows])
+        outputs = logits(task.model, params, task.points.x[rows])
         return jnp.mean(cross_entropy(outputs, labels[epoch, rows]))
 
     seen = order, epoch_of_step(recipe.num_epochs, len(order))

@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.pieces import Pieces
-from applications.common.training import Points, initialise
-from applications.unlearning import lira
-from applications.unlearning.choosing import SETS, Chosen, choose
-from applications.unlearning.evaluation import Judgement, Row, judgements, to_rows
-from applications.unlearning.methods import Method, Setting, fit
-from applications.unlearning.selection import Search
-from applications.unlearning.sparse import prune_and_fit
 from bilevel import training
+
+from ..components.pieces import Pieces
+from ..components.points import Points
+from ..components.training import initialise
+from . import lira
+from .choosing import SETS, Chosen, choose
+from .evaluation import Judgement, Row, judgements, to_rows
+from .methods import Method, Setting, fit
+from .selection import Search
+from .sparse import prune_and_fit
 
 PyTree = Any
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel
-from applications.common.errors import NonFiniteError
-from applications.common.training import Points, shuffled_epochs
-from applications.unlearning.selection import LowerData, Minibatch, OuterData, Search
 from bilevel import training
+
+from ..components.errors import NonFiniteError
+from ..components.points import Points
+from ..components.training import shuffled_epochs
+from .selection import LowerData, Minibatch, OuterData, Search
 
 PyTree = Any
 

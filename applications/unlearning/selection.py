@@ -22,14 +22,10 @@ import numpy as np
 import optax
 
 import bilevel
-from applications.common.errors import InputError
-from applications.common.training import (
-    Points,
-    crop_and_flip,
-    cross_entropy,
-    logits,
-    predict,
-)
+
+from ..components.errors import InputError
+from ..components.points import Points
+from ..components.training import crop_and_flip, cross_entropy, logits, predict
 
 PyTree = Any
 Rule = Literal["sign", "truncated", "unrolled", "implicit"]

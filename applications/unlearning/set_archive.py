@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from applications.common.errors import InputError
-from applications.common.formats import read_npz
+from ..components.errors import InputError
+from ..components.formats import read_npz
 
 
 class SetArchive(NamedTuple):
@@ -48,7 +48,7 @@ def read(path: pathlib.Path) -> SetArchive:
         InputError: the file is missing or damaged, lacks an array or has one of another shape, or a
             set names a point twice or one that took no part.
     """
-    archive = SetArchive(*read_npz(path, SetArchive._fields))
+    archive = SetArchive(**read_npz(path, SetArchive._fields))
     rows, sets = archive.rows, archive.sets
     shapes = (*archive.seeds.shape, *rows.shape), (*archive.names.shape, *archive.seeds.shape)
     if (archive.scores.shape, sets.shape[:2]) != shapes:

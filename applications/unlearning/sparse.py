@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from applications.common.errors import InputError
-from applications.common.settings import is_known, numbers_as_data
-from applications.common.training import Points, Recipe, cross_entropy, descend, logits
-from applications.unlearning.batches import epoch_of_step, epochs
-from applications.unlearning.methods import Setting, Task, fit
-from applications.unlearning.relabel import largest_share
+from ..components.errors import InputError
+from ..components.settings import is_known, numbers_as_data
+from ..components.training import Recipe, cross_entropy, descend, logits
+from .batches import epoch_of_step, epochs
+from .methods import Task
+from .relabel import largest_share
 
 PyTree = Any
 
@@ -46,7 +46,7 @@ class L1Sparse:
         if is_known(self.alpha) and not 0 <= self.alpha < float("inf"):
             raise InputError(f"`alpha` must be a number >= 0, got {self.alpha}.")
 
-    def __call__(self, setting: Setting, task: Task, key: jax.Array) -> PyTree:
+    def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         rows = epochs(key, task.retain, self.recipe)
         epoch = epoch_of_step(self.recipe.num_epochs, len(rows))
@@ -54,7 +54,7 @@ class L1Sparse:
 
         def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
             rows, alpha = seen
-            outputs = logits(setting.model, params, task.points.x[rows])
+            outputs = logits(task.model, params, task.points.x[rows])
             loss = jnp.mean(cross_entropy(outputs, task.points.y[rows]))
             return loss if self.proximal else loss + alpha * l1_norm(params)
 
@@ -77,9 +77,7 @@ def soft_threshold(params: PyTree, threshold: jax.Array) -> PyTree:
     )
 
 
-def prune_and_fit(
-    setting: Setting, points: Points, rows: jax.Array, key: jax.Array, sparsity: float
-) -> tuple[PyTree, PyTree]:
+def prune_and_fit(task: Task, key: jax.Array, sparsity: float) -> tuple[PyTree, PyTree]:
     """A sparse original model: train, keep the largest weights, train these from their start again.
 
     One-shot magnitude pruning with one threshold for all layers; biases and norms stay. Rewinds to
@@ -87,21 +85,19 @@ def prune_and_fit(
     honours its mask (`Task.mask`), Retrain included: compare with that Retrain, not a dense one.
 
     Args:
-        setting: its recipe `retrain` trains twice.
-        points: all training points.
-        rows: `[m]` int32, those to train on.
+        task: its recipe trains twice, on all points.
         key: of both trainings.
         sparsity: share of the weights to remove, in [0, 1).
 
     Returns:
-        The parameters, and the mask like them: 1 for what is kept.
+        The variables, and the mask like them: 1 for what is kept.
 
     Raises:
         InputError: `sparsity` is not in [0, 1).
     """
-    dense = fit(setting, points, rows, key)
+    dense = task.fit(task.every, key)
     mask = magnitude_mask(dense, sparsity)
-    return fit(setting, points, rows, key, mask), mask
+    return task.replace(mask=mask).fit(task.every, key), mask
 
 
 def magnitude_mask(params: PyTree, sparsity: float) -> PyTree:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich.console
 
-from applications.common import plots, report
-from applications.common.data import Dataset
-from applications.common.output import Output, environment, to_json
-from applications.unlearning.evaluation import LOSS_BINS, PARTS, Row
-from applications.unlearning.repeating import Repetition
-from applications.unlearning.set_archive import SetArchive
-from applications.unlearning.zoo import Strengths
+from ..components import plots, report
+from ..components.data import Dataset
+from ..components.output import Output, environment, to_json
+from .evaluation import LOSS_BINS, PARTS, Row
+from .repeating import Repetition
+from .set_archive import SetArchive
+from .zoo import Strengths
 
 COLUMNS = ("UA", "RA", "TA", "MIA", "gap")
 NUM_PICTURES = 32
@@ -178,7 +178,7 @@ def page(result: Result, config: dict[str, Any], facts: dict[str, Any]) -> str:
     if result.tuning:
         sections.append(("The sweep of strengths", tuning_table(result.tuning).html()))
     sections.append(("Settings and origin", report.listing(to_json({"config": config} | facts))))
-    return report.page("Unlearning methods", lead, sections)
+    return report.page("Unlearning methods", "", lead, sections)
 
 
 def tuning_table(trials: list[Row]) -> report.Table:

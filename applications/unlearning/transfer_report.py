@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich.console
 
-from applications.common import report
-from applications.common.output import Output, environment, to_json
-from applications.unlearning.evaluation import Row
-from applications.unlearning.table_report import COLUMNS, spread
+from ..components import report
+from ..components.output import Output, environment, to_json
+from .evaluation import Row
+from .table_report import COLUMNS, spread
 
 
 class Result(NamedTuple):
@@ -114,7 +114,9 @@ def write(result: Result, config: dict[str, Any], output: Output) -> None:
     sections = [(title, table.html()) for title, table in all_tables(result).items()]
     sections.append(("Settings and origin", report.listing(to_json(facts))))
     lead = "Each row is a forget set; each network judges it by a retraining that no search saw."
-    output.write("report.html", report.page("Do worst-case forget sets transfer?", lead, sections))
+    output.write(
+        "report.html", report.page("Do worst-case forget sets transfer?", "", lead, sections)
+    )
 
 
 def _file(name: str) -> str:

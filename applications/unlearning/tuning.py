@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from applications.common.errors import NonFiniteError
-from applications.common.pieces import Arrays, Keep, recompute
-from applications.common.training import Points
-from applications.unlearning.evaluation import Row, judgements, to_rows
-from applications.unlearning.methods import METHODS, Method, Setting
-from applications.unlearning.zoo import METHOD_OF, Strengths, all_methods
+from ..components.errors import NonFiniteError
+from ..components.pieces import Arrays, Keep, recompute
+from ..components.points import Points
+from .evaluation import Row, judgements, to_rows
+from .methods import METHODS, Method, Setting
+from .zoo import METHOD_OF, Strengths, all_methods
 
 
 def sweep(

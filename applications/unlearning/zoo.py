@@ -1,19 +1,26 @@
 """Every unlearning method under its usual name, each with its own rates."""
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
-from applications.common.training import Recipe
-from applications.unlearning.ascent import SCRUB, GradientAscent, NegGradPlus
-from applications.unlearning.influence import FisherForgetting, Influence, WoodFisher
-from applications.unlearning.layers import CFk, EUk
-from applications.unlearning.methods import METHODS, FineTune, Method
-from applications.unlearning.relabel import (
+import jax
+from jax.tree_util import Partial
+
+from ..components.errors import check_names
+from ..components.models import load_name
+from ..components.training import Recipe
+from .ascent import SCRUB, GradientAscent, NegGradPlus
+from .influence import FisherForgetting, Influence, WoodFisher
+from .layers import CFk, EUk
+from .methods import METHODS, FineTune, Method
+from .relabel import (
     BoundaryExpand,
     BoundaryShrink,
     RandomLabels,
     SalUn,
 )
-from applications.unlearning.sparse import L1Sparse
+from .sparse import L1Sparse
 
 RELABEL = ("RL", "SalUn", "BS", "BE")
 """The methods that give the forget set labels that are not its own."""
@@ -96,6 +103,34 @@ def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
         "FF": FisherForgetting(largest=s.FF),
         "none": METHODS["none"],
     }
+
+
+def find(names: Collection[str], finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
+    """The methods of these names, between Retrain and the no-op, which every table holds.
+
+    Args:
+        names: of `NAMES`, or `module.path:Name` of yours: a function `(task, key) -> variables`, or
+            a class that makes one.
+        finetune: see `all_methods`.
+        strengths: of each method.
+
+    Raises:
+        InputError: there is no such method, or it cannot be loaded.
+    """
+    known = all_methods(finetune, strengths)
+    check_names("methods", [name for name in names if ":" not in name], known)
+    found = {name: known[name] for name in known if name in {*names, "Retrain"}}
+    last = {"none": found.pop("none", known["none"])}
+    yours = {name: as_method(load_name(name, "methods")) for name in names if ":" in name}
+    return found | yours | last
+
+
+def as_method(method: Any) -> Method:
+    """What `unlearn` takes: a class is called, and a function becomes a pytree without leaves."""
+    if isinstance(method, type):
+        method = method()
+    is_leaf = jax.tree.leaves(method) == [method]
+    return Partial(method) if is_leaf else method
 
 
 METHOD_OF = {
@@ -183,19 +218,14 @@ _SWEPT = {
     ("fashion_mnist", "mlp"): FASHION_MNIST,
     ("fashion_mnist", "small_cnn"): FASHION_MNIST_CNN,
 }
-_USUAL = {
-    "digits": DIGITS,
-    "fashion_mnist": FASHION_MNIST,
-    "cifar10": CIFAR10,
-    "cifar100": Strengths(),
-}
+_USUAL = {"digits": DIGITS, "fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10}
 
 
 def strengths_of(dataset: str, model: str) -> Strengths:
-    """What a table is made with: swept for this data set and model, or else the data set's usual.
+    """What a table is made with: swept for this data set and model, or else the usual ones.
 
     Args:
         dataset: its name.
         model: its name.
     """
-    return _SWEPT.get((dataset, model), _USUAL[dataset])
+    return _SWEPT.get((dataset, model), _USUAL.get(dataset, Strengths()))

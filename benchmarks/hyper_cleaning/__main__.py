@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-from applications.common.data import load
+from applications.components.data import load
 from benchmarks.hyper_cleaning.race import race
 from benchmarks.hyper_cleaning.report import picture, summary, table
 from benchmarks.hyper_cleaning.settings import settings

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.data import Dataset
+from applications.components.data import Dataset
 from benchmarks.hyper_cleaning.report import ALL, CLEAN, HELD_OUT
 from benchmarks.hyper_cleaning.settings import Learner, Setting
 from bilevel import Batch, run, sampling

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from applications.common.models import SmallCNN
+from applications.components.networks import SmallCNN
 from bilevel import (
     F2SA,
     SOBA,

@@ -17,7 +17,7 @@ import scipy.sparse
 import scipy.special
 import sklearn.datasets
 
-from applications.common.data import load
+from applications.components.data import load
 from bilevel import Batch, BilevelProblem, projections
 
 BATCH_SIZE = 64

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from applications.common import formats, models, plots, report, sources
-from applications.common.data import Dataset, load, stratified
-from applications.common.errors import InputError
-from applications.common.output import Output, environment, to_json
-from applications.common.sources import Split
-from applications.common.training import (
-    Points,
+from applications.components import formats, networks, plots, report, sources
+from applications.components.data import Dataset, load, stratified
+from applications.components.errors import InputError
+from applications.components.output import Output, environment, to_json
+from applications.components.points import Points
+from applications.components.training import (
     Recipe,
     crop_and_flip,
     initialise,
@@ -97,7 +96,7 @@ def test_pixels_of_another_data_set_are_refused(monkeypatch):
 
 def parts(x=None, y=None):
     x = np.zeros((4, 2, 2, 1), np.float32) if x is None else x
-    return Split(x, np.array([0, 1, 0, 1]) if y is None else np.asarray(y))
+    return Points(x, np.array([0, 1, 0, 1]) if y is None else np.asarray(y))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_stratified_keeps_the_shares():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_patches_are_the_convolution(stride):
     x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
-    forms = [models.Conv(4, stride=stride, bias=True, patches=p) for p in (True, False)]
+    forms = [networks.Conv(4, stride=stride, bias=True, patches=p) for p in (True, False)]
     params = forms[0].init(jax.random.key(1), x)
 
     def slopes(form):
@@ -140,9 +139,9 @@ def test_patches_are_the_convolution(stride):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4 * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", networks.MODELS)
 def test_models_map_images_to_logits(name):
-    model = models.build(name, 7) if name != "resnet18" else models.ResNet18(7, width=4)
+    model = networks.build(name, 7) if name != "resnet18" else networks.ResNet18(7, width=4)
     shape = jax.eval_shape(
         lambda x: model.apply(model.init(jax.random.key(0), x), x), jnp.zeros((3, 32, 32, 3))
     )
@@ -151,7 +150,7 @@ def test_models_map_images_to_logits(name):
 
 def test_unknown_model():
     with pytest.raises(InputError, match="`model` must be one of mlp, small_cnn, resnet18"):
-        models.build("vgg", 10)
+        networks.build("vgg", 10)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +172,8 @@ def test_training_needs_a_whole_batch():
 
 
 def test_training_learns_and_does_not_compile_again():
-    points = Points.from_split(load("digits", num_train=400).train)
-    model, recipe = models.MLP(10, (32,)), Recipe(5, batch_size=50, learning_rate=0.1)
+    points = load("digits", num_train=400).train.on_device()
+    model, recipe = networks.MLP(10, (32,)), Recipe(5, batch_size=50, learning_rate=0.1)
     params = initialise(model, points.x, jax.random.key(0))
     before = train._cache_size()
     for start in (0, 100):
@@ -186,8 +185,8 @@ def test_training_learns_and_does_not_compile_again():
 
 
 def test_a_weight_of_zero_leaves_a_point_out():
-    points = Points.from_split(load("digits", num_train=100).train)
-    model, recipe = models.MLP(10, ()), Recipe(2, batch_size=10)
+    points = load("digits", num_train=100).train.on_device()
+    model, recipe = networks.MLP(10, ()), Recipe(2, batch_size=10)
     params = initialise(model, points.x, jax.random.key(0))
     weight = jnp.ones(100).at[:50].set(0.0)
     changed = points._replace(y=points.y.at[:50].set(0))

@@ -10,9 +10,10 @@ import pytest
 
 import bilevel
 from applications import condensation
-from applications.common.data import load
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points, initialise
+from applications.components.data import load
+from applications.components.errors import InputError, NonFiniteError
+from applications.components.points import Points
+from applications.components.training import initialise
 from applications.condensation import Config, halved, k_means, run
 from applications.condensing import matching, ridge, synthetic
 from applications.condensing.augment import augment

@@ -11,11 +11,10 @@ from jax.test_util import check_grads
 
 import bilevel
 from applications import coreset
-from applications.common import models
-from applications.common.data import load
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.sources import Split
-from applications.common.training import Points
+from applications.components import networks
+from applications.components.data import load
+from applications.components.errors import InputError, NonFiniteError
+from applications.components.points import Points
 from applications.coreset import Config, run, with_noise
 from applications.coresets import coreset_report, gradients, greedy, kernels
 from applications.coresets.evaluation import Judge, svm_accuracy
@@ -155,7 +154,7 @@ def test_grad_match_matches_the_mean_gradient():
 
 def test_the_tangent_kernel_is_that_of_the_gradients():
     x = jax.random.normal(jax.random.key(0), (7, 4, 4, 1))
-    model = models.MLP(3, (8,))
+    model = networks.MLP(3, (8,))
     got = kernels.tangent_kernel(model, x, jax.random.key(1), chunk=3)
     params = model.init(jax.random.key(1), x[:1])
     jacobian = jax.jacrev(lambda params: model.apply(params, x).sum(1))(params)
@@ -200,7 +199,7 @@ def test_several_sizes_make_a_curve():
 
 def test_a_diverging_network_is_named(pool):
     test = Points(jnp.asarray(pool.x[:20]), jnp.asarray(pool.y[:20]))
-    judge = Judge(models.MLP(10, (8,)), num_steps=20, learning_rate=1e30, networks=1)
+    judge = Judge(networks.MLP(10, (8,)), num_steps=20, learning_rate=1e30, networks=1)
     with pytest.raises(NonFiniteError, match="diverged on its coreset: lower `learning_rate`"):
         judge.accuracy(pool, Coreset.unweighted(np.arange(12)), test, jax.random.key(0))
 
@@ -238,7 +237,7 @@ def test_weights_that_collapse_are_an_error(pool):
 
 
 def missing_class(pool):
-    make_pool(Split(pool.x[pool.y != 4], pool.y[pool.y != 4]), 10)
+    make_pool(Points(pool.x[pool.y != 4], pool.y[pool.y != 4]), 10)
 
 
 def select(**changed):

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import bilevel
-from applications.common import models
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points
+from applications.components import networks
+from applications.components.errors import InputError, NonFiniteError
+from applications.components.points import Points
 from applications.coresets.levels import Reward, Seen, Weighted
 from applications.coresets.pool import Pool
 from applications.coresets.searches import (
@@ -26,7 +26,7 @@ from applications.coresets.searches import (
     select,
 )
 
-LINEAR = Weighted(models.MLP(2, ()), decay=0.1)
+LINEAR = Weighted(networks.MLP(2, ()), decay=0.1)
 
 
 def clusters(num_points=24):
@@ -144,7 +144,10 @@ BAD = {
     "samples": (lambda: PBCS(LINEAR, num_samples=1), "`num_samples` must be at least 2, got 1"),
     "margin": (lambda: PBCS(LINEAR, margin=float("inf")), "`margin` must be a number > 0, got inf"),
     "strength": (lambda: Reward(strength=-1.0), "`strength` must be a number > 0, got -1.0"),
-    "decay": (lambda: Weighted(models.MLP(2), decay=0.0), "`decay` must be a number > 0, got 0.0"),
+    "decay": (
+        lambda: Weighted(networks.MLP(2), decay=0.0),
+        "`decay` must be a number > 0, got 0.0",
+    ),
 }
 
 

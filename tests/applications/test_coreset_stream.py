@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from applications.common.errors import InputError, NonFiniteError
+from applications.components.errors import InputError, NonFiniteError
 from applications.coreset_stream import Config, best_beta, run
 from applications.coresets.memory import (
     POLICIES,

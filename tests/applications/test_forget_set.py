@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from applications import forget_set
-from applications.common import models
-from applications.common.data import load
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points, initialise
+from applications.components import networks
+from applications.components.data import load
+from applications.components.errors import InputError, NonFiniteError
+from applications.components.training import initialise
 from applications.forget_set import FORGET_SETS, Config, run
 from applications.unlearning import selection
 from applications.unlearning.methods import METHODS
@@ -135,8 +135,8 @@ def test_overwriting_replaces_the_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def small_search():
-    points = Points.from_split(load("digits", num_train=256).train)
-    model = models.build("mlp", 10)
+    points = load("digits", num_train=256).train.on_device()
+    model = networks.build("mlp", 10)
     setting = Search(model, 26, num_epochs=1, batch_size=64, sign_step=1e-3, outer_rate=10.0)
     return setting, points, initialise(model, points.x, jax.random.key(0))
 

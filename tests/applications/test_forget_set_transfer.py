@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from applications.common import models, pieces
-from applications.common.data import load
-from applications.common.errors import InputError
-from applications.common.training import Points, initialise
+from applications.components import networks, pieces
+from applications.components.data import load
+from applications.components.errors import InputError
+from applications.components.training import initialise
 from applications.forget_set_transfer import SEARCHES, Config, chosen, run, searched
 
 SMALL = dict(num_train=200, num_validation=100, seeds=(0,), epochs=2, outer_steps=2)
@@ -41,8 +41,8 @@ def test_every_search_is_judged_on_every_network(tmp_path, monkeypatch):
 def test_classes_are_forgotten_whole():
     config = Config(by_class=2, **SMALL)
     dataset = load("digits", num_train=200, num_validation=100)
-    points, key = Points.from_split(dataset.train), jax.random.key(0)
-    original = initialise(models.build("mlp", 10), points.x, key)
+    points, key = dataset.train.on_device(), jax.random.key(0)
+    original = initialise(networks.build("mlp", 10), points.x, key)
     scores = searched(config, dataset, points, "mlp", SEARCHES["sign"], original, key)
     assert scores.shape == (10,) and scores.sum() == pytest.approx(2.0, rel=1e-4)
     rows = chosen(config, dataset, scores)

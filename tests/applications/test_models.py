@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from applications.common import models
+from applications.components import networks
 
 SMALL = {
-    "mlp": models.MLP(3, (4,)),
-    "small_cnn": models.SmallCNN(3, (2, 2), 4),
-    "resnet18": models.ResNet18(3, width=2),
-    "vgg16": models.VGG16(3, width=2),
+    "mlp": networks.MLP(3, (4,)),
+    "small_cnn": networks.SmallCNN(3, (2, 2), 4),
+    "resnet18": networks.ResNet18(3, width=2),
+    "vgg16": networks.VGG16(3, width=2),
 }
 
 
 def test_every_model_is_here():
-    assert set(SMALL) == set(models.MODELS)
+    assert set(SMALL) == set(networks.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -37,7 +37,7 @@ def test_bfloat16_leaves_parameters_and_logits_in_float32(name):
 
 def test_bfloat16_is_near_float32():
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
-    full, half = (models.build("mlp", 3, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    full, half = (networks.build("mlp", 3, dtype) for dtype in (jnp.float32, jnp.bfloat16))
     params = full.init(jax.random.key(1), x)
     gap = jnp.abs(full.apply(params, x) - half.apply(params, x))
     assert 0 < float(jnp.max(gap)) < 0.05

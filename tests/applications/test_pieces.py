@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from applications.common import sources
-from applications.common.errors import InputError
-from applications.common.pieces import Pieces
+from applications.components import sources
+from applications.components.errors import InputError
+from applications.components.pieces import Pieces
 from applications.unlearning import set_archive
 from applications.unlearning.set_archive import SetArchive
 

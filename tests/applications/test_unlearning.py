@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from applications.common import models
-from applications.common.errors import InputError, NonFiniteError
-from applications.common.training import Points, Recipe, cross_entropy
+from applications.components import networks
+from applications.components.curvature import example_gradients
+from applications.components.errors import InputError, NonFiniteError
+from applications.components.points import Points
+from applications.components.training import Recipe, cross_entropy
 from applications.unlearning import lira, searching, selection
-from applications.unlearning.curvature import example_gradients
 from applications.unlearning.evaluation import evaluate
 from applications.unlearning.methods import METHODS, Setting, Task, fit, retained, unlearn
 from applications.unlearning.metrics import (
@@ -69,7 +70,7 @@ def test_tiny_losses_can_still_be_ranked():
 
 def small_setting(**options):
     recipe = Recipe(**(dict(num_epochs=3, batch_size=10, learning_rate=0.1) | options))
-    return Setting(models.MLP(2, (4,)), recipe, recipe)
+    return Setting(networks.MLP(2, (4,)), recipe, recipe)
 
 
 def blobs(num_points=40):
@@ -235,7 +236,7 @@ def test_the_smooth_rules_share_a_lower_level_and_differ_in_its_derivative():
 
 @pytest.mark.parametrize(("rule", "name"), [("sign", "sign_step"), ("implicit", "smooth_rate")])
 def test_a_search_that_diverges_names_the_step_size_of_its_rule(rule, name):
-    setting = selection.Search(models.MLP(2), 4, 2, 10, 1e-3, 10.0, rule=rule, smooth_rate=0.5)
+    setting = selection.Search(networks.MLP(2), 4, 2, 10, 1e-3, 10.0, rule=rule, smooth_rate=0.5)
     assert setting.step_setting.startswith(f"`{name}` below")
 
 

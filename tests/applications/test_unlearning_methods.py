@@ -10,10 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from applications.common import models
-from applications.common.errors import InputError
-from applications.common.training import Points, Recipe, cross_entropy, logits
-from applications.unlearning import curvature, sparse
+from applications.components import curvature, networks
+from applications.unlearning import sparse
+from applications.components.errors import InputError
+from applications.components.points import Points
+from applications.components.training import Recipe, cross_entropy, logits
 from applications.unlearning.ascent import SCRUB, GradientAscent, NegGradPlus, divergence
 from applications.unlearning.batches import cycled
 from applications.unlearning.influence import (
@@ -36,7 +37,7 @@ from applications.unlearning.sparse import L1Sparse, magnitude_mask, sparsity_of
 from applications.unlearning.zoo import METHOD_OF, NAMES, Strengths, all_methods
 
 RECIPE = Recipe(4, batch_size=10, learning_rate=0.05, schedule="constant")
-SETTING = Setting(models.MLP(2, (4,)), RECIPE, RECIPE)
+SETTING = Setting(networks.MLP(2, (4,)), RECIPE, RECIPE)
 KEY = jax.random.key(7)
 METHODS = all_methods(RECIPE, Strengths())
 
@@ -142,7 +143,7 @@ def test_salun_moves_the_salient_half_and_is_random_labels_at_one():
 
 
 def test_boundary_shrink_finds_another_class_and_moves_towards_it():
-    linear = dataclasses.replace(SETTING, model=models.MLP(2, ()))
+    linear = dataclasses.replace(SETTING, model=networks.MLP(2, ()))
     x, y = task().points.x[task().forget], task().points.y[task().forget]
     params = linear.model.init(KEY, x)
     far, near = (BoundaryShrink(RECIPE, bound) for bound in (50.0, 0.0))
@@ -220,7 +221,7 @@ def trained_to_the_end(model, params, points, weight, ridge):
 
 def test_influence_is_retraining_to_first_order(x64):
     """On a regularised softmax regression the error falls with the square of the set's size."""
-    model, ridge, rng = models.MLP(3, (), jnp.float64), 0.05, np.random.default_rng(1)
+    model, ridge, rng = networks.MLP(3, (), jnp.float64), 0.05, np.random.default_rng(1)
     points = Points(jnp.asarray(rng.normal(size=(60, 2, 1, 1))), jnp.arange(60) % 3)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(KEY, points.x[:1]))
     original = trained_to_the_end(model, params, points, jnp.full(60, 1 / 60), ridge)
@@ -258,7 +259,7 @@ def test_influence_of_some_points_solves_with_their_curvature():
 
 def test_curvature_products():
     """Chunks do not matter; where the logits are linear, Gauss-Newton is the Hessian."""
-    model, points = models.MLP(2, ()), task().points
+    model, points = networks.MLP(2, ()), task().points
     params = model.init(KEY, points.x)
     weight = jax.random.uniform(KEY, (40,))
     direction = jax.tree.map(jnp.cos, params)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from applications import unlearning_table
-from applications.common import pieces
-from applications.common.data import load
-from applications.common.errors import InputError
+from applications.components import pieces
+from applications.components.data import load
+from applications.components.errors import InputError
 from applications.unlearning import set_archive, table_report
 from applications.unlearning_table import Config, run
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from applications.common.data import load
+from applications.components.data import load
 from benchmarks.hyper_cleaning.__main__ import main
 from benchmarks.hyper_cleaning.race import accuracy, corrupted, examples, found, race
 from benchmarks.hyper_cleaning.report import ALL, CLEAN, HELD_OUT, picture, summary, table

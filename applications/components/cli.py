@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import rich.console
 import tyro
 
-from applications.common.config import read_config
-from applications.common.errors import InputError, NonFiniteError
 from bilevel import training
+
+from .config import read_config
+from .errors import InputError, NonFiniteError
 
 ConfigT = TypeVar("ConfigT")
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from applications.common.errors import InputError
+from .errors import InputError
 
 IDX_UNSIGNED_BYTE = 0x08
 CIFAR_SIDE = 32
@@ -155,15 +155,18 @@ def _libsvm_examples(line: str) -> list[tuple[float, np.ndarray, np.ndarray]]:
     return [(float(tokens[0]), columns, values)]
 
 
-def read_npz(path: pathlib.Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+def read_npz(
+    path: pathlib.Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Read arrays from an `.npz` file without unpickling anything.
 
     Args:
         path: of the file.
-        names: of the arrays in it.
+        names: of the arrays that it must hold.
+        optional: of those that it may hold.
 
     Returns:
-        The arrays, in the order of `names`.
+        The arrays by name.
 
     Raises:
         InputError: the file is missing or damaged, lacks an array, or holds Python objects.
@@ -176,7 +179,8 @@ def read_npz(path: pathlib.Path, names: Sequence[str]) -> tuple[np.ndarray, ...]
                     f"{path} must hold arrays {', '.join(names)}, got {', '.join(arrays)}: it lacks"
                     f" {', '.join(missing)}."
                 )
-            return tuple(arrays[name] for name in names)
+            present = [name for name in optional if name in arrays]
+            return {name: arrays[name] for name in (*names, *present)}
     except InputError:
         raise
     except (ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile, zlib.error) as error:

@@ -5,7 +5,7 @@ import pathlib
 import tarfile
 import zipfile
 
-from applications.common.errors import InputError
+from .errors import InputError
 
 CHUNK = 1 << 20
 

@@ -7,36 +7,19 @@ arguments, so a second call with the same shapes compiles nothing, whichever poi
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from applications.common.errors import InputError
-from applications.common.settings import is_known, numbers_as_data
-from applications.common.sources import Split
+from .errors import InputError
+from .points import Points
+from .settings import is_known, numbers_as_data
 
 PyTree = Any
+Variables = dict[str, Any]
 CROP_MARGIN = 4
-
-
-class Points(NamedTuple):
-    """Labelled images on the device.
-
-    Attributes:
-        x: `[n, height, width, channels]` float32.
-        y: `[n]` int32; checked on the host, since a compiled loss takes -1 for the last class.
-    """
-
-    x: jax.Array
-    y: jax.Array
-
-    @classmethod
-    def from_split(cls, split: Split) -> "Points":
-        """Copy a part of a data set to the device."""
-        return cls(jnp.asarray(split.x), jnp.asarray(split.y))
 
 
 @numbers_as_data("learning_rate")
@@ -102,36 +85,39 @@ class Recipe:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def initialise(model: nn.Module, x: jax.Array, key: jax.Array) -> PyTree:
-    """Fresh parameters for images of the shape of `x[0]`."""
-    return model.init(key, x[:1])
+def initialise(model: Any, x: jax.Array, key: jax.Array) -> Variables:
+    """Fresh variables for points of the shape of `x[0]`."""
+    return cast(Variables, model.init(key, x[:1]))
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames=("model", "record"))
 def train(
-    model: nn.Module,
+    model: Any,
     recipe: Recipe,
-    params: PyTree,
+    variables: Variables,
     points: Points,
     index: jax.Array,
     key: jax.Array,
     weight: jax.Array | None = None,
-    mask: PyTree | None = None,
-) -> PyTree:
+    mask: Variables | None = None,
+    record: Callable[[Variables], PyTree] | None = None,
+) -> Any:
     """Train on the points that `index` names; the others are never touched.
 
     Args:
-        model: from images `[batch, height, width, channels]` to logits.
+        model: a `models.Model`, or a linen module without statistics or dropout.
         recipe: how.
-        params: where to start.
-        points: all points, `x[n, height, width, channels]` and `y[n]`.
+        variables: where to start.
+        points: all points, `x[n, ...]` and `y[n]`.
         index: `[m]` integers, the points to train on.
-        key: of the shuffling and the augmentation.
+        key: of the shuffling, the augmentation and dropout.
         weight: `[n]` factor on the loss of each point; None for 1.
-        mask: like `params`, 1 where a parameter may move and 0 where it stays; None for 1.
+        mask: like `variables`, 1 where a parameter may move and 0 where it stays; None for 1.
+        record: `variables -> arrays`, what to note after each epoch.
 
     Returns:
-        The parameters after the last step.
+        The variables after the last step; statistics, where the model has any, have moved too. With
+        `record`, a pair of these and of what it noted, with an axis of epochs in front.
 
     Raises:
         InputError: `index` is shorter than a batch.
@@ -139,66 +125,106 @@ def train(
     num_steps = recipe.num_steps(index.shape[0])
     order_key, augment_key = jax.random.split(key)
     order = shuffled_epochs(order_key, index, recipe.num_epochs, recipe.batch_size)
+    step = getattr(model, "step", None)
 
-    def loss_fn(params: PyTree, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def loss_fn(variables: Variables, seen: tuple[jax.Array, jax.Array]) -> Any:
         rows, step_index = seen
-        x = points.x[rows]
+        x, own_key = points.x[rows], jax.random.fold_in(augment_key, step_index)
         if recipe.augment:
-            x = crop_and_flip(jax.random.fold_in(augment_key, step_index), x)
-        losses = cross_entropy(logits(model, params, x), points.y[rows])
-        return jnp.mean(losses if weight is None else weight[rows] * losses)
+            x = crop_and_flip(own_key, x)
+        if step is None:
+            scores, moved = logits(model, variables, x), variables
+        else:
+            scores, moved = step(variables, x, jax.random.fold_in(own_key, 1))
+        losses = cross_entropy(scores, points.y[rows])
+        return jnp.mean(losses if weight is None else weight[rows] * losses), moved
 
-    return descend(recipe, params, loss_fn, (order, jnp.arange(num_steps)), mask)
+    seen = order, jnp.arange(num_steps)
+    if record is None:
+        return descend(recipe, variables, loss_fn, seen, mask, has_variables=True)
+    step_fn, state = _descent(recipe, variables, loss_fn, num_steps, mask, has_variables=True)
+
+    def epoch(state: Any, seen: PyTree) -> tuple[Any, PyTree]:
+        state = jax.lax.scan(step_fn, state, seen)[0]
+        return state, record(state[0])
+
+    by_epoch = lambda a: a.reshape(recipe.num_epochs, -1, *a.shape[1:])
+    steps = jax.tree.map(by_epoch, (seen, jnp.arange(num_steps)))
+    (variables, _), noted = jax.lax.scan(epoch, state, steps)
+    return variables, noted
 
 
 def descend(
     recipe: Recipe,
-    params: PyTree,
-    loss_fn: Callable[[PyTree, PyTree], jax.Array],
+    variables: Variables,
+    loss_fn: Callable[[Variables, PyTree], Any],
     seen: PyTree,
-    mask: PyTree | None = None,
+    mask: Variables | None = None,
     after: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
-) -> PyTree:
+    has_variables: bool = False,
+) -> Variables:
     """The recipe's optimizer on any loss, one compiled scan.
 
     Args:
         recipe: its optimizer and schedule; batches and epochs are those of `seen`.
-        params: where to start.
-        loss_fn: `(params, what this step sees) -> scalar`.
+        variables: where to start. Only `variables["params"]` moves.
+        loss_fn: `(variables, what this step sees) -> scalar`.
         seen: a pytree of arrays whose leading axis is that of the steps.
-        mask: like `params`, 0 where a parameter must not move. It multiplies the finished update,
-            so neither momentum nor weight decay moves what it protects.
+        mask: like `variables`, 0 where a parameter must not move. It multiplies the finished
+            update, so neither momentum nor weight decay moves what it protects.
         after: `(params, what this step saw, learning rate) -> params`, such as a proximal step.
+        has_variables: `loss_fn` returns `(scalar, variables)`, whose statistics are kept.
 
     Returns:
-        The parameters after the last step.
+        The variables after the last step.
     """
     num_steps = jax.tree.leaves(seen)[0].shape[0]
-    optimizer = recipe.optimizer(num_steps)
+    step, state = _descent(recipe, variables, loss_fn, num_steps, mask, after, has_variables)
+    return cast(Variables, jax.lax.scan(step, state, (seen, jnp.arange(num_steps)))[0][0])
 
-    def step(state: tuple[PyTree, PyTree], now: tuple[PyTree, jax.Array]) -> tuple[Any, None]:
-        (params, opt_state), (seen, index) = state, now
-        grads = jax.grad(loss_fn)(params, seen)
+
+def _descent(
+    recipe: Recipe,
+    variables: Variables,
+    loss_fn: Callable[[Variables, PyTree], Any],
+    num_steps: int,
+    mask: Variables | None = None,
+    after: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
+    has_variables: bool = False,
+) -> tuple[Callable[[Any, Any], tuple[Any, None]], tuple[Variables, PyTree]]:
+    """The step of `descend` for `lax.scan`, and its first state."""
+    optimizer = recipe.optimizer(num_steps)
+    with_variables = loss_fn if has_variables else lambda v, seen: (loss_fn(v, seen), v)
+
+    def step(state: tuple[Any, Any], now: tuple[PyTree, jax.Array]) -> tuple[Any, None]:
+        (variables, opt_state), (seen, index) = state, now
+        params = variables["params"]
+        of_params = lambda params: with_variables(variables | {"params": params}, seen)
+        grads, moved = jax.grad(of_params, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         if mask is not None:
-            updates = jax.tree.map(jnp.multiply, updates, mask)
+            updates = jax.tree.map(jnp.multiply, updates, mask["params"])
         params = optax.apply_updates(params, updates)
         if after is not None:
             params = after(params, seen, recipe.rate(index, num_steps))
-        return (params, opt_state), None
+        return (moved | {"params": params}, opt_state), None
 
-    init = (params, optimizer.init(params))
-    return jax.lax.scan(step, init, (seen, jnp.arange(num_steps)))[0][0]
+    return step, (dict(variables), optimizer.init(variables["params"]))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def predict(model: nn.Module, params: PyTree, x: jax.Array, chunk: int | None = None) -> jax.Array:
-    """Logits `[n, num_classes]` of images `[n, ...]`, `chunk` of them in memory at a time.
+def predict(model: Any, params: Variables, x: jax.Array, chunk: int | None = None) -> jax.Array:
+    """Logits `[n, num_classes]` of points `[n, ...]`, `chunk` of them in memory at a time.
 
     None takes `chunk_size()`.
     """
     chunk = chunk_size() if chunk is None else chunk
-    return jax.lax.map(lambda image: logits(model, params, image[None])[0], x, batch_size=chunk)
+    return jax.lax.map(lambda point: logits(model, params, point[None])[0], x, batch_size=chunk)
+
+
+def in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of a batch of points, `chunk_size()` of them in memory at a time: `[n, ...]`."""
+    return jax.lax.map(lambda point: function(point[None])[0], x, batch_size=chunk_size())
 
 
 def chunk_size() -> int:
@@ -206,7 +232,7 @@ def chunk_size() -> int:
     return 50 if jax.default_backend() == "cpu" else 500
 
 
-def logits(model: nn.Module, params: PyTree, x: jax.Array) -> jax.Array:
+def logits(model: Any, params: Variables, x: jax.Array) -> jax.Array:
     """Logits `[batch, num_classes]` of images that fit into memory together."""
     return cast(jax.Array, model.apply(params, x))
 

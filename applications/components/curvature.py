@@ -3,19 +3,20 @@
 All are of `sum_i weight_i l(theta; z_i)` with l the cross-entropy, for parameters as pytrees.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from applications.common.training import Points, chunk_size, cross_entropy, logits
+from .points import Points
+from .training import chunk_size, cross_entropy, logits
 
 PyTree = Any
 
 
 def weighted_gradient(
-    model: nn.Module, params: PyTree, points: Points, weight: jax.Array, chunk: int | None = None
+    model: Any, params: PyTree, points: Points, weight: jax.Array, chunk: int | None = None
 ) -> PyTree:
     """The gradient of `sum_i weight_i l_i`, a pytree like `params`.
 
@@ -39,7 +40,7 @@ def weighted_gradient(
 
 
 def gauss_newton_product(
-    model: nn.Module,
+    model: Any,
     params: PyTree,
     points: Points,
     weight: jax.Array,
@@ -75,7 +76,7 @@ def gauss_newton_product(
 
 
 def hessian_product(
-    model: nn.Module,
+    model: Any,
     params: PyTree,
     points: Points,
     weight: jax.Array,
@@ -93,7 +94,7 @@ def hessian_product(
     return jax.jvp(gradient, (params,), (vector,))[1]
 
 
-def squared_gradients(model: nn.Module, params: PyTree, points: Points, chunk: int = 50) -> PyTree:
+def squared_gradients(model: Any, params: PyTree, points: Points, chunk: int = 50) -> PyTree:
     """The diagonal of the empirical Fisher matrix: the mean of the points' squared gradients.
 
     Args:
@@ -112,14 +113,26 @@ def squared_gradients(model: nn.Module, params: PyTree, points: Points, chunk: i
     return _summed(part, (points, jnp.full(count, 1.0 / count)), chunk, params)
 
 
-def example_gradients(model: nn.Module, params: PyTree, points: Points) -> jax.Array:
+def example_gradients(model: Any, params: PyTree, points: Points) -> jax.Array:
     """The gradient of each point as one row: `[n, number of parameters]`, all in memory."""
     gradients = _example_gradients(model, params, points)
     rows = [g.reshape(len(points.y), -1) for g in jax.tree.leaves(gradients)]
     return jnp.concatenate(rows, axis=1)
 
 
-def _example_gradients(model: nn.Module, params: PyTree, points: Points) -> PyTree:
+def map_gradients(
+    model: Any, params: PyTree, points: Points, function: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """`function` of the points' gradients, `[chunk, parameters]` at a time: `[n]`."""
+
+    def one(point: Points) -> jax.Array:
+        single = jax.tree.map(lambda a: a[None], point)
+        return function(example_gradients(model, params, single))[0]
+
+    return jax.lax.map(one, points, batch_size=50)
+
+
+def _example_gradients(model: Any, params: PyTree, points: Points) -> PyTree:
     def loss_fn(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         return cross_entropy(logits(model, params, x[None]), y[None])[0]
 

@@ -8,21 +8,10 @@ import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 
-from applications.common import formats
+from . import formats
+from .points import Points
 
 DIGITS_TEST = 500
-
-
-class Split(NamedTuple):
-    """Labelled images.
-
-    Attributes:
-        x: `[n, height, width, channels]` float32.
-        y: `[n]` integers, the class of each image.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
 
 
 class Source(NamedTuple):
@@ -38,7 +27,7 @@ class Source(NamedTuple):
         tolerance: how far the files may be from these two; more where a sample will do.
     """
 
-    read: Callable[[pathlib.Path], tuple[Split, Split]]
+    read: Callable[[pathlib.Path], tuple[Points, Points]]
     class_names: tuple[str, ...]
     train_shape: tuple[int | None, ...]
     test_shape: tuple[int | None, ...]
@@ -47,7 +36,7 @@ class Source(NamedTuple):
     tolerance: float = 5e-4
 
 
-def read_digits(data_dir: pathlib.Path) -> tuple[Split, Split]:
+def read_digits(data_dir: pathlib.Path) -> tuple[Points, Points]:
     """scikit-learn's 8x8 digits; they have no official test set, so 500 are drawn once for all."""
     del data_dir  # ships with the package
     x, y = sklearn.datasets.load_digits(return_X_y=True)
@@ -55,35 +44,35 @@ def read_digits(data_dir: pathlib.Path) -> tuple[Split, Split]:
     x_train, x_test, y_train, y_test = sklearn.model_selection.train_test_split(
         x, y, test_size=DIGITS_TEST, stratify=y, random_state=0
     )
-    return Split(x_train, y_train), Split(x_test, y_test)
+    return Points(x_train, y_train), Points(x_test, y_test)
 
 
-def read_fashion_mnist(data_dir: pathlib.Path) -> tuple[Split, Split]:
+def read_fashion_mnist(data_dir: pathlib.Path) -> tuple[Points, Points]:
     """The four gzipped IDX files of github.com/zalandoresearch/fashion-mnist."""
 
-    def part(prefix: str) -> Split:
+    def part(prefix: str) -> Points:
         folder = data_dir / "fashion_mnist"
         images = formats.read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", num_axes=3)
         labels = formats.read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", num_axes=1)
-        return Split(_unit(images[..., None]), labels)
+        return Points(_unit(images[..., None]), labels)
 
     return part("train"), part("t10k")
 
 
-def read_cifar10(data_dir: pathlib.Path) -> tuple[Split, Split]:
+def read_cifar10(data_dir: pathlib.Path) -> tuple[Points, Points]:
     """The six files of CIFAR-10's binary version."""
     folder = data_dir / "cifar-10-batches-bin"
     parts = [formats.read_cifar10(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     test_images, test_labels = formats.read_cifar10(folder / "test_batch.bin")
-    return Split(_unit(images), labels), Split(_unit(test_images), test_labels)
+    return Points(_unit(images), labels), Points(_unit(test_images), test_labels)
 
 
-def read_cifar100(data_dir: pathlib.Path) -> tuple[Split, Split]:
+def read_cifar100(data_dir: pathlib.Path) -> tuple[Points, Points]:
     """The two files of CIFAR-100's binary version, or of a sample of it, with its fine labels."""
     folder = data_dir / "cifar-100-binary"
     parts = [formats.read_cifar100(folder / f"{name}.bin") for name in ("train", "test")]
-    train, test = (Split(_unit(images), labels) for images, labels in parts)
+    train, test = (Points(_unit(images), labels) for images, labels in parts)
     return train, test
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from applications.common.errors import InputError
+from .errors import InputError
 
 PACKAGES = ("bilevel", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 

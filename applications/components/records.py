@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from applications.common.errors import InputError
+from .errors import InputError
 
 
 def to_arrays(records: Any, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:

@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from applications.common.convolution import Conv, DType, max_pool
-from applications.common.errors import InputError
+from .convolution import Conv, DType, max_pool
+from .errors import InputError
 
 VGG_STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # times the width, convolutions
 

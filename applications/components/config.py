@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from applications.common.errors import InputError
+from .errors import InputError
 
 ConfigT = TypeVar("ConfigT")
 

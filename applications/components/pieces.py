@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.errors import InputError
-from applications.common.output import to_json
+from .errors import InputError
+from .output import to_json
 
 PyTree = Any
 Arrays = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ Pictures are inside the page, text is escaped, and it reads on a phone, in light
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import rich.console
@@ -20,6 +20,10 @@ STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.finding { font-size: 1.15rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 1rem 0; }
+dt { font-weight: 600; } dd { margin: 0; color: var(--soft); }
+@media (max-width: 30rem) { dl { display: block; } th, td { padding: .3rem .5rem; } }
 figure { margin: 1rem 0; } figcaption, .note { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
@@ -79,12 +83,13 @@ class Table(NamedTuple):
         return [grouped and i > 0 and firsts[i - 1] != first for i, first in enumerate(firsts)]
 
 
-def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+def page(title: str, finding: str, about: str, sections: Sequence[tuple[str, str]] = ()) -> str:
     """A self-contained HTML page.
 
     Args:
         title: plain text.
-        lead: plain text, the paragraph under the title.
+        finding: plain text, what came out in one sentence.
+        about: plain text, the paragraph below it.
         sections: pairs of a heading, plain text, and finished HTML.
     """
     parts = [f"<h2>{html.escape(heading)}</h2>\n{body}" for heading, body in sections]
@@ -92,10 +97,15 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n<p>{html.escape(lead)}</p>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+        f"<h1>{html.escape(title)}</h1>\n<p class=finding>{html.escape(finding)}</p>\n"
+        f"<p>{html.escape(about)}</p>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
+
+
+def columns(meanings: Mapping[str, str]) -> str:
+    """What the columns and rows of the table below mean, a line for each."""
+    lines = [f"<dt>{html.escape(name)}<dd>{html.escape(text)}\n" for name, text in meanings.items()]
+    return f"<dl>\n{''.join(lines)}</dl>"
 
 
 def figure(png: bytes, caption: str) -> str:
