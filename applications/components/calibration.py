@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from applications.common.errors import InputError
 from bilevel import implicit_gradient, linear
+
+from .errors import InputError
 
 NEWTON_STEPS = 30
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Binning:
     """A step function from a score to a probability; traceable, with the bins as constants.
 
@@ -64,13 +65,14 @@ def uniform_mass_binning(
     scores, labels = np.asarray(scores, float), np.asarray(labels)
     check_scores(scores, labels)
     bins = min(num_bins(len(scores)) if bins is None else bins, len(scores))
+    order = np.argsort(scores)
+    scores, labels = scores[order], labels[order]
     # An edge is a score itself, so that equal scores never part.
-    edges = np.unique(np.sort(scores)[np.arange(1, bins) * len(scores) // bins])
-    edges = edges[edges > scores.min()]
-    of_point = np.searchsorted(edges, scores, side="right")
-    counts = np.bincount(of_point, minlength=len(edges) + 1)
-    sums = np.bincount(of_point, weights=labels, minlength=len(edges) + 1)
-    return Binning(edges, sums / counts)
+    edges = np.unique(scores[np.arange(1, bins) * len(scores) // bins])
+    edges = edges[edges > scores[0]]
+    starts = np.concatenate([[0], np.searchsorted(scores, edges)])
+    counts = np.diff([*starts, len(scores)])
+    return Binning(edges, np.add.reduceat(labels.astype(float), starts) / counts)
 
 
 def check_scores(scores: np.ndarray, labels: np.ndarray) -> None:

@@ -11,10 +11,10 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from applications.components import curvature, networks
-from applications.unlearning import sparse
 from applications.components.errors import InputError
 from applications.components.points import Points
 from applications.components.training import Recipe, cross_entropy, logits
+from applications.unlearning import sparse
 from applications.unlearning.ascent import SCRUB, GradientAscent, NegGradPlus, divergence
 from applications.unlearning.batches import cycled
 from applications.unlearning.influence import (
