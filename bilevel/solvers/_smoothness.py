@@ -176,7 +176,8 @@ def _tried(optimizer: optax.GradientTransformation, like: PyTree) -> str | None:
     # rate or epsilon.
     given = tuple(_typical(a) if isinstance(a, jax.core.Tracer) else a for a in consts)
     # It runs once and on a few numbers: XLA's optimisations would cost ten times what they save.
-    program = jax.jit(pure).lower(given).compile({"xla_backend_optimization_level": 0})
+    options: Any = {"xla_backend_optimization_level": 0}
+    program = jax.jit(pure).lower(given).compile(options)
     trial = jax.device_get(program(given))
     if trial.flat:
         return "flat"
