@@ -1,1 +1,12 @@
-"""Complete jobs built on `bilevel`; run one with `python -m applications.NAME --help`."""
+"""Applications of bi-level optimization, each a page: `bilevel list` names them."""
+
+PAGES = (
+    "forget_set",
+    "unlearning_table",
+    "forget_set_transfer",
+    "audit",
+    "coreset",
+    "coreset_stream",
+    "condensation",
+)
+"""Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

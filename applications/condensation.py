@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.cluster
 
-from .components import cli, networks
+from .components import frame, networks
 from .components.console import make_console, progress_bar
 from .components.data import Dataset, load
 from .components.errors import InputError
@@ -195,9 +195,9 @@ def halved(x: np.ndarray) -> np.ndarray:
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    cli.main(Config, run, prog="python -m applications.condensation")
+    frame.main("condensation", Config, run, arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from .components import cli, networks
+from .components import frame, networks
 from .components.console import make_console, progress_bar
 from .components.data import load
 from .components.errors import InputError
@@ -178,9 +178,9 @@ def with_noise(
     return (labels + shift) % num_classes
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    cli.main(Config, run, prog="python -m applications.coreset")
+    frame.main("coreset", Config, run, arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .components import cli, report
+from .components import frame, report
 from .components.console import make_console, progress_bar
 from .components.data import load
 from .components.errors import InputError, NonFiniteError
@@ -233,9 +233,9 @@ def summary(result: Result) -> report.Table:
     return report.Table(["memory", "test accuracy", "beta", "points of each class"], cells)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    cli.main(Config, run, prog="python -m applications.coreset_stream")
+    frame.main("coreset_stream", Config, run, arguments)
 
 
 if __name__ == "__main__":

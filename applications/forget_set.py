@@ -46,7 +46,8 @@ class Config(frame.Config):
     budget: float = 0.1
     """What to forget: a share of the training points if below 1, a number of points otherwise."""
     methods: tuple[str, ...] = ("FT",)
-    """Unlearning methods to run beside Retrain and the no-op, or yours as module.path:Name."""
+    """Unlearning methods to run beside Retrain and the no-op: those of unlearning-table, or yours
+    as module.path:Name."""
     lower: Literal["finetune", "retrain"] = "finetune"
     """How the search unlearns: from the original model, or from fresh parameters, which costs
     more."""
@@ -122,10 +123,14 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     task = recipe.task(network, dataset)
     task.recipe.num_steps(num_points - num_forget)  # or raises
     setting = recipe.search(network, num_forget, config.gamma, config.ascent)
-    strengths = zoo.strengths_of(dataset.name, recipe.model)
+    # FT has the rate that this page's settings give it.
+    strengths = dataclasses.replace(zoo.strengths_of(dataset.name, recipe.model), FT=1.0)
     methods = zoo.find(config.methods, task.finetune, strengths)
     judged = config.judged(dataset).on_device()
-    decided = dataclasses.asdict(recipe) | {"model": network.name, "strengths": strengths}
+    decided = dataclasses.asdict(recipe) | {
+        "model": network.name,
+        "strengths": dataclasses.asdict(strengths),
+    }
 
     steps = len(config.seeds) * (1 + recipe.outer_steps + len(FORGET_SETS) * len(methods))
     with Run(PAGE, config, dataset, decided, steps) as page:

@@ -31,9 +31,9 @@ MODEL = ConvNet(10, width=8, smooth=True)
 EXACT = Implicit(NewtonStep(linear.CG(400)), linear.CG(400))
 
 
-def detached(loss, init, outer, batch):
+def detached(loss, outer, init, data):
     """The lower level's solution as a constant: no implicit term."""
-    return jax.lax.stop_gradient(NewtonStep(linear.CG(20))(loss, init, outer, batch))
+    return jax.lax.stop_gradient(NewtonStep(linear.CG(20))(loss, outer, init, data))
 
 
 def rules(curvature):

@@ -125,15 +125,15 @@ LINEAR_STEPS = (2, 4, 8, 40)
 CASES_PER_ROW = 63  # 2 families x 4 lengths of the linear solve x 2 precisions x 63 = 1,008
 
 
-def momentum(loss, init, outer, batch):
+def momentum(loss, outer, init, data):
     """Heavy-ball steps, as many as the batch says: so every case stops elsewhere."""
 
     def step(_, state):
         y, velocity = state
-        velocity = 0.5 * velocity + jax.grad(loss, 1)(outer, y, batch)
+        velocity = 0.5 * velocity + jax.grad(loss, 1)(outer, y, data)
         return y - velocity, velocity
 
-    return jax.lax.fori_loop(0, batch["steps"], step, (init, jnp.zeros_like(init)))[0]
+    return jax.lax.fori_loop(0, data["steps"], step, (init, jnp.zeros_like(init)))[0]
 
 
 @functools.cache
@@ -240,7 +240,7 @@ def main() -> None:
     with double_precision():
         (plain, predicted, corrected), products = correction_sweep()
     print(f"\ncorrection: log-log slope {slope(plain, corrected):.2f}, {products} Hessian-vector")
-    print(f"products for the plain hypergradient, {3 * products} for the corrected one")
+    print(f"products for the plain hypergradient, {4 * products} for the corrected one")
     print("inner steps   plain error   estimate   corrected error")
     for i in (0, 3, 8, 13, 18, 28, 38):
         print(f"{i + 2:>11} {plain[i]:>13.1e} {predicted[i]:>10.1e} {corrected[i]:>17.1e}")

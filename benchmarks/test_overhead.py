@@ -111,14 +111,14 @@ def saba(loss):
 
 
 def stocbio(loss):
-    options = {"num_steps": NUM_STEPS, "num_terms": NUM_TERMS, "linear_step": RATE}
+    options = {"num_inner_steps": NUM_STEPS, "num_terms": NUM_TERMS, "linear_step_size": RATE}
     problem = BilevelProblem(loss, loss)
     return stochastic(StocBiO(problem, optax.sgd(RATE), optax.sgd(RATE), **options))
 
 
 def f2sa(loss):
     problem = BilevelProblem(loss, loss)
-    return stochastic(F2SA(problem, optax.sgd(RATE), optax.sgd(RATE), PENALTY))
+    return stochastic(F2SA(problem, optax.sgd(RATE), optax.sgd(RATE), penalty=PENALTY))
 
 
 PAIRS = {

@@ -1,13 +1,17 @@
 """Bi-level optimization in JAX: minimise `F(x, y*(x))`, where `y*(x)` minimises `G(x, y)`."""
 
 from bilevel import (
+    algorithms,
     diagnostics,
     discrete,
     linear,
     projections,
     proximal,
+    rules,
     sampling,
     sharding,
+    solvers,
+    testing,
     training,
 )
 from bilevel._algorithm import (
@@ -18,21 +22,28 @@ from bilevel._corrected import (
     CorrectedHypergradient,
     corrected_hypergradient,
 )
+from bilevel._directions import (
+    StepInfo,
+)
 from bilevel._evolution import (
     evolution_hypergrad,
 )
+from bilevel._fast_on_cpu import (
+    fast_on_cpu,
+)
+from bilevel._hypergrad_status import (
+    HypergradStatus,
+)
 from bilevel._hypergradient import (
-    Hypergradient,
-    HypergradInfo,
     hypergradient,
     value_and_hypergrad,
-)
-from bilevel._parts._directions import (
-    StepInfo,
 )
 from bilevel._problem import (
     Batch,
     BilevelProblem,
+)
+from bilevel._summary import (
+    summary,
 )
 from bilevel._version import __version__ as __version__
 from bilevel.algorithms import (
@@ -71,6 +82,8 @@ from bilevel.rules import (
     SAMA,
     FiniteDifference,
     Forward,
+    Hypergradient,
+    HypergradInfo,
     Implicit,
     OneStep,
     RandomWindow,
@@ -95,10 +108,13 @@ __all__ = [
     "BilevelProblem",
     "LinearSolver",
     "Solver",
+    "fast_on_cpu",
     "run",
+    "summary",
     # Hypergradients
     "CorrectedHypergradient",
     "HypergradInfo",
+    "HypergradStatus",
     "Hypergradient",
     "corrected_hypergradient",
     "evolution_hypergrad",
@@ -154,12 +170,16 @@ __all__ = [
     "GradientDescentAscent",
     "PolicyGradient",
     # Modules
+    "algorithms",
     "diagnostics",
     "discrete",
     "linear",
     "projections",
     "proximal",
+    "rules",
     "sampling",
     "sharding",
+    "solvers",
+    "testing",
     "training",
 ]

@@ -1,11 +1,13 @@
 """An algorithm is `init` and `step`, both pure; `run` scans one over many steps."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from bilevel import _check
 from bilevel._problem import Batch, PyTree
 
 State = Any
@@ -52,19 +54,63 @@ def run(
 
     Raises:
         ValueError: `num_steps` is negative or not an integer.
-        TypeError: `batch` is a Python iterator: a compiled run would consume it once, while it is
-            traced, and see the same batch at every step.
+        TypeError: `algorithm` has no `init` and `step` or is a class, `state` is none of its
+            states, or `batch` is neither a `Batch` nor a function: a list, an iterator (which a
+            compiled run would consume once, while it is traced) or bare data.
     """
-    if not isinstance(num_steps, int) or num_steps < 0:
+    if not _check.is_integer(num_steps) or num_steps < 0:
         raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}.")
-    if isinstance(batch, Iterator):
-        raise TypeError(
-            f"`batch` must be a `Batch` or a function of the step's index, got a Python iterator"
-            f" ({type(batch).__name__}), which compiled code cannot consume. Loop over it instead:"
-            " `step = jax.jit(algorithm.step)`, then `for batch in batches: state, info ="
-            " step(state, batch)`; or draw from arrays on the device with `sampling.minibatches`."
-        )
+    _check_algorithm(algorithm)
+    _check_state(algorithm, state)
+    _check_batch(batch)
     batch_at = batch if callable(batch) else lambda _: batch
     return jax.lax.scan(
         lambda state, index: algorithm.step(state, batch_at(index)), state, jnp.arange(num_steps)
+    )
+
+
+def _check_algorithm(algorithm: Any) -> None:
+    if inspect.isclass(algorithm):
+        raise TypeError(
+            f"`algorithm` must be an instance, got the class `{algorithm.__name__}` itself."
+            f" Make one of it: `{algorithm.__name__}(problem, ...)`."
+        )
+    if not (hasattr(algorithm, "init") and hasattr(algorithm, "step")):
+        raise TypeError(
+            f"`algorithm` must have `init` and `step`, got a {type(algorithm).__name__}."
+            " The order is `run(algorithm, state, batch, num_steps)`."
+        )
+
+
+def _check_state(algorithm: Any, state: Any) -> None:
+    if not (hasattr(state, "outer") and hasattr(state, "inner")):
+        raise TypeError(
+            "`state` must have fields `outer` and `inner`, as that from `init` has, got a"
+            f" {type(state).__name__}. Write `run(algorithm, algorithm.init(outer, inner), ...)`"
+            f" with the {type(algorithm).__name__} as `algorithm`."
+        )
+
+
+def _check_batch(batch: Any) -> None:
+    if isinstance(batch, Batch) or (callable(batch) and not inspect.isclass(batch)):
+        return
+    got = f"the class `{batch.__name__}`" if inspect.isclass(batch) else type(batch).__name__
+    if isinstance(batch, Iterator):
+        got = f"a Python iterator ({got})"
+    message = f"`batch` must be a `Batch` or a function of the step's index, got {got}."
+    if isinstance(batch, Iterator):
+        raise TypeError(
+            f"{message} Compiled code cannot consume it. Loop over it instead: `step ="
+            " jax.jit(algorithm.step)`, then `for batch in batches: state, info ="
+            " step(state, batch)`; or draw from arrays on the device with `sampling.minibatches`."
+        )
+    if isinstance(batch, list | tuple) and batch and all(isinstance(b, Batch) for b in batch):
+        raise TypeError(
+            f"{message} Stack the batches and take one a step: `stack = jax.tree.map(lambda *a:"
+            " jnp.stack(a), *batches)`, then `run(algorithm, state, lambda i: jax.tree.map(lambda"
+            " a: a[i], stack), num_steps)`."
+        )
+    raise TypeError(
+        f"{message} Write `Batch(inner=..., outer=...)`: each loss sees its own field, `None` if it"
+        " needs no data."
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def positive_integer(name: str, value: Any) -> None:
@@ -43,10 +44,74 @@ def weight(name: str, value: Any) -> None:
         fraction(name, value)
 
 
+def finite(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is a finite number."""
+    if not _holds(value, lambda number: True):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+
+
+def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Raise a ValueError where an entry of `low` is known to exceed that of `high`.
+
+    Both are numbers, arrays or pytrees of them; those of different structures are not compared.
+    """
+    lows, highs = real_leaves(low_name, low), real_leaves(high_name, high)
+    count = max(len(lows), len(highs))
+    lows, highs = (a * count if len(a) == 1 else a for a in (lows, highs))
+    for under, over in zip(lows, highs, strict=False):
+        if isinstance(under, jax.core.Tracer) or isinstance(over, jax.core.Tracer):
+            continue
+        if np.ndim(under) and np.ndim(over) and np.shape(under) != np.shape(over):
+            continue
+        if not np.all(np.asarray(under) <= np.asarray(over)):
+            raise ValueError(
+                f"`{low_name}` must not exceed `{high_name}`, got {low_name}={low} and"
+                f" {high_name}={high}."
+            )
+
+
+def real_leaves(name: str, tree: Any) -> list[Any]:
+    """The leaves of a setting; a TypeError unless all are real numbers or arrays of them."""
+    leaves = jax.tree.leaves(tree)
+    for leaf in leaves:
+        if not (is_real_array(leaf) or _is_real_scalar(leaf)):
+            raise TypeError(
+                f"`{name}` must be a number, an array or a pytree of them, got {leaf!r}."
+            )
+    return leaves
+
+
+def count(name: str, value: int, size: int) -> None:
+    """Raise a ValueError if `value` exceeds the number of entries."""
+    if value > size:
+        raise ValueError(
+            f"`{name}` must be at most the number of entries, got {name}={value} for {size}."
+        )
+
+
 def seed(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer in [0, 2^31)."""
-    if not is_integer(value) or not 0 <= value < 2**31:
-        raise ValueError(f"`{name}` must be an integer in [0, 2^31), got {value!r}.")
+    """Raise a ValueError unless `value` is an integer in [0, 2^31), or a traced integer."""
+    if isinstance(value, jax.core.Tracer):
+        if value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
+            return
+    elif is_integer(value) and 0 <= value < 2**31:
+        return
+    raise ValueError(f"`{name}` must be an integer in [0, 2^31), got {value!r}.")
+
+
+def key(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is one JAX random key, of the new kind or the old."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key) and value.shape == ():
+            return
+        if dtype == jnp.uint32 and value.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
+            return
+    got = repr(value) if dtype is None else f"an array {dtype}{list(value.shape)}"
+    example = value if is_integer(value) else 0
+    raise TypeError(
+        f"`{name}` must be one random key, got {got}: pass `jax.random.key({example})`."
+    )
 
 
 def optimizer(name: str, value: Any) -> None:
@@ -110,6 +175,14 @@ def is_known(value: Any) -> bool:
     return _is_real_scalar(value) and not isinstance(value, jax.core.Tracer)
 
 
+def is_real_array(value: Any) -> bool:
+    """Whether `value` is an array, or a tracer, of floating numbers or integers."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    )
+
+
 def _holds(value: Any, condition: Any) -> bool:
     if not is_known(value):
         return _is_real_scalar(value)
@@ -122,6 +195,4 @@ def _is_real_scalar(value: Any) -> bool:
         return False
     if isinstance(value, int | float):
         return True
-    if not hasattr(value, "dtype") or jnp.shape(value) != ():
-        return False
-    return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    return is_real_array(value) and jnp.shape(value) == ()

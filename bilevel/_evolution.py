@@ -8,7 +8,8 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _check
 from bilevel._hypergradient import seen_batch
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem
+from bilevel._tree import PyTree
 from bilevel.solvers import Solver
 
 
@@ -54,7 +55,7 @@ def evolution_hypergrad(
         _check.positive_integer("num_parallel", num_parallel)
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, init, outer, batch.inner)
+        inner = solver(problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
         return problem.outer_loss(outer, inner, batch.outer), inner
 

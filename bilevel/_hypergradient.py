@@ -1,52 +1,14 @@
 """The hypergradient, two ways: as a function to call, and with the evidence beside it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel.linear import LinearInfo
-from bilevel.rules import Implicit, pullback_of
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import innermost, last_loss, objective
-
-
-class HypergradInfo(NamedTuple):
-    """Evidence of one hypergradient.
-
-    Attributes:
-        inner_grad_norm: `||grad_y G||` at the inner solution, on the data that its linear solve or
-            its last step saw; large means that the inner problem was not solved. For an `Implicit`
-            with an optimality condition of its own, the norm of that residual.
-        finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
-        linear: evidence of the linear solve, or None for a rule without one.
-    """
-
-    inner_grad_norm: jax.Array
-    finite: jax.Array
-    linear: LinearInfo | None
-
-
-class Hypergradient(NamedTuple):
-    """A hypergradient with all that was computed on the way.
-
-    Attributes:
-        value: scalar, the outer loss at the inner solution.
-        hypergrad: like the outer variable.
-        inner: the inner solution.
-        adjoint: solution u of `H u = grad_y F` (or of the system of an optimality condition), like
-            the inner variable, to warm-start the next linear solve; None for a rule without one.
-        info: evidence.
-    """
-
-    value: jax.Array
-    hypergrad: PyTree
-    inner: PyTree
-    adjoint: PyTree | None
-    info: HypergradInfo
+from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem
+from bilevel._tree import PyTree
+from bilevel.rules import Hypergradient, HypergradInfo, evidence
+from bilevel.solvers import Solver, innermost, last_loss
 
 
 def value_and_hypergrad(
@@ -69,7 +31,7 @@ def value_and_hypergrad(
     """
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, init, outer, batch.inner)
+        inner = solver(problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
         return problem.outer_loss(outer, inner, batch.outer), inner
 
@@ -99,57 +61,26 @@ def hypergradient(
             Hessian-vector and cross products of `Implicit`.
         adjoint: first guess of the linear solve, e.g. the adjoint of the step before.
 
+    A solver's own method `hypergradient(problem, outer, init, batch, adjoint)`, as `Implicit` has
+    one, is where the evidence comes from. A wrapper of yours keeps it if it is an object with the
+    wrapped solver in its field `solver` and hands arguments and result on as they are; a plain
+    function that calls a solver gives the same numbers without `adjoint` and `info.linear`.
+
     Raises:
         TypeError: see `value_and_hypergrad`.
         ValueError: `adjoint` is not like `init`, or the solver's result is not.
     """
     check_problem(problem, outer, init, seen_batch(solver, batch))
-    if isinstance(solver, Implicit):
-        if adjoint is not None:
-            check_alike("adjoint", adjoint, "init", init)
-        return _implicit(problem, solver, outer, init, batch, adjoint)
+    if adjoint is not None:
+        check_alike("adjoint", adjoint, "init", init)
+    found = evidence(solver, problem, outer, init, batch, adjoint)
+    if found is not None:
+        return found
     (value, inner), hypergrad = value_and_hypergrad(problem, solver)(outer, init, batch)
     loss = last_loss(solver, problem.inner_loss)
     stationarity = jax.grad(loss, argnums=1)(outer, inner, batch.inner)
-    info = HypergradInfo(_tree.norm(stationarity), _finite(value, hypergrad), None)
+    info = HypergradInfo.of(value, hypergrad, stationarity)
     return Hypergradient(value, hypergrad, inner, None, info)
-
-
-def _implicit(
-    problem: BilevelProblem,
-    solver: Implicit,
-    outer: PyTree,
-    init: PyTree,
-    batch: Batch,
-    adjoint: PyTree | None,
-) -> Hypergradient:
-    inner = solver.solve(problem.inner_loss, init, outer, batch.inner)
-    check_alike("the solver's result", inner, "init", init)
-    value, (direct, cotangent) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(
-        outer, inner, batch.outer
-    )
-    if batch.linear is None:
-        loss, data = objective(solver, problem.inner_loss), batch.inner
-    else:
-        loss, data = problem.inner_loss, batch.linear
-    defining, pull_back = pullback_of(loss, solver.condition)
-    pullback = pull_back(
-        lambda outer, inner: defining(outer, inner, data),
-        solver.linear_solver,
-        outer,
-        inner,
-        cotangent,
-        adjoint,
-    )
-    hypergrad = jax.tree.map(jnp.add, direct, pullback.cotangents)
-    info = HypergradInfo(
-        _tree.norm(pullback.stationarity), _finite(value, hypergrad), pullback.info
-    )
-    return Hypergradient(value, hypergrad, inner, pullback.adjoint, info)
-
-
-def _finite(value: jax.Array, hypergrad: PyTree) -> jax.Array:
-    return jnp.isfinite(value) & _tree.all_finite(hypergrad)
 
 
 def seen_batch(solver: Solver, batch: Batch) -> Batch:

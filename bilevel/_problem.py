@@ -1,6 +1,5 @@
-"""A bi-level problem: two losses with the same arguments, `loss(outer, inner, batch) -> scalar`."""
+"""A bi-level problem: two losses with the same arguments, `loss(outer, inner, data) -> scalar`."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
+from bilevel._tree import PyTree
 
-PyTree = Any
 Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
 
 
@@ -28,11 +28,11 @@ class Batch(NamedTuple):
     linear: PyTree = None
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BilevelProblem:
     """Minimise `outer_loss(x, y*(x))` over x, where `y*(x)` minimises `inner_loss(x, y)` over y.
 
-    Both losses are `loss(outer, inner, batch) -> scalar`, pure JAX functions. `outer` and `inner`
+    Both losses are `loss(outer, inner, data) -> scalar`, pure JAX functions. `outer` and `inner`
     are pytrees of floating arrays of any shape.
 
     Attributes:
@@ -50,7 +50,7 @@ class BilevelProblem:
         for name in ("outer_loss", "inner_loss"):
             if not callable(getattr(self, name)):
                 raise TypeError(
-                    f"`{name}` must be a function `(outer, inner, batch) -> scalar`,"
+                    f"`{name}` must be a function `(outer, inner, data) -> scalar`,"
                     f" got {getattr(self, name)!r}."
                 )
 
@@ -77,9 +77,19 @@ def check_variable(name: str, tree: PyTree) -> None:
             )
 
 
-def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, batch: PyTree) -> None:
+def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> None:
     """Raise a TypeError unless `loss` returns one floating scalar for these arguments."""
-    result = jax.eval_shape(loss, outer, inner, batch)
+    try:
+        result = jax.eval_shape(loss, outer, inner, data)
+    except Exception as error:  # whatever a user's function may raise
+        arguments = {"outer": outer, "inner": inner, "data": data}
+        described = "; ".join(_describe_leaves(*item) for item in arguments.items())
+        level = name.removesuffix("_loss")
+        forgotten = f" Is the data missing? Write `Batch({level}=...)`." if data is None else ""
+        raise TypeError(
+            f"`{name}` does not work for its arguments (outer, inner, data): {described}."
+            f"{forgotten} It raised {type(error).__name__}: {error}"
+        ) from error
     is_scalar = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
     if not (is_scalar and jnp.issubdtype(result.dtype, jnp.floating)):
         raise TypeError(
@@ -112,6 +122,17 @@ def check_alike(name: str, tree: PyTree, expected_name: str, expected: PyTree) -
             f"`{name}` must have the structure, shapes and dtypes of `{expected_name}`; at"
             f" `{name}{jax.tree_util.keystr(path)}` got {there}, expected {here}."
         )
+
+
+def _describe_leaves(name: str, tree: PyTree) -> str:
+    """The leaves of an argument by their paths, the first dozen of them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        return f"`{name}` is {tree!r}"
+    shown = [
+        f"`{name}{jax.tree_util.keystr(path)}` is {_describe(leaf)}" for path, leaf in leaves[:12]
+    ]
+    return ", ".join([*shown, f"{len(leaves) - 12} more"] if len(leaves) > 12 else shown)
 
 
 def _signature(leaf: Any) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Pytree arithmetic that `optax.tree` lacks: safe norms, hoisted closures, split leaves."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ def vdot(left: PyTree, right: PyTree) -> jax.Array:
         dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
         return jnp.vdot(a, b, preferred_element_type=dtype)
 
-    return sum(jax.tree.leaves(jax.tree.map(leaf_vdot, left, right)), start=jnp.float32(0.0))
+    products = jax.tree.leaves(jax.tree.map(leaf_vdot, left, right))
+    dtype = functools.reduce(jnp.promote_types, (p.dtype for p in products), jnp.float32)
+    return sum((p.astype(dtype) for p in products), start=jnp.zeros((), dtype))
 
 
 def norm(tree: PyTree) -> jax.Array:
@@ -140,10 +143,11 @@ def hoist(
     enclosing `vmap` stays behind and leaks; this hoists every array.
     """
     closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-    out_structure = jax.tree.structure(out_shape)
+    out_structure, jaxpr = jax.tree.structure(out_shape), closed.jaxpr
 
+    # Holds the program without its constants, which may be tracers that must not outlive a trace.
     def pure(consts: tuple[Any, ...], *args: PyTree) -> PyTree:
-        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, consts))
+        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, consts))
         return jax.tree.unflatten(out_structure, run(*jax.tree.leaves(args)))
 
     return pure, tuple(closed.consts)

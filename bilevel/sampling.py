@@ -61,8 +61,12 @@ def minibatches(
 
     Raises:
         ValueError: `batch_size` or `stack` is not an integer >= 1; `batch_size` exceeds the number
-            of examples, without replacement; leaves differ in their first axis.
+            of examples, without replacement; leaves differ in their first axis; there are none.
+        TypeError: `key` is no random key, such as an integer.
     """
+    _check.key("key", key)
+    if not jax.tree.leaves(data):
+        raise ValueError(f"`data` holds no arrays to draw from, got {data!r}.")
     if not isinstance(data, Batch):
         if isinstance(stack, Batch):
             raise ValueError("`stack` can be a `Batch` only where `data` is one.")
@@ -86,15 +90,19 @@ def partition(data: PyTree, batch_size: int) -> PyTree:
         data: pytree of arrays with a common first axis of length n; None stays None, and of a
             `Batch` every field is split by itself.
         batch_size: examples per minibatch; must divide n. 1 is the finite sum of the papers; larger
-            ones make steps dearer and memory (n / batch_size gradients) smaller.
+            ones make steps slower and memory (n / batch_size gradients) smaller.
 
     Returns:
         A pytree like `data` with leaves `[n / batch_size, batch_size, ...]`.
 
     Raises:
-        ValueError: `batch_size` is not an integer >= 1, or does not divide n.
+        ValueError: `batch_size` is not an integer >= 1, or does not divide n; leaves differ in
+            their first axis.
     """
+    if isinstance(data, Batch):
+        return Batch(*(None if field is None else partition(field, batch_size) for field in data))
     _check.positive_integer("batch_size", batch_size)
+    _tree.leading_size("data", data)
 
     def split(leaf: jax.Array) -> jax.Array:
         if leaf.shape[0] % batch_size:

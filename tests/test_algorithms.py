@@ -29,14 +29,14 @@ from bilevel import (
     sampling,
     stacked,
 )
-from bilevel._parts._directions import Point, directions
-from bilevel._parts._series import random_power, series
+from bilevel._directions import Point, directions
 from bilevel._problem import check_alike
+from bilevel._series import random_power, series
 from bilevel.testing import quadratic
 
 RATES = [optax.sgd(1.0), optax.sgd(1.0), optax.sgd(0.1)]
 PAIR = [optax.sgd(1.0), optax.sgd(0.3)]
-SERIES = {"num_terms": 120, "linear_step": 1.0}
+SERIES = {"num_terms": 120, "linear_step_size": 1.0}
 
 
 def squared_norm(tree):
@@ -46,16 +46,20 @@ def squared_norm(tree):
 # name -> (algorithm of a problem, steps, whether its batch is a stack of minibatches)
 EXACT = {
     "SOBA": (lambda p: SOBA(p, *RATES), 600, False),
-    "MASOBA": (lambda p: MASOBA(p, *RATES, momentum_rate=0.5), 600, False),
-    "FSLA": (lambda p: FSLA(p, *RATES, momentum_rate=0.5), 600, False),
-    "AmIGO": (lambda p: AmIGO(p, *RATES, num_steps=3, num_linear_steps=3), 600, False),
+    "MASOBA": (lambda p: MASOBA(p, *RATES, momentum_weight=0.5), 600, False),
+    "FSLA": (lambda p: FSLA(p, *RATES, momentum_weight=0.5), 600, False),
+    "AmIGO": (lambda p: AmIGO(p, *RATES, num_inner_steps=3, num_linear_steps=3), 600, False),
     "SABA": (lambda p: SABA(p, *RATES, num_inner=1, num_outer=1), 600, True),
     "SRBA": (lambda p: SRBA(p, *RATES, period=3), 600, True),
     "SPABA": (lambda p: SPABA(p, *RATES, probability=0.3), 600, True),
     # Exact up to the truncated series, (1 - 0.1)^120 = 3e-6 here.
-    "StocBiO": (lambda p: StocBiO(p, *PAIR, num_steps=3, **SERIES), 200, False),
-    "MRBO": (lambda p: MRBO(p, *PAIR, outer_rate=0.5, inner_rate=0.5, **SERIES), 200, False),
-    "VRBO": (lambda p: VRBO(p, *PAIR, num_steps=2, period=3, **SERIES), 200, True),
+    "StocBiO": (lambda p: StocBiO(p, *PAIR, num_inner_steps=3, **SERIES), 200, False),
+    "MRBO": (
+        lambda p: MRBO(p, *PAIR, outer_momentum_weight=0.5, inner_momentum_weight=0.5, **SERIES),
+        200,
+        False,
+    ),
+    "VRBO": (lambda p: VRBO(p, *PAIR, num_inner_steps=2, period=3, **SERIES), 200, True),
 }
 
 
@@ -93,12 +97,16 @@ def test_the_bias_falls_with_the_number_of_terms(name, x64):
 # One power of the series is noise even on full batches: of variance num_terms, so that the squared
 # gradient falls as 1 / t under rates that do.
 FALLING = [optax.sgd(1.0), optax.sgd(lambda t: 0.3 / (1 + t / 20))]
-POWER = {"num_terms": 60, "linear_step": 1.0}
+POWER = {"num_terms": 60, "linear_step_size": 1.0}
 NOISY = {
-    "BSA": lambda p: BSA(p, *FALLING, num_steps=3, **POWER),
+    "BSA": lambda p: BSA(p, *FALLING, num_inner_steps=3, **POWER),
     "TTSA": lambda p: TTSA(p, *FALLING, **POWER),
     "SUSTAIN": lambda p: SUSTAIN(
-        p, *FALLING, outer_rate=lambda t: (1 + t) ** (-2 / 3), inner_rate=1.0, **POWER
+        p,
+        *FALLING,
+        outer_momentum_weight=lambda t: (1 + t) ** (-2 / 3),
+        inner_momentum_weight=1.0,
+        **POWER,
     ),
 }
 
@@ -180,7 +188,7 @@ VARIANCE_REDUCED = {
     "SRBA": lambda p: SRBA(p, *SLOW, period=8),
     "SPABA": lambda p: SPABA(p, *SLOW, probability=0.25),
     "VRBO": lambda p: VRBO(
-        p, SLOW[0], optax.sgd(0.1), num_steps=2, period=4, num_terms=150, linear_step=0.5
+        p, SLOW[0], optax.sgd(0.1), num_inner_steps=2, period=4, num_terms=150, linear_step_size=0.5
     ),
 }
 
@@ -222,20 +230,20 @@ def test_soba_stalls_at_constant_rates_and_not_at_falling_ones():
 # name -> (with momentum, the same without it), at rates that let the outer variable hardly move.
 STILL = [optax.sgd(0.2), optax.sgd(0.01)]
 TRIPLE = [optax.sgd(0.2), optax.sgd(0.2), optax.sgd(0.01)]
-SHORT = {"num_terms": 10, "linear_step": 0.5}
+SHORT = {"num_terms": 10, "linear_step_size": 0.5}
 MOMENTUM = {
-    "MASOBA": (lambda p: MASOBA(p, *TRIPLE, momentum_rate=0.1), lambda p: SOBA(p, *TRIPLE)),
+    "MASOBA": (lambda p: MASOBA(p, *TRIPLE, momentum_weight=0.1), lambda p: SOBA(p, *TRIPLE)),
     "FSLA": (
-        lambda p: FSLA(p, *TRIPLE, momentum_rate=0.1),
-        lambda p: FSLA(p, *TRIPLE, momentum_rate=1.0),
+        lambda p: FSLA(p, *TRIPLE, momentum_weight=0.1),
+        lambda p: FSLA(p, *TRIPLE, momentum_weight=1.0),
     ),
     "MRBO": (
-        lambda p: MRBO(p, *STILL, outer_rate=0.1, inner_rate=0.1, **SHORT),
-        lambda p: MRBO(p, *STILL, outer_rate=1.0, inner_rate=1.0, **SHORT),
+        lambda p: MRBO(p, *STILL, outer_momentum_weight=0.1, inner_momentum_weight=0.1, **SHORT),
+        lambda p: MRBO(p, *STILL, outer_momentum_weight=1.0, inner_momentum_weight=1.0, **SHORT),
     ),
     "SUSTAIN": (
-        lambda p: SUSTAIN(p, *STILL, outer_rate=0.1, inner_rate=0.1, **SHORT),
-        lambda p: SUSTAIN(p, *STILL, outer_rate=1.0, inner_rate=1.0, **SHORT),
+        lambda p: SUSTAIN(p, *STILL, outer_momentum_weight=0.1, inner_momentum_weight=0.1, **SHORT),
+        lambda p: SUSTAIN(p, *STILL, outer_momentum_weight=1.0, inner_momentum_weight=1.0, **SHORT),
     ),
 }
 
@@ -260,11 +268,19 @@ def test_momentum_averages_the_noise_of_the_hypergradient(name):
 
 # One sample for each of the inner steps and products, or the same data for all of them.
 NESTED = {
-    "BSA": lambda p, **o: BSA(p, *PAIR, num_steps=3, num_terms=4, linear_step=1.0, **o),
-    "StocBiO": lambda p, **o: StocBiO(p, *PAIR, num_steps=3, num_terms=4, linear_step=1.0, **o),
-    "AmIGO": lambda p, **o: AmIGO(p, *RATES, num_steps=3, num_linear_steps=4, **o),
+    "BSA": lambda p, **o: BSA(p, *PAIR, num_inner_steps=3, num_terms=4, linear_step_size=1.0, **o),
+    "StocBiO": lambda p, **o: StocBiO(
+        p, *PAIR, num_inner_steps=3, num_terms=4, linear_step_size=1.0, **o
+    ),
+    "AmIGO": lambda p, **o: AmIGO(p, *RATES, num_inner_steps=3, num_linear_steps=4, **o),
     "MRBO": lambda p, **o: MRBO(
-        p, *PAIR, num_terms=4, linear_step=1.0, outer_rate=0.5, inner_rate=0.5, **o
+        p,
+        *PAIR,
+        num_terms=4,
+        linear_step_size=1.0,
+        outer_momentum_weight=0.5,
+        inner_momentum_weight=0.5,
+        **o,
     ),
 }
 
@@ -378,7 +394,7 @@ def test_a_diverging_lower_level_shows_in_info(name):
     algorithm = {
         "SOBA": SOBA(case.problem, fast, fast, optax.sgd(0.1)),
         "StocBiO": StocBiO(
-            case.problem, fast, optax.sgd(0.1), num_steps=2, num_terms=3, linear_step=0.5
+            case.problem, fast, optax.sgd(0.1), num_inner_steps=2, num_terms=3, linear_step_size=0.5
         ),
         "SRBA": SRBA(case.problem, fast, fast, optax.sgd(0.1), period=2),
     }[name]
@@ -439,14 +455,14 @@ ERRORS = {
         "`projection` must be a function of the outer variable",
     ),
     "average": (
-        lambda: MASOBA(GOOD, SGD, SGD, SGD, momentum_rate=0.0),
+        lambda: MASOBA(GOOD, SGD, SGD, SGD, momentum_weight=0.0),
         ValueError,
-        r"`momentum_rate` must be a number in \(0, 1\], got 0.0",
+        r"`momentum_weight` must be a number in \(0, 1\], got 0.0",
     ),
     "momentum": (
-        lambda: FSLA(GOOD, SGD, SGD, SGD, momentum_rate=1.5),
+        lambda: FSLA(GOOD, SGD, SGD, SGD, momentum_weight=1.5),
         ValueError,
-        r"`momentum_rate` must be a number in \(0, 1\], got 1.5",
+        r"`momentum_weight` must be a number in \(0, 1\], got 1.5",
     ),
     "table": (
         lambda: SABA(GOOD, SGD, SGD, SGD, num_inner=0, num_outer=1),
@@ -474,52 +490,70 @@ ERRORS = {
         r"`probability` must be a number in \(0, 1\], got 2",
     ),
     "steps": (
-        lambda: StocBiO(GOOD, SGD, SGD, num_steps=0, num_terms=1, linear_step=1.0),
+        lambda: StocBiO(GOOD, SGD, SGD, num_inner_steps=0, num_terms=1, linear_step_size=1.0),
         ValueError,
-        "`num_steps` must be an integer >= 1, got 0",
+        "`num_inner_steps` must be an integer >= 1, got 0",
     ),
     "terms": (
-        lambda: TTSA(GOOD, SGD, SGD, num_terms=0, linear_step=1.0),
+        lambda: TTSA(GOOD, SGD, SGD, num_terms=0, linear_step_size=1.0),
         ValueError,
         "`num_terms` must be an integer >= 1, got 0",
     ),
     "linear step": (
-        lambda: TTSA(GOOD, SGD, SGD, num_terms=1, linear_step=-1.0),
+        lambda: TTSA(GOOD, SGD, SGD, num_terms=1, linear_step_size=-1.0),
         ValueError,
-        "`linear_step` must be a finite number > 0, got -1.0",
+        "`linear_step_size` must be a finite number > 0, got -1.0",
     ),
     "inner of a series": (
-        lambda: TTSA(GOOD, 1, SGD, num_terms=1, linear_step=1.0),
+        lambda: TTSA(GOOD, 1, SGD, num_terms=1, linear_step_size=1.0),
         TypeError,
         "`inner_optimizer` must be an Optax",
     ),
     "minibatch": (
-        lambda: BSA(GOOD, SGD, SGD, num_steps=1, num_terms=1, linear_step=1.0, minibatch=4),
+        lambda: BSA(
+            GOOD, SGD, SGD, num_inner_steps=1, num_terms=1, linear_step_size=1.0, minibatch=4
+        ),
         TypeError,
-        "`minibatch` must be a function of a batch and an index such as `bilevel.stacked`",
+        "`minibatch` must be a function of the data and an index such as `bilevel.stacked`",
     ),
     "seed of a series": (
-        lambda: TTSA(GOOD, SGD, SGD, num_terms=1, linear_step=1.0, seed=1.5),
+        lambda: TTSA(GOOD, SGD, SGD, num_terms=1, linear_step_size=1.0, seed=1.5),
         ValueError,
         "`seed` must be an integer",
     ),
     "outer rate": (
-        lambda: MRBO(GOOD, SGD, SGD, num_terms=1, linear_step=1.0, outer_rate=0, inner_rate=1),
+        lambda: MRBO(
+            GOOD,
+            SGD,
+            SGD,
+            num_terms=1,
+            linear_step_size=1.0,
+            outer_momentum_weight=0,
+            inner_momentum_weight=1,
+        ),
         ValueError,
-        "`outer_rate` must be a number in",
+        "`outer_momentum_weight` must be a number in",
     ),
     "inner rate": (
-        lambda: MRBO(GOOD, SGD, SGD, num_terms=1, linear_step=1.0, outer_rate=1, inner_rate=-1),
+        lambda: MRBO(
+            GOOD,
+            SGD,
+            SGD,
+            num_terms=1,
+            linear_step_size=1.0,
+            outer_momentum_weight=1,
+            inner_momentum_weight=-1,
+        ),
         ValueError,
-        "`inner_rate` must be a number in",
+        "`inner_momentum_weight` must be a number in",
     ),
     "linear steps": (
-        lambda: AmIGO(GOOD, SGD, SGD, SGD, num_steps=1, num_linear_steps=0),
+        lambda: AmIGO(GOOD, SGD, SGD, SGD, num_inner_steps=1, num_linear_steps=0),
         ValueError,
         "`num_linear_steps` must be an integer >= 1",
     ),
     "VRBO period": (
-        lambda: VRBO(GOOD, *PAIR, num_steps=1, period=0, num_terms=1, linear_step=1.0),
+        lambda: VRBO(GOOD, *PAIR, num_inner_steps=1, period=0, num_terms=1, linear_step_size=1.0),
         ValueError,
         "`period` must be an integer >= 1",
     ),

@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -27,11 +29,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Imports point down: a module may import its own layer's package or a lower layer.
 LAYERS = {
+    "bilevel._bytecode": 0,
     "bilevel._check": 0,
+    "bilevel._describe": 0,
+    "bilevel._fingerprint": 0,
     "bilevel._version": 0,
     "bilevel._tree": 0,
+    "bilevel._derivatives": 0,
+    "bilevel._vector": 0,
     "bilevel._problem": 0,
     "bilevel._algorithm": 0,
+    "bilevel._cpu_operations": 0,
+    "bilevel._fast_on_cpu": 0,
     "bilevel.discrete": 0,
     "bilevel.projections": 0,
     "bilevel.proximal": 0,
@@ -39,18 +48,42 @@ LAYERS = {
     "bilevel.linear": 1,
     "bilevel.solvers": 1,
     "bilevel.rules": 2,
+    "bilevel._hypergrad_status": 1,
+    "bilevel._summary": 1,
     "bilevel._hypergradient": 3,
     "bilevel._corrected": 3,
     "bilevel._evolution": 3,
-    "bilevel._parts": 3,
+    "bilevel._settings": 3,
+    "bilevel._descent": 3,
+    "bilevel._directions": 3,
+    "bilevel._finite_sum": 3,
+    "bilevel._momentum": 3,
+    "bilevel._series": 3,
+    "bilevel._penalty": 3,
     "bilevel.algorithms": 4,
     "bilevel.diagnostics": 5,
     "bilevel.testing": 5,
     "bilevel.sharding": 6,
     "bilevel.training": 6,
+    "bilevel._command": 6,
 }
 # Siblings in these packages must not know each other.
 INDEPENDENT = ("bilevel.algorithms",)
+
+# Still to go: modules that import a private module of another package.
+PRIVATE_EXCEPTIONS = {
+    ("bilevel._corrected", "bilevel.solvers._minimize"),
+    ("bilevel._hypergradient", "bilevel.solvers._minimize"),
+    ("bilevel.algorithms._pzobo", "bilevel.solvers._minimize"),
+    ("bilevel.diagnostics._check_hypergrad", "bilevel.solvers._minimize"),
+    ("bilevel.diagnostics._diagnose", "bilevel.solvers._minimize"),
+    ("bilevel.diagnostics._plan", "bilevel.solvers._minimize"),
+    ("bilevel.rules._attach", "bilevel.solvers._smoothness"),
+    ("bilevel.rules._first_order", "bilevel.solvers._minimize"),
+    ("bilevel.rules._first_order", "bilevel.solvers._smoothness"),
+    ("bilevel.rules._implicit", "bilevel.linear._solve"),
+    ("bilevel.rules._implicit", "bilevel.solvers._minimize"),
+}
 
 MODULES = sorted((ROOT / "bilevel").rglob("*.py"))
 PUBLIC_DOOR = ROOT / "bilevel" / "__init__.py"
@@ -70,10 +103,11 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             # `from bilevel import _tree` names a module, `from bilevel.x import y` a member.
-            plain = node.module == "bilevel"
-            yield from (f"bilevel.{a.name}" for a in node.names) if plain else (node.module,)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            private = [n for n in names if re.search(r"\._[a-z]\w*$", n)]
+            yield from names if node.module == "bilevel" else private or (node.module,)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
@@ -86,6 +120,49 @@ def test_imports_point_down(path):
         assert LAYERS[unit(target)] <= LAYERS[unit(own)], f"{own} imports {target} from above"
         if unit(own) in INDEPENDENT and own != unit(own):
             assert unit(target) != unit(own), f"{own} imports its sibling {target}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_private_module_is_imported_across_packages(path):
+    """Of another package only what its `__init__` offers; `bilevel._x` is everybody's."""
+    own = module_name(path)
+    for target in imports(path):
+        inside = target.startswith("bilevel.") and "._" in target.removeprefix("bilevel.")
+        if inside and unit(target) != unit(own):
+            assert (own, target) in PRIVATE_EXCEPTIONS, f"{own} imports {target}"
+
+
+APPLICATIONS = sorted((ROOT / "applications").rglob("*.py"))
+FAMILIES = ("unlearning", "coresets", "condensing")
+"""Of methods: they know `components` and themselves; pages know all of these and no other page."""
+
+
+def own_imports(path):
+    """The first component below `applications` of everything that a module imports from there."""
+    depth = len(path.relative_to(ROOT / "applications").parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (name.split(".")[0] for name in names)
+
+
+@pytest.mark.parametrize("path", APPLICATIONS, ids=module_name)
+def test_the_applications_have_layers(path):
+    targets = set(own_imports(path)) - {"PAGES"}
+    room = path.relative_to(ROOT / "applications").parts[0]
+    if room == "components":
+        assert not targets, f"{path} imports {targets} from above"
+    elif room in FAMILIES:
+        assert targets <= {"components"}, f"{path} imports {targets}"
+    else:
+        assert targets <= {"components", *FAMILIES}, f"{path} imports another page: {targets}"
+    # So that they work from a source tree and from a wheel, where they lie elsewhere.
+    assert not [n for n in imports(path) if n.startswith("applications")], "imports are relative"
+
+
+@pytest.mark.parametrize("path", APPLICATIONS, ids=module_name)
+def test_application_files_are_short_and_open_with_a_sentence(path):
+    test_files_are_short_and_open_with_a_sentence(path)
 
 
 @pytest.mark.parametrize("folder", ["applications", "benchmarks"])
@@ -212,3 +289,26 @@ def test_importing_loads_nothing_heavy():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_the_skeleton_works_when_copied_into_the_package(tmp_path):
+    """As docs/new-algorithm.md and CONTRIBUTING.md say: its file, and a line in both doors."""
+    page = (ROOT / "docs" / "new-algorithm.md").read_text()
+    skeleton, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(ROOT / "bilevel", tmp_path / "bilevel")
+    package = tmp_path / "bilevel" / "algorithms"
+    (package / "_my_method.py").write_text(skeleton)
+    for door, line in (
+        (package / "__init__.py", "from bilevel.algorithms._my_method import Alternating\n"),
+        (package.parent / "__init__.py", "from bilevel.algorithms import Alternating\n"),
+    ):
+        door.write_text(door.read_text() + line)
+    for target in imports(package / "_my_method.py"):
+        if target.startswith("bilevel"):
+            assert LAYERS[unit(target)] <= LAYERS["bilevel.algorithms"]
+    code = f"import optax\nfrom bilevel import Alternating\n{check}\nprint(Alternating.__module__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "bilevel.algorithms._my_method", run.stdout + run.stderr

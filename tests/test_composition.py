@@ -45,7 +45,7 @@ def test_loss_may_close_over_traced_values_of_every_transformation(name, x64):
     def total(x):
         def one(index):
             loss = lambda _, y, __: 0.5 * jnp.sum((y - table[index] * x) ** 2)
-            return jnp.sum(EXACT[name](loss, jnp.zeros(2), None, None) ** 2)
+            return jnp.sum(EXACT[name](loss, None, jnp.zeros(2), None) ** 2)
 
         return jnp.sum(jax.vmap(one)(jnp.arange(3)))
 
@@ -62,7 +62,7 @@ def test_gradient_in_the_data_and_the_start(name, x64):
     def solution(data, init):
         loss = lambda x, y, b: 0.5 * jnp.sum(x * (y - b["target"]) ** 2)
         solver = EXACT[name]
-        return jnp.sum(solver(loss, init, jnp.ones(3), {"target": data, "label": jnp.arange(3)}))
+        return jnp.sum(solver(loss, jnp.ones(3), init, {"target": data, "label": jnp.arange(3)}))
 
     grads = jax.jit(jax.grad(solution, argnums=(0, 1)))(jnp.arange(3.0), jnp.zeros(3))
     chex.assert_trees_all_close(grads, (jnp.ones(3), jnp.zeros(3)), atol=1e-10)
@@ -92,7 +92,7 @@ def test_second_derivatives_of_an_implicit_solution(name, x64):
     )
 
     def value(outer):
-        inner = solver(case.problem.inner_loss, case.init, outer, case.batch.inner)
+        inner = solver(case.problem.inner_loss, outer, case.init, case.batch.inner)
         return case.problem.outer_loss(outer, inner, case.batch.outer)
 
     hessian = jax.jit(jax.jacrev(jax.grad(value)))(case.outer)
@@ -105,7 +105,7 @@ def test_an_outside_solution_carries_the_implicit_gradient(x64):
 
     def value(outer):
         inner = implicit_gradient(
-            case.problem.inner_loss, found_elsewhere, outer, case.batch.inner, linear.Dense()
+            case.problem.inner_loss, outer, found_elsewhere, case.batch.inner, linear.Dense()
         )
         return case.problem.outer_loss(outer, inner, case.batch.outer)
 
@@ -118,7 +118,7 @@ def test_minibatches_see_their_part_and_implicit_sees_the_mean(x64):
     loss = lambda x, y, b: 0.5 * jnp.sum((y - x * b) ** 2)
     minimize = Minimize(optax.sgd(optax.linear_schedule(0.3, 0.0, 400)), 400, minibatch=stacked)
     solver = Implicit(minimize, linear.CG(tolerance=1e-12))
-    solve = lambda x: solver(loss, jnp.zeros(2), x, targets)
+    solve = lambda x: solver(loss, x, jnp.zeros(2), targets)
     x = jnp.array([1.0, -2.0])
     chex.assert_trees_all_close(solve(x), x * targets.mean(0), atol=2e-2)
     # Linear in x: the implicit gradient is exact wherever the solution stands.

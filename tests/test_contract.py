@@ -99,7 +99,7 @@ def inner_descent(num_steps):
 
 THREE = [optax.sgd(0.5), optax.sgd(0.5), optax.sgd(0.1)]
 TWO = [optax.sgd(0.5), optax.sgd(0.02)]
-SERIES = {"num_terms": 10, "linear_step": 1.0}
+SERIES = {"num_terms": 10, "linear_step_size": 1.0}
 
 ALGORITHMS = {
     "DoubleLoop, AID": lambda problem: DoubleLoop(
@@ -120,40 +120,50 @@ ALGORITHMS = {
         warm_start=False,
     ),
     "SOBA": lambda problem: SOBA(problem, *THREE),
-    "MASOBA": lambda problem: MASOBA(problem, *THREE, momentum_rate=0.5),
-    "FSLA": lambda problem: FSLA(problem, *THREE, momentum_rate=0.5),
-    "AmIGO": lambda problem: AmIGO(problem, *THREE, num_steps=5, num_linear_steps=5),
-    "StocBiO": lambda problem: StocBiO(problem, *TWO, num_steps=5, **SERIES),
-    "BSA": lambda problem: BSA(problem, *TWO, num_steps=5, **SERIES),
+    "MASOBA": lambda problem: MASOBA(problem, *THREE, momentum_weight=0.5),
+    "FSLA": lambda problem: FSLA(problem, *THREE, momentum_weight=0.5),
+    "AmIGO": lambda problem: AmIGO(problem, *THREE, num_inner_steps=5, num_linear_steps=5),
+    "StocBiO": lambda problem: StocBiO(problem, *TWO, num_inner_steps=5, **SERIES),
+    "BSA": lambda problem: BSA(problem, *TWO, num_inner_steps=5, **SERIES),
     "TTSA": lambda problem: TTSA(problem, *TWO, **SERIES),
-    "SUSTAIN": lambda problem: SUSTAIN(problem, *TWO, outer_rate=0.5, inner_rate=0.5, **SERIES),
-    "MRBO": lambda problem: MRBO(problem, *TWO, outer_rate=0.5, inner_rate=0.5, **SERIES),
+    "SUSTAIN": lambda problem: SUSTAIN(
+        problem, *TWO, outer_momentum_weight=0.5, inner_momentum_weight=0.5, **SERIES
+    ),
+    "MRBO": lambda problem: MRBO(
+        problem, *TWO, outer_momentum_weight=0.5, inner_momentum_weight=0.5, **SERIES
+    ),
     "SABA": lambda problem: SABA(problem, *THREE, num_inner=1, num_outer=1),
     "SRBA": lambda problem: SRBA(problem, *THREE, period=5),
     "SPABA": lambda problem: SPABA(problem, *THREE, probability=0.2),
-    "VRBO": lambda problem: VRBO(problem, *TWO, num_steps=3, period=5, **SERIES),
-    "F2SA": lambda problem: F2SA(problem, optax.sgd(0.1), optax.sgd(1.0), 30.0, num_steps=5),
+    "VRBO": lambda problem: VRBO(problem, *TWO, num_inner_steps=3, period=5, **SERIES),
+    "F2SA": lambda problem: F2SA(
+        problem, optax.sgd(1.0), optax.sgd(0.1), penalty=30.0, num_inner_steps=5
+    ),
     "F2SA, growing, projected": lambda problem: F2SA(
         problem,
-        optax.adam(0.1),
         optax.sgd(1.0),
-        lambda count: 10.0 + count,
+        optax.adam(0.1),
+        penalty=lambda count: 10.0 + count,
         projection=projections.Box(-5.0, 5.0),
     ),
     "CentralF2SA": lambda problem: CentralF2SA(
-        problem, optax.sgd(0.1), optax.sgd(0.9), 30.0, num_steps=5
+        problem, optax.sgd(0.9), optax.sgd(0.1), penalty=30.0, num_inner_steps=5
     ),
     "BOME": lambda problem: BOME(problem, inner_descent(10), optax.sgd(0.1), optax.sgd(0.1)),
     "ValuePBGD": lambda problem: ValuePBGD(
-        problem, inner_descent(2), optax.sgd(1.0), optax.sgd(0.9), 10.0
+        problem, inner_descent(2), optax.sgd(0.9), optax.sgd(1.0), penalty=10.0
     ),
-    "GradientPBGD": lambda problem: GradientPBGD(problem, optax.sgd(1.0), optax.sgd(0.4), 10.0),
-    "MEHA": lambda problem: MEHA(problem, optax.sgd(1.0), 0.4, 10.0, smoothing=1.0),
+    "GradientPBGD": lambda problem: GradientPBGD(
+        problem, optax.sgd(0.4), optax.sgd(1.0), penalty=10.0
+    ),
+    "MEHA": lambda problem: MEHA(
+        problem, optax.sgd(1.0), inner_step_size=0.4, penalty=10.0, smoothing=1.0
+    ),
     "PZOBO": lambda problem: PZOBO(
         problem, inner_descent(20), optax.sgd(0.02), radius=1e-2, num_directions=4
     ),
     "FastBAT": lambda problem: FastBAT(
-        problem, optax.sgd(0.1), (-100.0, 100.0), sharpness=1.0, num_warm_steps=2
+        problem, optax.sgd(0.1), bounds=(-100.0, 100.0), sharpness=1.0, num_warm_steps=2
     ),
 }
 FINITE_SUM = ("SABA", "SRBA", "SPABA", "VRBO")  # their batch is a stack of minibatches
@@ -217,9 +227,9 @@ def test_the_algorithm_contract_can_fail(fault, error, message):
 @pytest.mark.parametrize(
     ("solver", "error", "message"),
     [
-        (lambda loss, init, outer, batch: init, AssertionError, "the inner loss must fall"),
+        (lambda loss, outer, init, data: init, AssertionError, "the inner loss must fall"),
         (
-            lambda loss, init, outer, batch: jax.tree.map(lambda a: a.astype(jnp.bfloat16), init),
+            lambda loss, outer, init, data: jax.tree.map(lambda a: a.astype(jnp.bfloat16), init),
             ValueError,
             r"got bfloat16\[8\], expected float32\[8\]",
         ),

@@ -1,10 +1,12 @@
 """Data from other hands: LIBSVM, npz, archives and records; none may run code or land elsewhere."""
 
 import bz2
+import gzip
 import hashlib
 import io
 import os
 import pathlib
+import struct
 import tarfile
 import zipfile
 
@@ -13,7 +15,7 @@ import pytest
 
 from applications.components.archives import check_sha256, unpack
 from applications.components.errors import InputError
-from applications.components.formats import read_libsvm, read_npz
+from applications.components.formats import read_idx, read_libsvm, read_npz
 from applications.components.records import to_arrays
 
 LINES = "+1 1:0.5 3:2\n-1 2:-1.5e-1  # a comment\n\n+1\n"
@@ -41,12 +43,17 @@ def test_libsvm_is_read_as_written(tmp_path, suffix):
         (b"1 2:2 1:3\n", "line 1: indices must ascend from 1"),
         (b"1 9:2\n", "examples of 4 features, got 1 examples and index 9. Correct `num_features`"),
         (b"\xff\xfe", "is no complete LIBSVM file"),
+        (b"1 99999999999999999999999:1", "line 1: .*too large"),
+        (b"1 999999999999:1", "an example with index 999999999999: as a dense array .*would take"),
+        (b"1 1:nan", "line 1: numbers must be finite and below 3.4e38"),
+        (b"1 1:1e39", "line 1: numbers must be finite and below 3.4e38"),
+        (b"inf 1:1", "line 1: numbers must be finite and below 3.4e38"),
     ],
 )
 def test_damaged_libsvm(tmp_path, content, message):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_libsvm(tmp_path / "a", num_features=4 if b"9:" in content else None)
+        read_libsvm(tmp_path / "a", num_features=4 if b" 9:" in content else None)
 
 
 def test_cut_bz2(tmp_path):
@@ -88,6 +95,54 @@ def test_damaged_npz(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(buffer.getvalue()[:60] if content is None else content)
     with pytest.raises(InputError, match="is no npz file of plain arrays"):
         read_npz(tmp_path / "a.npz", ("x",))
+
+
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+MEMBERS = {
+    "an array's name alone": (b"not an array", "the magic string is not correct"),
+    "too large": (
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}\n"),
+        r"x states the shape \(1000000000000,\) and has no 8000000000000 bytes",
+    ),
+    "cut": (
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (4,)}\n") + bytes(24),
+        r"x states the shape \(4,\) and has no 32 bytes",
+    ),
+    "of the future": (b"\x93NUMPY\x09\x00" + bytes(20), "version|format"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_npz_with_a_member_that_is_no_array(tmp_path, name):
+    content, message = MEMBERS[name]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", content)
+    with pytest.raises(InputError, match=f"is no npz file of plain arrays .*({message})"):
+        read_npz(tmp_path / "a.npz", ("x",))
+
+
+def test_an_npy_is_no_npz(tmp_path):
+    np.save(tmp_path / "a.npy", DENSE)
+    with pytest.raises(InputError, match="is no npz file of plain arrays"):
+        read_npz(tmp_path / "a.npy", ("x",))
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1, 0, 2**32 - 1), (2**32 - 1,) * 3])
+def test_idx_whose_header_states_too_much(tmp_path, shape):
+    header = bytes([0, 0, 8, 3]) + struct.pack(">III", *shape)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(header))
+    with pytest.raises(InputError, match=r"states an impossible shape, \(4294967295, .*again"):
+        read_idx(tmp_path / "a.gz", 3)
+
+
+def test_idx_with_more_than_it_states(tmp_path):
+    content = bytes([0, 0, 8, 1]) + struct.pack(">I", 3) + bytes(10_000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match=r"must hold 3 bytes for its shape \(3,\), got more"):
+        read_idx(tmp_path / "a.gz", 1)
 
 
 def make_tar(path, *members):
@@ -152,6 +207,96 @@ def test_damaged_archives(tmp_path):
         unpack(cut, tmp_path / "out", sha256="00")
     with pytest.raises(InputError, match="missing cannot be read: No such file"):
         check_sha256(tmp_path / "missing", "00")
+
+
+NOISE = np.random.default_rng(0).bytes(100_000)
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("place", [60, 0.5, -5], ids=["start", "middle", "checksum"])
+def test_a_flipped_byte_of_a_compressed_tar(tmp_path, kind, place):
+    path = tmp_path / f"a.tar.{kind}"
+    with tarfile.open(path, f"w:{kind}") as tar:
+        info = tarfile.TarInfo("x.bin")
+        info.size = len(NOISE)
+        tar.addfile(info, io.BytesIO(NOISE))
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content)) if isinstance(place, float) else place] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no complete archive.*Download it again"):
+        unpack(path, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
+
+
+@pytest.mark.parametrize("length", [0, 512, 1024, 1500, 2048])
+def test_a_plain_tar_that_was_cut(tmp_path, length):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in "xy":
+            info = tarfile.TarInfo(name)
+            info.size = 512
+            tar.addfile(info, io.BytesIO(bytes(512)))
+    content = path.read_bytes()
+    path.write_bytes(content[: 2048 + 512])  # one of its two last blocks is enough
+    unpack(path, tmp_path / "whole")
+    path.write_bytes(content[:length])
+    with pytest.raises(InputError, match="is no complete archive.*Download it again"):
+        unpack(path, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "whole"]
+
+
+def edited_zip(changes):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x", "y" * 1000)
+    content = bytearray(buffer.getvalue())
+    central = content.rfind(b"PK\x01\x02")
+    for place, value in changes(central):
+        content[place] = value
+    return bytes(content)
+
+
+ZIPS = {
+    "encrypted": lambda central: [(6, 1), (central + 8, 1)],
+    "unknown method": lambda central: [(8, 99), (central + 10, 99)],
+    "damaged": lambda central: [(34, 0x1E), (35, 0x34)],
+    "checksum": lambda central: [(14, 0), (central + 16, 0)],
+}
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_damaged_zips(tmp_path, name):
+    (tmp_path / "a.zip").write_bytes(edited_zip(ZIPS[name]))
+    with pytest.raises(InputError, match="is no complete archive.*Download it again"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_archives_that_would_fill_the_disk(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros", bytes(10_000))
+    make_tar(tmp_path / "a.tar.gz", *((f"{i}", tarfile.REGTYPE, "") for i in range(50)))
+    for path, limit in ((tmp_path / "a.zip", 9_999), (tmp_path / "a.tar.gz", 99)):
+        with pytest.raises(InputError, match=f"unpacks to more than {limit} bytes.*max_bytes"):
+            unpack(path, tmp_path / "out", max_bytes=limit)
+        unpack(path, tmp_path / "out", max_bytes=limit + 1)
+
+
+def test_unpacking_replaces_files_of_the_same_name_only(tmp_path):
+    (tmp_path / "out" / "e").mkdir(parents=True)
+    (tmp_path / "out" / "e" / "file").write_text("old")
+    (tmp_path / "out" / "e" / "other").write_text("kept")
+    make_zip(tmp_path / "a.zip", "e/file", "f/new")
+    unpack(tmp_path / "a.zip", tmp_path / "out")
+    texts = {p.name: p.read_text() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert texts == {"file": "ok", "other": "kept", "new": "ok"}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    make_zip(tmp_path / "a.zip", "e/file")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="a.zip cannot be unpacked to .*out: .*Not a directory"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
 IMAGES = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)

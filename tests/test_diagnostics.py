@@ -278,4 +278,4 @@ def test_plan_has_standard_candidates():
     names = {row.name for row in plan.rows}
     assert {"Implicit, CG", "Truncated, last=4", "unrolled, remat='none'"} <= names
     with pytest.raises(ValueError, match="`solver` holds no `Minimize`"):
-        plan_memory(case.problem, lambda loss, y, x, b: y, case.outer, case.init, case.batch)
+        plan_memory(case.problem, lambda loss, x, y, b: y, case.outer, case.init, case.batch)

@@ -312,8 +312,10 @@ WRONG = {
     "margin zero": (ValueError, lambda: policy_gradient(margin=0.0), "`margin` must be a finite"),
     "policy solver": (
         TypeError,
-        lambda: PolicyGradient(GOOD, 3, optax.sgd(0.1), 4, projections.Box()),
-        "`solver` must be a solver",
+        lambda: PolicyGradient(
+            GOOD, 3, optax.sgd(0.1), num_samples=4, projection=projections.Box()
+        ),
+        "`solver` must be a function such as `Minimize",
     ),
     "capped box": (
         ValueError,

@@ -25,6 +25,8 @@ GOOD = BilevelProblem(SUM, SUM)
 SOLVER = Minimize(optax.sgd(0.1), 4)
 INIT = {"w": jnp.zeros(3)}
 ADJOINT = {"w": jnp.zeros(4)}
+DOUBLE_LOOP = DoubleLoop(GOOD, SOLVER, optax.sgd(0.1))
+STATE = DOUBLE_LOOP.init(jnp.zeros(2), INIT)
 
 
 def evaluate(problem=GOOD, solver=SOLVER, outer=None, init=INIT, batch=None, adjoint=None):
@@ -87,15 +89,47 @@ INPUTS = {
     ),
     "double loop, solver": (
         lambda: DoubleLoop(GOOD, 0.1, optax.sgd(0.1)),
-        "`solver` must be a solver such as",
+        "`solver` must be a function such as",
     ),
     "double loop, optimizer": (
         lambda: DoubleLoop(GOOD, SOLVER, 0.1),
-        "`optimizer` must be an Optax transformation",
+        "`outer_optimizer` must be an Optax transformation",
     ),
     "double loop, projection": (
         lambda: DoubleLoop(GOOD, SOLVER, optax.sgd(0.1), projection=1.0),
         r"`projection` must be a function of the outer variable.*got 1.0",
+    ),
+    "run with swapped arguments": (
+        lambda: run(STATE, DOUBLE_LOOP, Batch(), 1),
+        r"`algorithm` must have `init` and `step`, got a DoubleLoopState. The order is `run\(alg",
+    ),
+    "run of a class": (
+        lambda: run(DoubleLoop, STATE, Batch(), 1),
+        r"`algorithm` must be an instance, got the class `DoubleLoop` itself. Make one of it: `Dou",
+    ),
+    "run without init": (
+        lambda: run(DOUBLE_LOOP, (jnp.zeros(2), INIT), Batch(), 1),
+        r"`state` must have fields `outer` and `inner`.* got a tuple. Write `run\(algorithm, algor",
+    ),
+    "run of a dictionary": (
+        lambda: run(DOUBLE_LOOP, {"outer": jnp.zeros(2), "inner": INIT}, Batch(), 1),
+        "`state` must have fields `outer` and `inner`.* got a dict. Write",
+    ),
+    "run over a list of batches": (
+        lambda: run(DOUBLE_LOOP, STATE, [Batch(), Batch()], 2),
+        "`batch` must be a `Batch` or a function of the step's index, got list. Stack the batches",
+    ),
+    "run over an iterator": (
+        lambda: run(DOUBLE_LOOP, STATE, iter([Batch()]), 1),
+        r"got a Python iterator \(list_iterator\). Compiled code cannot consume it. Loop over",
+    ),
+    "run on bare data": (
+        lambda: run(DOUBLE_LOOP, STATE, jnp.ones(3), 1),
+        r"`batch` must be .* got ArrayImpl. Write `Batch\(inner=..., outer=...\)`",
+    ),
+    "run on the class of batches": (
+        lambda: run(DOUBLE_LOOP, STATE, Batch, 1),
+        r"`batch` must be .* got the class `Batch`. Write `Batch\(inner=",
     ),
 }
 
@@ -106,7 +140,7 @@ VALUES = {
         r" got float32\[4\], expected float32\[3\]",
     ),
     "solver returns another structure": (
-        lambda: evaluate(solver=lambda loss, init, outer, batch: {"v": init["w"]}),
+        lambda: evaluate(solver=lambda loss, outer, init, data: {"v": init["w"]}),
         r"`the solver's result` must have .* at `the solver's result\['w'\]` got nothing,"
         r" expected float32\[3\]",
     ),

@@ -109,7 +109,7 @@ def test_every_linear_solver_matches_the_closed_form(name, dtype):
 
     @jax.jit
     def compute(outer, exact, batch):
-        found = lambda loss, init, outer, batch: init  # a solution that was found elsewhere
+        found = lambda loss, outer, init, data: init  # a solution that was found elsewhere
         rules = [Implicit(found, linear_solver) for linear_solver in LINEAR[dtype]]
         return [value_and_hypergrad(case.problem, r)(outer, exact, batch)[1] for r in rules]
 
@@ -222,6 +222,6 @@ def test_truncating_nothing_is_unrolling(x64):
 def test_truncation_carries_the_optimizer_state_across_the_cut(x64):
     case = make_case("logistic", "float64")
     solver = Minimize(optax.sgd(0.2, momentum=0.9), 30)
-    whole = solver(case.problem.inner_loss, case.init, case.outer, case.batch.inner)
-    cut = Truncated(solver, 7)(case.problem.inner_loss, case.init, case.outer, case.batch.inner)
+    whole = solver(case.problem.inner_loss, case.outer, case.init, case.batch.inner)
+    cut = Truncated(solver, 7)(case.problem.inner_loss, case.outer, case.init, case.batch.inner)
     assert relative_error(cut, whole) < 1e-14

@@ -55,7 +55,9 @@ def test_bias_falls_with_the_penalty(kind, order, penalties, x64):
     @jax.jit
     @jax.vmap
     def errors(penalty):
-        algorithm = kind(case.problem, optax.sgd(1.0), optax.sgd(0.9), penalty, num_steps=600)
+        algorithm = kind(
+            case.problem, optax.sgd(0.9), optax.sgd(1.0), penalty=penalty, num_inner_steps=600
+        )
         return jnp.linalg.norm(direction(algorithm, case) - flat(case.hypergrad(case.outer)))
 
     found = errors(jnp.array(penalties))
@@ -67,7 +69,7 @@ def test_bias_falls_with_the_penalty(kind, order, penalties, x64):
 def test_two_variables_converge_as_the_penalty_grows(kind, end, x64):
     case = quadratic(jax.random.key(0), dtype="float64")
     grow = optax.exponential_decay(10.0, 100, 2.0, end_value=end)
-    algorithm = kind(case.problem, optax.sgd(0.3), optax.sgd(0.8), grow, num_steps=5)
+    algorithm = kind(case.problem, optax.sgd(0.8), optax.sgd(0.3), penalty=grow, num_inner_steps=5)
     state, info = converge(algorithm, case, 2500)
     assert float(jnp.sum(flat(case.hypergrad(state.outer)) ** 2)) < 1e-8
     assert float(info.penalty[0]) == 10.0 and float(info.penalty[-1]) == end
@@ -81,12 +83,14 @@ def converge(algorithm, case, num_steps):
 
 JOINT = {
     "ValuePBGD": lambda problem, optimizer, penalty: ValuePBGD(
-        problem, inner(2), optimizer, optax.sgd(0.9), penalty
+        problem, inner(2), optax.sgd(0.9), optimizer, penalty=penalty
     ),
     "GradientPBGD": lambda problem, optimizer, penalty: GradientPBGD(
-        problem, optimizer, optax.sgd(0.4), penalty
+        problem, optax.sgd(0.4), optimizer, penalty=penalty
     ),
-    "MEHA": lambda problem, optimizer, penalty: MEHA(problem, optimizer, 0.8, penalty, 10.0),
+    "MEHA": lambda problem, optimizer, penalty: MEHA(
+        problem, optimizer, inner_step_size=0.8, penalty=penalty, smoothing=10.0
+    ),
 }
 
 
@@ -141,7 +145,7 @@ def test_bome_penalty_is_the_least_that_lowers_the_gap(x64):
     solved, x = inner(200), case.outer
     best, unravel = ravel_pytree(case.solution(x))
     y = unravel(best + 0.3 * (case.batch.outer - best))  # on the way to what F wants
-    w = solved(case.problem.inner_loss, y, x, case.batch.inner)
+    w = solved(case.problem.inner_loss, x, y, case.batch.inner)
     gap = lambda x, y: (
         case.problem.inner_loss(x, y, case.batch.inner)
         - case.problem.inner_loss(x, w, case.batch.inner)
@@ -180,7 +184,7 @@ def test_meha_on_an_l1_lower_level(x64):
             lambda x, y, signal: 0.5 * jnp.sum((y - signal) ** 2),
         ),
         optax.sgd(0.3, momentum=0.9),
-        inner_rate=0.4,
+        inner_step_size=0.4,
         penalty=300.0,
         smoothing=1.0,
         prox=soft_threshold,
@@ -201,7 +205,11 @@ def test_meha_on_a_nonconvex_lower_level(x64):
     upper = lambda x, y, batch: 0.5 * (y - 0.8) ** 2 + 0.01 * x**2
     well = lambda x, y, batch: 0.25 * (y**2 - 1) ** 2 - 0.5 * x * y
     algorithm = MEHA(
-        BilevelProblem(upper, well), optax.sgd(0.3, momentum=0.9), 0.1, penalty=1e3, smoothing=0.4
+        BilevelProblem(upper, well),
+        optax.sgd(0.3, momentum=0.9),
+        inner_step_size=0.1,
+        penalty=1e3,
+        smoothing=0.4,
     )
     start = algorithm.init(jnp.array(0.5), jnp.array(1.2))
     state, info = jax.jit(lambda s: run(algorithm, s, Batch(), 60_000))(start)
@@ -224,7 +232,10 @@ def test_pzobo_bias_falls_with_the_radius(x64):
     @jax.jit
     @jax.vmap
     def estimates(radius):
-        return direction(PZOBO(case.problem, solver, optax.sgd(1.0), radius, 8, seed=3), case)
+        return direction(
+            PZOBO(case.problem, solver, optax.sgd(1.0), radius=radius, num_directions=8, seed=3),
+            case,
+        )
 
     *found, limit = estimates(jnp.append(radii, 1e-6))
     errors = jnp.linalg.norm(jnp.stack(found) - limit[None], axis=1)
@@ -240,7 +251,12 @@ def test_pzobo_averages_to_the_hypergradient(x64):
     @jax.jit
     @jax.vmap
     def estimate(seed):
-        return direction(PZOBO(case.problem, inner(60), optax.sgd(1.0), 1e-3, 64, seed), case)
+        return direction(
+            PZOBO(
+                case.problem, inner(60), optax.sgd(1.0), radius=1e-3, num_directions=64, seed=seed
+            ),
+            case,
+        )
 
     errors = estimate(jnp.arange(64)) - exact[None]
     few = jnp.sqrt(jnp.mean(jnp.sum(errors**2, axis=1)))
@@ -252,7 +268,7 @@ def test_pzobo_averages_to_the_hypergradient(x64):
 def test_gradient_pbgd_needs_no_inner_solve_but_one_product():
     """Its direction at the inner solution is the outer gradient alone: the penalty vanishes."""
     case = quadratic(jax.random.key(0))
-    algorithm = GradientPBGD(case.problem, optax.sgd(1.0), optax.sgd(0.1), 50.0)
+    algorithm = GradientPBGD(case.problem, optax.sgd(0.1), optax.sgd(1.0), penalty=50.0)
     solved = case.solution(case.outer)
     _, info = jax.jit(algorithm.step)(algorithm.init(case.outer, solved), case.batch)
     direct = jax.grad(case.problem.outer_loss)(case.outer, solved, case.batch.outer)
@@ -261,15 +277,19 @@ def test_gradient_pbgd_needs_no_inner_solve_but_one_product():
 
 
 UNSTABLE = {
-    "F2SA": lambda p: F2SA(p, optax.sgd(0.1), optax.sgd(30.0), 10.0, num_steps=40),
-    "CentralF2SA": lambda p: CentralF2SA(p, optax.sgd(0.1), optax.sgd(30.0), 10.0, num_steps=40),
+    "F2SA": lambda p: F2SA(p, optax.sgd(30.0), optax.sgd(0.1), penalty=10.0, num_inner_steps=40),
+    "CentralF2SA": lambda p: CentralF2SA(
+        p, optax.sgd(30.0), optax.sgd(0.1), penalty=10.0, num_inner_steps=40
+    ),
     "CentralF2SA, penalty below L_F / mu_G": lambda p: CentralF2SA(
-        p, optax.sgd(0.1), optax.sgd(1.0), 0.1, num_steps=100
+        p, optax.sgd(1.0), optax.sgd(0.1), penalty=0.1, num_inner_steps=100
     ),
     "BOME": lambda p: BOME(p, inner(40, 30.0), optax.sgd(0.1), optax.sgd(0.1)),
-    "ValuePBGD": lambda p: ValuePBGD(p, inner(40, 30.0), optax.sgd(0.1), optax.sgd(0.1), 10.0),
-    "GradientPBGD": lambda p: GradientPBGD(p, optax.sgd(0.1), optax.sgd(1e20), 10.0),
-    "MEHA": lambda p: MEHA(p, optax.sgd(0.1), 1e20, 10.0, 1.0),
+    "ValuePBGD": lambda p: ValuePBGD(
+        p, inner(40, 30.0), optax.sgd(0.1), optax.sgd(0.1), penalty=10.0
+    ),
+    "GradientPBGD": lambda p: GradientPBGD(p, optax.sgd(1e20), optax.sgd(0.1), penalty=10.0),
+    "MEHA": lambda p: MEHA(p, optax.sgd(0.1), inner_step_size=1e20, penalty=10.0, smoothing=1.0),
     "PZOBO": lambda p: PZOBO(p, inner(40, 30.0), optax.sgd(0.1)),
 }
 
@@ -288,56 +308,60 @@ GOOD = BilevelProblem(LOSS, LOSS)
 SGD = optax.sgd(0.1)
 
 WRONG = {
-    "problem": (TypeError, lambda: F2SA(LOSS, SGD, SGD, 1.0), "`problem` must be a `BilevelProb"),
+    "problem": (
+        TypeError,
+        lambda: F2SA(LOSS, SGD, SGD, penalty=1.0),
+        "`problem` must be a `BilevelProb",
+    ),
     "optimizer": (
         TypeError,
-        lambda: F2SA(GOOD, 0.1, SGD, 1.0),
-        "`optimizer` must be an Optax transformation such as .*, got 0.1",
+        lambda: F2SA(GOOD, SGD, 0.1, penalty=1.0),
+        "`outer_optimizer` must be an Optax transformation such as .*, got 0.1",
     ),
     "inner optimizer": (
         TypeError,
-        lambda: CentralF2SA(GOOD, SGD, 0.1, 1.0),
+        lambda: CentralF2SA(GOOD, 0.1, SGD, penalty=1.0),
         "`inner_optimizer` must be an Optax transformation",
     ),
     "projection": (
         TypeError,
-        lambda: F2SA(GOOD, SGD, SGD, 1.0, projection=3),
+        lambda: F2SA(GOOD, SGD, SGD, penalty=1.0, projection=3),
         "`projection` must be a function of the outer variable",
     ),
     "solver": (
         TypeError,
-        lambda: ValuePBGD(GOOD, None, SGD, SGD, 1.0),
-        "`solver` must be a solver such as `Minimize",
+        lambda: ValuePBGD(GOOD, None, SGD, SGD, penalty=1.0),
+        "`solver` must be a function such as `Minimize",
     ),
     "penalty": (
         ValueError,
-        lambda: F2SA(GOOD, SGD, SGD, -1.0),
+        lambda: F2SA(GOOD, SGD, SGD, penalty=-1.0),
         "`penalty` must be a finite number > 0, got -1.0",
     ),
     "penalty array": (
         ValueError,
-        lambda: F2SA(GOOD, SGD, SGD, jnp.float32(0.0)),
-        "`penalty` must be a finite number > 0, got 0.0",
+        lambda: F2SA(GOOD, SGD, SGD, penalty=jnp.float32(0.0)),
+        r"`penalty` must be a finite number > 0, got Array\(0., dtype=float32\)",
     ),
     "penalty schedule": (
         ValueError,
-        lambda: CentralF2SA(GOOD, SGD, SGD, optax.linear_schedule(1.0, 0.0, 500)),
+        lambda: CentralF2SA(GOOD, SGD, SGD, penalty=optax.linear_schedule(1.0, 0.0, 500)),
         "`penalty` must stay a finite number > 0, got a schedule that is 0.0 at step 1000",
     ),
     "penalty from zero": (
         ValueError,
-        lambda: ValuePBGD(GOOD, inner(2), SGD, SGD, lambda k: 1.0 * k),
+        lambda: ValuePBGD(GOOD, inner(2), SGD, SGD, penalty=lambda k: 1.0 * k),
         "got a schedule that is 0.0 at step 0",
     ),
     "penalty of the gradient": (
         ValueError,
-        lambda: GradientPBGD(GOOD, SGD, SGD, float("nan")),
+        lambda: GradientPBGD(GOOD, SGD, SGD, penalty=float("nan")),
         "`penalty` must be a finite number > 0, got nan",
     ),
     "steps": (
         ValueError,
-        lambda: F2SA(GOOD, SGD, SGD, 1.0, num_steps=0),
-        "`num_steps` must be an integer >= 1, got 0",
+        lambda: F2SA(GOOD, SGD, SGD, penalty=1.0, num_inner_steps=0),
+        "`num_inner_steps` must be an integer >= 1, got 0",
     ),
     "control": (
         ValueError,
@@ -356,22 +380,29 @@ WRONG = {
     ),
     "inner rate": (
         ValueError,
-        lambda: MEHA(GOOD, SGD, 0.0, 1.0, 1.0),
-        "`inner_rate` must be a finite number > 0, got 0.0",
+        lambda: MEHA(GOOD, SGD, inner_step_size=0.0, penalty=1.0, smoothing=1.0),
+        "`inner_step_size` must be a finite number > 0, got 0.0",
     ),
     "smoothing": (
         ValueError,
-        lambda: MEHA(GOOD, SGD, 0.1, 1.0, -1.0),
+        lambda: MEHA(GOOD, SGD, inner_step_size=0.1, penalty=1.0, smoothing=-1.0),
         "`smoothing` must be a finite number > 0, got -1.0",
     ),
     "prox": (
         TypeError,
-        lambda: MEHA(GOOD, SGD, 0.1, 1.0, 1.0, prox=0.1),
-        "`prox` must be a function or None, got 0.1",
+        lambda: MEHA(GOOD, SGD, inner_step_size=0.1, penalty=1.0, smoothing=1.0, prox=0.1),
+        r"`prox` must be a function `\(outer, inner, step_size\) -> inner`, got 0.1",
     ),
     "r without its prox": (
         ValueError,
-        lambda: MEHA(GOOD, SGD, 0.1, 1.0, 1.0, nonsmooth_loss=lambda x, y: 0.0),
+        lambda: MEHA(
+            GOOD,
+            SGD,
+            inner_step_size=0.1,
+            penalty=1.0,
+            smoothing=1.0,
+            nonsmooth_loss=lambda x, y: 0.0,
+        ),
         "`nonsmooth_loss` needs its `prox`, got prox=None",
     ),
     "radius": (
@@ -391,17 +422,17 @@ WRONG = {
     ),
     "integer inner": (
         TypeError,
-        lambda: F2SA(GOOD, SGD, SGD, 1.0).init(jnp.ones(2), jnp.arange(3)),
+        lambda: F2SA(GOOD, SGD, SGD, penalty=1.0).init(jnp.ones(2), jnp.arange(3)),
         "`inner` must hold floating arrays only",
     ),
     "solver of another shape": (
         ValueError,
-        lambda: step_with(BOME(GOOD, lambda loss, init, outer, batch: init[:1], SGD, SGD)),
+        lambda: step_with(BOME(GOOD, lambda loss, outer, init, data: init[:1], SGD, SGD)),
         "`the solver's result` must have",
     ),
     "loss not scalar": (
         TypeError,
-        lambda: step_with(F2SA(BilevelProblem(LOSS, lambda x, y, b: y), SGD, SGD, 1.0)),
+        lambda: step_with(F2SA(BilevelProblem(LOSS, lambda x, y, b: y), SGD, SGD, penalty=1.0)),
         "`inner_loss` must return one floating scalar",
     ),
 }
@@ -422,7 +453,9 @@ def test_f2sa_agrees_with_the_implicit_route(x64):
     """On a problem with no closed form: central differences against a linear solve."""
     case = logistic(jax.random.key(0), dtype="float64")
     rate = 1.0 / case.curvature[1]
-    algorithm = CentralF2SA(case.problem, optax.sgd(1.0), optax.sgd(rate), 1e3, num_steps=600)
+    algorithm = CentralF2SA(
+        case.problem, optax.sgd(rate), optax.sgd(1.0), penalty=1e3, num_inner_steps=600
+    )
     solver = Implicit(inner(600, rate), linear.CG(tolerance=1e-12))
     _, exact = jax.jit(value_and_hypergrad(case.problem, solver))(case.outer, case.init, case.batch)
     found = jax.jit(lambda: direction(algorithm, case))()

@@ -122,7 +122,7 @@ def test_random_spectra(exponent, flipped, seed):
                 assert int(info.status) == (LinearStatus.INDEFINITE if flipped else 0)
             elif not flipped:
                 assert bool(info.converged) == bool(solved) and float(info.damping) == 0.0, name
-            if jnp.isfinite(info.min_curvature):
+            if info.min_curvature is not None:
                 low, high = jnp.min(eigenvalues * signs), jnp.max(eigenvalues * signs)
                 assert low - 1e-9 <= info.min_curvature <= info.max_curvature <= high + 1e-9, name
 
@@ -145,7 +145,7 @@ def test_cg_goes_on_from_the_true_residual(x64):
     info = jax.jit(jax.vmap(solve))(matrices, rhs)
     assert jnp.all(info.converged) and jnp.all(info.residual_norm <= 1e-8)
     ritz = jax.tree.map(lambda a: a[0], info).ritz_values  # those of a block diagonal matrix
-    assert float(jnp.nanmin(ritz)) >= 0.9e-8 and float(jnp.nanmax(ritz)) <= 1.001
+    assert float(ritz[0]) >= 0.9e-8 and float(ritz[-1]) <= 1.001
 
 
 def test_cg_solves_a_consistent_singular_system(x64):
@@ -267,9 +267,8 @@ def test_ritz_values_find_the_ends_of_the_spectrum(x64):
     matrix, rhs = spectral(jax.random.key(9), jnp.geomspace(1e-2, 1.0, 8))
     info = linear.CG(max_steps=30, tolerance=1e-12)(lambda u: matrix @ u, rhs).info
     ritz = info.ritz_values
-    assert ritz.shape == (30,) and jnp.all(jnp.isnan(ritz[int(info.num_steps) :]))
-    extremes = jnp.stack([jnp.nanmin(ritz), jnp.nanmax(ritz)])
-    chex.assert_trees_all_close(extremes, jnp.array([1e-2, 1.0]), rtol=1e-6)
+    assert ritz.shape == (30,) and jnp.all(ritz[int(info.num_steps) :] == ritz[-1])
+    chex.assert_trees_all_close(ritz[jnp.array([0, -1])], jnp.array([1e-2, 1.0]), rtol=1e-6)
     assert linear.Dense()(lambda u: matrix @ u, rhs).info.ritz_values is None
 
 

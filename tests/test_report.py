@@ -47,7 +47,7 @@ def make_page():
         ("Pictures", figures),
         (EVIL, report.note(EVIL) + report.listing("x" * 500)),
     ]
-    return report.page("A report & more", EVIL, sections)
+    return report.page("A report & more", EVIL, EVIL, sections)
 
 
 def test_a_page_needs_no_network():

@@ -174,7 +174,7 @@ def test_acceleration_needs_fewer_steps(x64):
     error = {}
     for accelerate in (True, False):
         solver = ProximalGradient(proximal.L1(0.1), 1 / 60, 150, accelerate)
-        inner = solver(HESSIAN_LOSS, jnp.zeros(6), outer, hessian)
+        inner = solver(HESSIAN_LOSS, outer, jnp.zeros(6), hessian)
         error[accelerate] = float(
             jnp.linalg.norm(solver.optimality(HESSIAN_LOSS, outer, inner, hessian))
         )
@@ -241,7 +241,7 @@ def test_fixed_point_matches_its_linear_closed_form(x64):
         assert np.allclose(hypergrad, expected, atol=1e-10)
     # The same for a solution found elsewhere, and its second derivative (F is quadratic).
     attached = lambda x: implicit_gradient(
-        None, jnp.asarray(inner), x, matrix, GENERAL, solver.optimality
+        None, x, jnp.asarray(inner), matrix, GENERAL, solver.optimality
     )
     value = lambda x: 0.5 * jnp.sum((attached(x) - target) ** 2)
     assert np.allclose(jax.jit(jax.grad(value))(outer), expected, atol=1e-12)

@@ -18,7 +18,7 @@ from bilevel import (
 )
 from bilevel.testing import check_algorithm, quadratic
 
-IDENTITY = lambda loss, init, outer, batch: outer  # `y* = x`: the outer loss is F itself
+IDENTITY = lambda loss, outer, init, data: outer  # `y* = x`: the outer loss is F itself
 INNER = lambda x, y, b: 0.5 * jnp.sum((y - x) ** 2)
 
 
@@ -122,7 +122,7 @@ def test_pes_is_unbiased_where_truncation_is_not():
     # The run has ended: all particles stand at its start again, unperturbed.
     assert not jnp.any(states.noise)
     assert bool(jnp.all(states.particles.inner == START[None, None, None]))
-    assert int(states.step[0]) == PIECES
+    assert int(states.step_count[0]) == PIECES
 
 
 def test_pes_obeys_the_contract():
@@ -190,7 +190,7 @@ BAD = {
         TypeError,
         "`solver` must be a `Minimize`, whose steps can go on",
     ),
-    "PES optimizer": (lambda: PES(PROBLEM, SOLVER, 0.1), TypeError, "`optimizer` must be"),
+    "PES optimizer": (lambda: PES(PROBLEM, SOLVER, 0.1), TypeError, "`outer_optimizer` must be"),
     "PES projection": (
         lambda: PES(PROBLEM, SOLVER, SGD, projection=1),
         TypeError,

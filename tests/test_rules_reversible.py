@@ -12,7 +12,7 @@ from bilevel.testing import logistic, quadratic
 
 def gradients(case, solver):
     def value(outer, init):
-        inner = solver(case.problem.inner_loss, init, outer, case.batch.inner)
+        inner = solver(case.problem.inner_loss, outer, init, case.batch.inner)
         return case.problem.outer_loss(outer, inner, case.batch.outer), inner
 
     compute = jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))
@@ -48,7 +48,7 @@ def test_memory_is_flat_where_that_of_unrolling_grows():
     loss = lambda x, y, b: jnp.sum(jnp.cosh(y - x * b))
 
     def temporary(solver):
-        value = lambda x, y, b: jnp.sum(solver(loss, y, x, b) ** 2)
+        value = lambda x, y, b: jnp.sum(solver(loss, x, y, b) ** 2)
         args = jnp.float32(0.1), jnp.zeros(10_000), jnp.ones(10_000)
         compiled = jax.jit(jax.grad(value)).lower(*args).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -91,7 +91,7 @@ def test_a_gradient_that_differs_on_the_way_back_is_noticed():
         return 0.5 * jnp.sum((y - x) ** 2) + shift * jnp.sum(y)
 
     solver = ReversibleSGD(0.1, 5)
-    value = lambda x: jnp.sum(solver(drifting, jnp.zeros(2), x, None))
+    value = lambda x: jnp.sum(solver(drifting, x, jnp.zeros(2), None))
     assert bool(jnp.isfinite(value(jnp.ones(2))))
     assert bool(jnp.all(jnp.isnan(jax.jit(jax.grad(value))(jnp.ones(2)))))
 

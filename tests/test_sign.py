@@ -52,7 +52,7 @@ def test_derivative_in_the_start_is_the_identity(case):
     for solver in (SignUnrolled(0.01, 7), Minimize(optax.sign_sgd(0.01), 7)):
 
         def total(init, solver=solver):
-            inner = solver(case.problem.inner_loss, init, case.outer, case.batch.inner)
+            inner = solver(case.problem.inner_loss, case.outer, init, case.batch.inner)
             return sum(jnp.sum(a) for a in jax.tree.leaves(inner))
 
         ones = jax.tree.map(jnp.ones_like, case.init)

@@ -72,10 +72,10 @@ def saddle(key):
 
 MIN_MAX = {
     "GradientDescentAscent": lambda problem: GradientDescentAscent(
-        problem.outer_loss, optax.sgd(0.05), optax.sgd(0.8)
+        problem.outer_loss, optax.sgd(0.8), optax.sgd(0.05)
     ),
     "Extragradient": lambda problem: Extragradient(
-        problem.outer_loss, optax.sgd(0.3), optax.adam(0.3)
+        problem.outer_loss, optax.adam(0.3), optax.sgd(0.3)
     ),
 }
 
@@ -94,7 +94,7 @@ def converge(algorithm, outer, inner, batch, num_steps):
 def test_min_max_is_the_bilevel_problem_with_opposite_losses(kind):
     """Both end where the hypergradient of (F, G) = (f, -f) vanishes."""
     case = saddle(jax.random.key(0))
-    algorithm = kind(case.problem.outer_loss, optax.sgd(0.1), optax.sgd(0.8))
+    algorithm = kind(case.problem.outer_loss, optax.sgd(0.8), optax.sgd(0.1))
     state, info = converge(algorithm, case.outer, case.init, case.batch, 2000)
     assert float(jnp.linalg.norm(flat(case.hypergrad(state.outer)))) < 1e-4
     assert float(info.inner_grad_norm[-1]) < 1e-4
@@ -145,8 +145,8 @@ def test_stochastic_descent_ascent_ends_nearer_at_falling_rates():
         noise = lambda i: Batch(outer=jax.random.normal(jax.random.fold_in(key, i), (10,)))
         algorithm = GradientDescentAscent(
             loss,
-            optax.sgd(lambda count: 0.1 / (1 + decay * count)),
             optax.sgd(lambda count: 0.5 / (1 + decay * count) ** 0.6),
+            optax.sgd(lambda count: 0.1 / (1 + decay * count)),
         )
         state, _ = run(algorithm, algorithm.init(case.outer, case.init), noise, 4000)
         return jnp.linalg.norm(flat(case.hypergrad(state.outer)))
@@ -175,7 +175,7 @@ BOX_START = jnp.array([0.7, 0.2])
 
 
 def fast_bat(sharpness=5.0, rate=1.0, **options):
-    return FastBAT(BOXED, optax.sgd(rate), (-0.15, 0.15), sharpness, **options)
+    return FastBAT(BOXED, optax.sgd(rate), bounds=(-0.15, 0.15), sharpness=sharpness, **options)
 
 
 def direction(algorithm, inner=None):
@@ -214,14 +214,16 @@ def test_fast_bat_has_two_limits(x64):
 
 
 def test_fast_bat_without_its_cross_term_is_the_direct_gradient(x64):
-    found, state, _ = direction(fast_bat(cross_weight=0.0))
+    found, state, _ = direction(fast_bat(implicit_weight=0.0))
     assert jnp.allclose(found, jax.grad(fit)(BOX_START, state.inner, BOX_BATCH.outer))
 
 
 def test_fast_bat_draws_a_start_in_each_step_and_reads_bounds_from_the_batch():
     seen = lambda key, inner: jax.random.uniform(key, inner.shape, inner.dtype, -0.1, 0.1)
     bounds = lambda batch: (-0.01 * batch, 0.02 * batch)
-    algorithm = FastBAT(BOXED, optax.sgd(0.0), bounds, 1e9, num_warm_steps=0, start=seen)
+    algorithm = FastBAT(
+        BOXED, optax.sgd(0.0), bounds=bounds, sharpness=1e9, num_warm_steps=0, start=seen
+    )
     step = jax.jit(algorithm.step)
     first, _ = step(algorithm.init(BOX_START, jnp.zeros(8)), BOX_BATCH)
     second, _ = step(first, BOX_BATCH)
@@ -238,7 +240,7 @@ def test_bip_is_exact_where_the_loss_is_linear(x64):
     """Then the lower Hessian is the ridge, and the closed form equals a linear solve."""
     slope, ridge = jnp.array([1.0, -2.0, 0.5, 3.0]), 0.7
     loss = lambda weights, batch: jnp.sum(weights * batch)
-    algorithm = BiP(loss, optax.sgd(1.0), optax.sgd(1.0 / ridge), num_kept=2, ridge=ridge)
+    algorithm = BiP(loss, optax.sgd(1.0 / ridge), optax.sgd(1.0), num_kept=2, ridge=ridge)
     scores = jnp.array([0.9, 0.1, 0.2, 0.8])
     start = algorithm.init(scores, jnp.zeros(4))
     state, info = jax.jit(algorithm.step)(start, Batch(slope, slope))
@@ -261,7 +263,9 @@ def test_bip_misses_by_the_curvature_over_the_ridge(x64):
 
     def error(curvature):
         loss = lambda z, batch: jnp.sum(z * batch) + 0.5 * curvature * jnp.sum(z**2)
-        algorithm = BiP(loss, optax.sgd(1.0), optax.sgd(0.9), 2, ridge=1.0, num_steps=200)
+        algorithm = BiP(
+            loss, optax.sgd(0.9), optax.sgd(1.0), num_kept=2, ridge=1.0, num_inner_steps=200
+        )
         state, _ = algorithm.step(algorithm.init(mask, jnp.zeros(4)), Batch(slope, slope))
         solution = lambda m: -m * slope / (1.0 + curvature * m**2)
         exact = jax.grad(lambda m: loss(m * solution(m), slope))(mask)
@@ -278,7 +282,9 @@ def test_bip_finds_a_sparse_support_and_keeps_the_contract():
     truth = jnp.array([0.0, 2.0, 0.0, 0.0, -1.5, 0.0, 1.0, 0.0, 0.0, 0.0])
     fit = lambda z, batch: 0.5 * jnp.mean((batch[0] @ flat(z) - batch[1]) ** 2)
     loss = TraceCounter(fit)
-    algorithm = BiP(loss, optax.sgd(0.5), optax.sgd(0.3), 3, ridge=1e-2, implicit_weight=0.0)
+    algorithm = BiP(
+        loss, optax.sgd(0.3), optax.sgd(0.5), num_kept=3, ridge=1e-2, implicit_weight=0.0
+    )
     dense = jnp.linalg.lstsq(design, design @ truth + 0.1 * design[:, 0])[0]
     weights = {"a": dense[:6].reshape(2, 3), "b": dense[6:]}
     scores = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
@@ -302,7 +308,7 @@ def test_bip_finds_a_sparse_support_and_keeps_the_contract():
 
 def test_bip_without_the_implicit_term_is_plain_alternation():
     loss = lambda z, batch: jnp.sum(jnp.cos(z) * batch)
-    algorithm = BiP(loss, optax.sgd(1.0), SGD, 2, ridge=1.0, implicit_weight=0.0)
+    algorithm = BiP(loss, SGD, optax.sgd(1.0), num_kept=2, ridge=1.0, implicit_weight=0.0)
     scores, weights = jnp.array([3.0, 2.0, 1.0]), jnp.array([0.3, 0.6, 0.9])
     batch = Batch(jnp.arange(3.0), jnp.ones(3))
     state, info = algorithm.step(algorithm.init(scores, weights), batch)
@@ -320,13 +326,13 @@ WRONG = {
     "min-max loss": (TypeError, lambda: Extragradient(3, SGD, SGD), "`loss` must be a function"),
     "min-max optimizer": (
         TypeError,
-        lambda: GradientDescentAscent(GAME, SGD, 0.1),
+        lambda: GradientDescentAscent(GAME, 0.1, SGD),
         "`inner_optimizer` must be an Optax transformation",
     ),
     "min-max projection": (
         TypeError,
         lambda: Extragradient(GAME, SGD, SGD, inner_projection=1),
-        "`inner_projection` must be a function of the inner variable or None, got 1",
+        "`inner_projection` must be a function of the inner variable, got 1",
     ),
     "min-max loss not scalar": (
         TypeError,
@@ -338,46 +344,54 @@ WRONG = {
         lambda: step_with(Extragradient(lambda x, y, b: y, SGD, SGD)),
         "`loss` must return one floating scalar",
     ),
-    "BiP loss": (TypeError, lambda: BiP(1.0, SGD, SGD, 2, 1.0), "`loss` must be a function"),
-    "BiP optimizer": (TypeError, lambda: BiP(PLAIN, SGD, 1, 2, 1.0), "`inner_optimizer` must be"),
+    "BiP loss": (
+        TypeError,
+        lambda: BiP(1.0, SGD, SGD, num_kept=2, ridge=1.0),
+        "`loss` must be a function",
+    ),
+    "BiP optimizer": (
+        TypeError,
+        lambda: BiP(PLAIN, 1, SGD, num_kept=2, ridge=1.0),
+        "`inner_optimizer` must be",
+    ),
     "BiP kept": (
         ValueError,
-        lambda: BiP(PLAIN, SGD, SGD, 0, 1.0),
+        lambda: BiP(PLAIN, SGD, SGD, num_kept=0, ridge=1.0),
         "`num_kept` must be an integer >= 1, got 0",
     ),
     "BiP ridge": (
         ValueError,
-        lambda: BiP(PLAIN, SGD, SGD, 2, 0.0),
+        lambda: BiP(PLAIN, SGD, SGD, num_kept=2, ridge=0.0),
         "`ridge` must be a finite number > 0, got 0.0",
     ),
     "BiP implicit weight": (
         ValueError,
-        lambda: BiP(PLAIN, SGD, SGD, 2, 1.0, implicit_weight=-1.0),
+        lambda: BiP(PLAIN, SGD, SGD, num_kept=2, ridge=1.0, implicit_weight=-1.0),
         "`implicit_weight` must be a finite number >= 0",
     ),
     "BiP steps": (
         ValueError,
-        lambda: BiP(PLAIN, SGD, SGD, 2, 1.0, num_steps=0),
-        "`num_steps` must be an integer >= 1",
+        lambda: BiP(PLAIN, SGD, SGD, num_kept=2, ridge=1.0, num_inner_steps=0),
+        "`num_inner_steps` must be an integer >= 1",
     ),
     "BiP scores unlike weights": (
         ValueError,
-        lambda: BiP(PLAIN, SGD, SGD, 2, 1.0).init(jnp.ones(3), jnp.ones(4)),
+        lambda: BiP(PLAIN, SGD, SGD, num_kept=2, ridge=1.0).init(jnp.ones(3), jnp.ones(4)),
         "`outer` must have the structure, shapes and dtypes of `inner`",
     ),
     "BiP keeps too many": (
         ValueError,
-        lambda: step_with(BiP(PLAIN, SGD, SGD, 5, 1.0)),
+        lambda: step_with(BiP(PLAIN, SGD, SGD, num_kept=5, ridge=1.0)),
         "`k` must be at most the number of entries, got k=5 for 3",
     ),
     "bounds": (
         TypeError,
-        lambda: FastBAT(BOXED, SGD, 0.1, 1.0),
+        lambda: FastBAT(BOXED, SGD, bounds=0.1, sharpness=1.0),
         r"`bounds` must be a pair \(lower, upper\)",
     ),
     "bounds in reverse": (
         ValueError,
-        lambda: FastBAT(BOXED, SGD, (1.0, -1.0), 1.0),
+        lambda: FastBAT(BOXED, SGD, bounds=(1.0, -1.0), sharpness=1.0),
         "`bounds` must be ordered, got lower=1.0 and upper=-1.0",
     ),
     "sharpness": (
@@ -387,8 +401,8 @@ WRONG = {
     ),
     "cross weight": (
         ValueError,
-        lambda: fast_bat(cross_weight=-0.1),
-        "`cross_weight` must be a finite number >= 0",
+        lambda: fast_bat(implicit_weight=-0.1),
+        "`implicit_weight` must be a finite number >= 0",
     ),
     "warm steps": (
         ValueError,
@@ -396,7 +410,7 @@ WRONG = {
         "`num_warm_steps` must be an integer >= 0, got -1",
     ),
     "seed": (ValueError, lambda: fast_bat(seed="a"), "`seed` must be an integer in"),
-    "start": (TypeError, lambda: fast_bat(start=0.1), "`start` must be a function or None"),
+    "start": (TypeError, lambda: fast_bat(start=0.1), r"`start` must be a function `\(key"),
 }
 
 

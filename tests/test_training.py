@@ -10,7 +10,17 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run, training
+from bilevel import (
+    SOBA,
+    Batch,
+    BilevelProblem,
+    DoubleLoop,
+    Implicit,
+    Minimize,
+    linear,
+    run,
+    training,
+)
 from bilevel.testing import TraceCounter
 from bilevel.training import Minibatches, Patience, RunFolder, Seeds, fit
 from bilevel.training._loop import Loop
@@ -67,13 +77,15 @@ def test_an_iterator_and_a_function_give_the_same(reference):
     assert equal(result.state, reference.state)
 
 
-def test_a_short_iterator_ends_the_run():
+def test_a_short_iterator_ends_the_run_and_says_so():
     seen = []
     look = lambda report: seen.append((report.step, "value" in report.metrics))
     batches = iter([CASE.batch] * 3)
-    result = fit(ALGORITHM, START, batches, NUM_STEPS, chunk=3, callbacks=[look])
+    with pytest.warns(UserWarning, match="`data` came to its end after 3 of 30 steps"):
+        result = fit(ALGORITHM, START, batches, NUM_STEPS, callbacks=[look], every=3)
     assert seen == [(3, True)]
     assert (result.num_steps, result.reason, len(result.metrics["value"])) == (3, "data", 3)
+    assert result.message == "The iterator `data` came to its end after 3 of 30 steps."
 
 
 def test_compiles_once_for_ragged_chunks_and_equal_runs():
@@ -97,9 +109,30 @@ def noisy(step, arrays):
     return arrays._replace(outer=arrays.outer + poison)
 
 
-def test_a_step_that_is_not_finite_raises():
-    with pytest.raises(training.NonFiniteError, match=r"Step 4 left the finite.*value nan.*Lower"):
-        fit(ALGORITHM, START, noisy, NUM_STEPS, arrays=CASE.batch)
+@pytest.mark.parametrize("as_iterator", [False, True])
+@pytest.mark.parametrize(
+    ("rate", "data", "message"),
+    [
+        (
+            0.1,
+            noisy,
+            r"Step 4 left the finite numbers, and so did its data: (\d+) of \1 numbers of"
+            r" `batch\.outer` are not, the first nan\. Mend the data",
+        ),
+        (
+            1e20,
+            lambda step, arrays: arrays,
+            "while its data are finite: its info has .*value inf.* Lower the step",
+        ),
+    ],
+    ids=["data", "steps"],
+)
+def test_a_step_that_is_not_finite_raises_with_its_cause(rate, data, message, as_iterator):
+    arrays, source = CASE.batch, data
+    if as_iterator:
+        arrays, source = None, iter([data(jnp.int32(i), CASE.batch) for i in range(9)])
+    with pytest.raises(training.NonFiniteError, match=message):
+        fit(Small(rate=rate), START, source, 9, arrays=arrays)
 
 
 @pytest.mark.parametrize("chunk", [2, 30])
@@ -111,6 +144,7 @@ def test_stop_keeps_the_last_good_state(chunk):
     assert (result.reason, result.num_steps) == ("non_finite", 3)
     assert equal(result.state, good.state)
     assert np.isnan(result.metrics["value"][3]) and len(result.metrics["value"]) == 4
+    assert result.message.startswith("Step 4 left the finite numbers, and so did its data")
 
 
 def test_skip_drops_the_steps_and_goes_on():
@@ -160,7 +194,8 @@ def test_patience_ends_a_run():
     assert (result.reason, result.num_steps) == ("stop_when", 5)
 
 
-def test_callbacks_see_each_chunk_and_can_stop():
+@pytest.mark.parametrize("chunk", [1, 7, None])
+def test_callbacks_come_at_fixed_steps_and_can_stop(chunk):
     seen = []
 
     def callback(report):
@@ -169,10 +204,38 @@ def test_callbacks_see_each_chunk_and_can_stop():
         )
         return report.step >= 20
 
-    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, chunk=10, callbacks=[callback])
+    options = {"callbacks": [callback], "every": 10, "chunk": chunk}
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, **options)
     assert [step for step, *_ in seen] == [10, 20]
     assert seen[-1][1] == result.metrics["value"][-1]
     assert (result.reason, result.num_steps) == ("callback", 20)
+    assert result.message == "A callback ended the run after 20 of 30 steps."
+
+
+def test_without_every_the_callbacks_come_a_hundred_times():
+    steps = []
+    fit(ALGORITHM, START, CASE.batch, 250, callbacks=[lambda report: steps.append(report.step)])
+    assert steps == list(range(2, 251, 2))
+
+
+SCORES = {4: 0.5, 8: 0.9, 12: float("nan"), 16: 0.7, 20: 0.9, 24: 0.1, 28: 0.6}
+
+
+@pytest.mark.parametrize(("highest", "step"), [(True, 8), (False, 24)])
+def test_the_best_state_of_a_watched_number_is_kept(highest, step):
+    score = lambda report: {"accuracy": SCORES[report.step]}
+    watch = training.Watch("accuracy", highest=highest)
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, callbacks=[score], every=4, watch=watch)
+    assert (result.best.step, result.best.value) == (step, pytest.approx(SCORES[step]))
+    assert equal(result.best.state, fit(ALGORITHM, START, CASE.batch, step).state)
+    assert [line["step"] for line in result.evaluations] == list(SCORES)
+    assert result.evaluations[0] == {"step": 4, "accuracy": 0.5}
+
+
+def test_nothing_watched_or_met_is_no_best():
+    assert fit(ALGORITHM, START, CASE.batch, 3).best is None
+    options = {"callbacks": [lambda report: {"a": 1.0}], "every": 5, "watch": training.Watch("a")}
+    assert fit(ALGORITHM, START, CASE.batch, 3, **options).best is None
 
 
 def test_minibatches_depend_on_the_step_and_the_seed_alone():
@@ -255,19 +318,23 @@ def test_the_progress_line():
     line = ProgressLine(100, True, stream)
     line.update(10, {"value": 1.0})
     line.update(50, {"value": np.array([1.0, 2.0]), "hypergrad_norm": 3e-5, "inner_grad_norm": 0.2})
+    line.update(51, {"value": 1.5, "accuracy": 0.75})
+    line.update(52, {})
+    line.update(53, {"value": np.float32(1.5)})
     line.close()
     text = stream.getvalue()
     for part in ("step 50/100", "loss 1.5", "hypergrad 3e-05", "inner grad 0.2", "steps/s", "left"):
         assert part in text
+    assert "accuracy 0.75" in text.rsplit("\r")[-1] and "step 52" not in text
     assert text.endswith("\n") and text.count("\n") == 1
     assert [clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
 
 
 def test_metrics_are_lines_of_json(tmp_path):
     rows = {"value": np.array([1.0, np.nan]), "seeds": np.array([[1, 2], [3, 4]])}
-    file = training._metrics.MetricsFile(tmp_path / "metrics.jsonl", None, 0)
-    file.write(1, rows, 1)
-    file.write(3, {"value": np.array([-np.inf]), "seeds": np.array([[5, 6]])}, 1)
+    file = training._metrics.MetricsFile(tmp_path / "metrics.jsonl", None, 0, 0, lambda: "")
+    file.write(1, rows, 1, {})
+    file.write(3, {"value": np.array([-np.inf]), "seeds": np.array([[5, 6]])}, 1, {})
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)  # NaN is not JSON
     with (tmp_path / "metrics.jsonl").open("a") as torn:
@@ -280,12 +347,14 @@ def test_metrics_are_lines_of_json(tmp_path):
 
 def test_log_every_thins_the_file_and_tensorboard_gets_the_same(tmp_path):
     folder = RunFolder(tmp_path / "run", log_every=10, tensorboard=True)
-    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, folder=folder)
+    score = {"callbacks": [lambda report: {"accuracy": np.float32(0.5)}], "every": 15}
+    result = fit(ALGORITHM, START, CASE.batch, NUM_STEPS, folder=folder, **score)
     read = training.read_metrics(tmp_path / "run")
-    assert [line["step"] for line in read] == [10, 20, 30]
+    assert [line["step"] for line in read] == [10, 15, 20, 30]
+    assert [line.get("accuracy") for line in read] == [None, 0.5, None, 0.5]
     assert read[0]["value"] == pytest.approx(float(result.metrics["value"][9]))
     events = b"".join(p.read_bytes() for p in (tmp_path / "run" / "events").iterdir())
-    assert events.count(b"hypergrad_norm") == 3
+    assert events.count(b"hypergrad_norm") == 4 and events.count(b"accuracy") == 2
 
 
 WRONG = {
@@ -348,6 +417,68 @@ WRONG = {
         ValueError,
         "must be at most the number of examples, got batch_size=9 and 8 examples",
     ),
+    "no arrays": (
+        lambda: fit(ALGORITHM, START, Minibatches(inner=2), 1),
+        TypeError,
+        r"`Minibatches` draw from `arrays`.*there are none: write `fit.*arrays=Batch\(inner=",
+    ),
+    "arrays that are no batch": (
+        lambda: fit(ALGORITHM, START, Minibatches(inner=2), 1, arrays=[jnp.zeros(3)]),
+        TypeError,
+        "`Minibatches` draw from `arrays`.*there are a list",
+    ),
+    "every": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, every=0),
+        ValueError,
+        "`every` must be an integer >= 1, got 0",
+    ),
+    "callback": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, callbacks=[3]),
+        TypeError,
+        "`callbacks` must be a function of a `Report`, got 3",
+    ),
+    "answer": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, callbacks=[lambda report: "no"]),
+        TypeError,
+        "A callback must return None, True to end the run, or a dictionary.*got str at step 1",
+    ),
+    "numbers": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, callbacks=[lambda report: {"a": [1]}]),
+        TypeError,
+        r"A callback must return single numbers, got a=\[1\]",
+    ),
+    "taken": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, callbacks=[lambda report: {"value": 1}]),
+        ValueError,
+        "A callback returned 'value', which the run itself records",
+    ),
+    "watch": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, watch="accuracy", callbacks=[print]),
+        TypeError,
+        "`watch` must be like `Watch.*got 'accuracy'",
+    ),
+    "watch nothing": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, watch=training.Watch("a")),
+        ValueError,
+        "`watch` needs a callback that returns a dictionary with 'a' in it",
+    ),
+    "watch another": (
+        lambda: fit(
+            ALGORITHM,
+            START,
+            CASE.batch,
+            1,
+            callbacks=[lambda report: {"b": 1.0}],
+            watch=training.Watch("a"),
+        ),
+        ValueError,
+        "`watch` names 'a', but the callbacks returned 'b' at step 1",
+    ),
+    "changed": (
+        lambda: RunFolder("x", changed="config"),
+        TypeError,
+        "`changed` must be a tuple of names of settings, got 'config'",
+    ),
     "seeds": (lambda: Seeds(ALGORITHM, 0), ValueError, "`num_seeds` must be an integer >= 1"),
     "unstacked": (
         lambda: Seeds(ALGORITHM, 3).init(CASE.outer, CASE.init),
@@ -397,3 +528,45 @@ def test_loops_of_unhashable_parts_are_themselves_only():
     loop = Loop(algorithm, *parts)
     assert loop == Loop(algorithm, *parts) and hash(loop) == hash(Loop(algorithm, *parts))
     assert loop != Loop(ALGORITHM, *parts)
+
+
+STRICTLY = {
+    "debug_nans": lambda: jax.debug_nans(True),
+    "leaks": jax.checking_leaks,
+    "promotion": lambda: jax.numpy_dtype_promotion("strict"),
+}
+TWO_LOSSES = BilevelProblem(
+    lambda x, y, data: jnp.sum((y - jnp.mean(data)) ** 2), lambda x, y, data: jnp.sum((y - x) ** 2)
+)
+SGD = optax.sgd(0.1)
+HEALTHY = {
+    "double loop": DoubleLoop(TWO_LOSSES, Minimize(SGD, 3), SGD),
+    "CG": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.CG(3)), SGD),
+    "Dense": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.Dense()), SGD),
+    "single loop": SOBA(TWO_LOSSES, SGD, SGD, SGD),
+}
+
+
+PAIRS = [
+    *(("debug_nans", name) for name in ("single loop", "double loop", "CG")),
+    *(("promotion", name) for name in ("single loop", "double loop", "Dense")),
+    ("leaks", "single loop"),
+]
+
+
+@pytest.mark.parametrize(("strictly", "name"), PAIRS)
+def test_healthy_runs_pass_the_checks_of_jax(strictly, name):
+    algorithm = HEALTHY[name]
+    data = Batch(inner=jnp.ones((4, 1)), outer=jnp.ones((4, 1)))
+    with STRICTLY[strictly]():
+        result = fit(
+            algorithm,
+            algorithm.init(jnp.ones(3), jnp.zeros(3)),
+            Minibatches(inner=2, outer=2),
+            4,
+            arrays=data,
+            stop_when=Patience(3),
+            callbacks=[lambda report: {"score": -report.step}],
+            watch=training.Watch("score"),
+        )
+    assert result.reason == "finished" and result.best.step == 4

@@ -1,11 +1,15 @@
 """A run's folder: resumed to the last bit, and whatever is wrong with it ends in a clear error."""
 
 import dataclasses
+import errno
+import fcntl
 import gc
+import io
 import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -16,9 +20,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bilevel import training
+from bilevel import BilevelProblem, DoubleLoop, Implicit, Minimize, linear, training
 from bilevel.training import FolderError, Interrupted, RunFolder, fit, read_metrics
 from bilevel.training._checkpoint import Checkpoints
 from tests.small_algorithm import CASE, Small
@@ -35,10 +40,19 @@ def drifting(step, arrays):
     return arrays._replace(outer=arrays.outer + 0.01 * step)
 
 
-def run(path, num_steps=NUM_STEPS, *, start=START, algorithm=ALGORITHM, options=(), **settings):
+def run(
+    path,
+    num_steps=NUM_STEPS,
+    *,
+    start=START,
+    algorithm=ALGORITHM,
+    data=drifting,
+    arrays=CASE.batch,
+    options=(),
+    **settings,
+):
     folder = RunFolder(path, **{"checkpoint_every": EVERY} | settings)
-    return fit(algorithm, start, drifting, num_steps, arrays=CASE.batch, folder=folder,
-               **dict(options))  # fmt: skip
+    return fit(algorithm, start, data, num_steps, arrays=arrays, folder=folder, **dict(options))
 
 
 def equal(a, b):
@@ -95,7 +109,8 @@ def test_resume_of_nothing_begins(tmp_path, reference):
 def test_an_iterator_is_drawn_through(tmp_path):
     batches = [drifting(i, CASE.batch) for i in range(8)]
     whole = fit(ALGORITHM, START, iter(batches), 8)
-    fit(ALGORITHM, START, iter(batches), 5, folder=tmp_path)
+    first = fit(ALGORITHM, START, iter(batches), 5, folder=tmp_path)
+    assert first.message == "All 5 steps were taken."
     resumed = fit(ALGORITHM, START, iter(batches), 8, folder=RunFolder(tmp_path, resume=True))
     assert equal(resumed.state, whole.state) and len(resumed.metrics["value"]) == 3
     with pytest.raises(ValueError, match="yields 3 batches, but the run to resume has seen 8"):
@@ -115,13 +130,12 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path, reference, number, caps
 
     def send(report):
         if report.step == 10:
-            os.kill(os.getpid(), number)
-            # Python's handler runs before this callback returns, and the next chunk ends the run.
+            os.kill(os.getpid(), number)  # Python's handler runs before this callback returns
 
     with pytest.raises(Interrupted) as caught:
         run(path, options={"callbacks": [send], "chunk": 2}, resume_command="python me.py --resume")
-    assert caught.value.code == 128 + number and caught.value.step == 12
-    assert "Interrupted after step 12, which is saved in" in capsys.readouterr().err
+    assert caught.value.code == 128 + number and caught.value.step == 10
+    assert "Interrupted after step 10, which is saved in" in capsys.readouterr().err
     assert str(caught.value).endswith("To resume: python me.py --resume")
     assert signal.getsignal(number) == before
     assert_completes(path, reference)
@@ -200,18 +214,114 @@ def test_a_folder_with_a_run_is_refused(stopped, reference):
     assert_completes(stopped, reference)
 
 
+def rule(threshold):
+    return lambda info: info.value < threshold
+
+
+def regularised(strength, rate=0.1, reg_of=lambda strength: lambda x: strength * jnp.sum(x**2)):
+    """Algorithms that only a closure tells apart."""
+    reg = reg_of(strength)
+    inner_loss = lambda outer, inner, data: CASE.problem.inner_loss(outer, inner, data) + reg(0.0)
+    return Small(BilevelProblem(CASE.problem.outer_loss, inner_loss), rate)
+
+
+def nested(inner_rate=0.1, outer_rate=0.05):
+    solver = Implicit(Minimize(optax.sgd(inner_rate), 2), linear.CG(2))
+    return DoubleLoop(CASE.problem, solver, optax.adam(outer_rate))
+
+
+ANOTHER = {
+    "algorithm": ({}, {"algorithm": Small(rate=0.2)}, "`algorithm.rate` was 0.1 there and is 0.2"),
+    "another algorithm": ({}, {"algorithm": nested()}, r"`algorithm` was Small#.* is DoubleLoop\("),
+    "closure in a loss": (
+        {"algorithm": regularised(1.0)},
+        {"algorithm": regularised(3.0)},
+        "`algorithm.problem.inner_loss.reg.strength` was 1.0 there and is 3.0 now",
+    ),
+    "config": ({}, {"config": {"width": 3}}, r"`config` was None there and is dict\(width=3\)"),
+    "stop rule": (
+        {"options": {"stop_when": rule(1e-9)}},
+        {"options": {"stop_when": rule(1e-8)}},
+        "`stop_when.condition.threshold` was 1e-09 there and is 1e-08",
+    ),
+    "policy": ({}, {"options": {"nan_policy": "stop"}}, "`nan_policy` was raise there and is stop"),
+    "callbacks": ({}, {"options": {"every": 3}}, "`every` was None there and is 3 now"),
+    "data": (
+        {},
+        {"data": lambda step, arrays: arrays},
+        "`data` was drifting#.* there and is <lambda>#",
+    ),
+    "replace": (
+        {"data": training.Minibatches()},
+        {"data": training.Minibatches(replace=True)},
+        "`data.replace` was False there and is True now",
+    ),
+    "seed": (
+        {"data": training.Minibatches(seed=2)},
+        {"data": training.Minibatches(seed=3)},
+        "`data.seed` was 2 there and is 3 now",
+    ),
+    "numbers": (
+        {},
+        {"arrays": CASE.batch._replace(outer=CASE.batch.outer + 1)},
+        "`numbers of the data.outer` was .* there and is",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_another_run_is_refused_and_may_be_meant(tmp_path, name):
+    before, after, message = ANOTHER[name]
+    kept = run(tmp_path, 5, **before)
+    files = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(FolderError, match=f"of another run: {message}.*If the change is meant"):
+        run(tmp_path, 6, resume=True, **before | after)
+    assert (tmp_path / "run.json").read_bytes() == files
+    again = run(tmp_path, 5, resume=True, **before)
+    assert equal(again.state, kept.state)
+
+
+def test_a_change_that_is_meant_is_taken(tmp_path):
+    """It must be named, is written down, and is the run's own from then on."""
+    run(tmp_path, 5, algorithm=nested(), start=nested().init(CASE.outer, CASE.init))
+    other = nested(outer_rate=0.5)
+    start = other.init(CASE.outer, CASE.init)
+    with pytest.raises(FolderError) as refused:
+        run(tmp_path, 10, algorithm=other, start=start, resume=True)
+    name = re.search(r"changed=\('(.*)',\)", str(refused.value)).group(1)
+    assert name.startswith("algorithm.") and name.endswith(".step_size")
+    for changed in ((name,), ("algorithm",), ()):
+        steps = run(
+            tmp_path, 10, algorithm=other, start=start, resume=True, changed=changed
+        ).num_steps
+        assert steps == 10
+
+
+JAX_CONFIG = """
+import sys, jax
+jax.config.update(*eval(sys.argv[3]))
+from tests import test_training_folder as module
+module.run(sys.argv[1], num_steps=int(sys.argv[2]), resume=True)
+"""
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("setting", "message"),
     [
-        ({"algorithm": Small(rate=0.2)}, r"of another run: `algorithm` was .*rate=0.1.*rate=0.2"),
-        ({"config": {"width": 3}}, "of another run: `config` was None there and is {'width': 3}"),
+        (("jax_default_matmul_precision", None), None),
+        (
+            ("jax_default_matmul_precision", "float32"),
+            "`jax.jax_default_matmul_precision` was None",
+        ),
+        (("jax_threefry_partitionable", False), "`jax.jax_threefry_partitionable` was True"),
     ],
-    ids=["algorithm", "config"],
 )
-def test_another_run_is_refused(stopped, reference, changes, message):
-    with pytest.raises(FolderError, match=message):
-        run(stopped, resume=True, **changes)
-    assert_completes(stopped, reference)
+def test_another_process_resumes_under_the_same_configuration_of_jax(tmp_path, setting, message):
+    run(tmp_path, 5)
+    command = [sys.executable, "-c", JAX_CONFIG, str(tmp_path), "6", repr(setting)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode == 0) == (message is None), process.stderr
+    assert message is None or message in process.stderr
 
 
 def test_the_settings_that_may_change(tmp_path):
@@ -226,11 +336,9 @@ def test_the_settings_that_may_change(tmp_path):
     longer = Config(tmp_path, 10, resume=True)
     assert run(tmp_path / "run", 10, config=longer, resume=True).num_steps == 10
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["config"]
-    assert kept == {"output": str(tmp_path), "widths": [1, 2]}
+    assert kept == {"": "dict", "output": repr(str(tmp_path)), "widths": ["1", "2"]}
     wider = dataclasses.replace(longer, widths=(1, 3))
-    with pytest.raises(
-        FolderError, match=r"`config.widths` was \[1, 2\] there and is \[1, 3\] now"
-    ):
+    with pytest.raises(FolderError, match=r"`config.widths.1` was 2 there and is 3 now"):
         run(tmp_path / "run", 10, config=wider, resume=True)
 
 
@@ -244,10 +352,10 @@ def test_another_version_is_refused(stopped, monkeypatch):
     about = stopped / "checkpoints" / "000000012" / "about" / "metadata"
     content = json.loads(about.read_text())
     about.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(FolderError, match="has checkpoint format 99.*reads format 1. Resume with"):
+    with pytest.raises(FolderError, match="has checkpoint format 99.*reads format 2. Resume with"):
         run(stopped, resume=True)
-    monkeypatch.setattr(training._folder, "__version__", "9.9")
-    with pytest.raises(FolderError, match="`bilevel` was '0.1.0' there and is '9.9' now"):
+    monkeypatch.setattr(training._identity, "__version__", "9.9")
+    with pytest.raises(FolderError, match="`bilevel` was 0.1.0 there and is 9.9 now"):
         run(stopped, resume=True)
 
 
@@ -293,7 +401,7 @@ def test_changed_numbers_are_noticed(tmp_path):
     about = tmp_path / "000000001" / "about" / "metadata"
     content = json.loads(about.read_text())
     about.write_text(json.dumps(content | {"checksums": [content["checksums"][0] ^ 1]}))
-    with pytest.raises(FolderError, match="numbers are not those that were saved. .* start anew"):
+    with pytest.raises(FolderError, match="numbers are not those that were saved. .* begin again"):
         checkpoints.restore({"w": jnp.zeros(3)})
 
 
@@ -324,7 +432,7 @@ def test_a_full_disk_ends_in_an_error_that_says_what_is_safe(tmp_path, reference
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(report):
-        if report.step == 10:
+        if report.step == 11:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
 
     path = tmp_path / "run"
@@ -340,27 +448,27 @@ def test_a_full_disk_ends_in_an_error_that_says_what_is_safe(tmp_path, reference
 
 def test_metrics_that_cannot_be_written(tmp_path, reference):
     def fill(report):
-        if report.step == 10:
+        if report.step == 11:
             (tmp_path / "metrics.jsonl").unlink()
             (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
 
-    with pytest.raises(FolderError, match="metrics.jsonl cannot be written: No space left"):
-        run(tmp_path, options={"callbacks": [fill], "chunk": 5})
+    with pytest.raises(FolderError, match="metrics.jsonl .*No space left.* Step 10 is safe"):
+        run(tmp_path, options={"callbacks": [fill]})
     assert saved(tmp_path)[-1] == "000000010"
 
 
 def test_folders_that_cannot_be_written(tmp_path):
-    with pytest.raises(FolderError, match="/proc/run cannot be written: .*Name a folder that can"):
+    with pytest.raises(FolderError, match="/proc/run cannot be used: .*name a folder that can"):
         run("/proc/run")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderError, match="file cannot be written: .*Name a folder"):
+    with pytest.raises(FolderError, match="file cannot be used: .*name a folder"):
         run(tmp_path / "file")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
 def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(FolderError, match="cannot be written: Permission denied"):
+    with pytest.raises(FolderError, match="cannot be used: Permission denied"):
         run(tmp_path)
 
 
@@ -373,3 +481,224 @@ def test_what_a_step_wrote_twice_appears_once(stopped, reference):
     assert len(read_metrics(stopped)) == 12
     assert_completes(stopped, reference)
     assert saved(stopped) == ["000000020", "000000024"]
+
+
+# Name: the file, its content from what it was, and the message; None where the run goes on.
+DAMAGES = {
+    "run.json empty": ("run.json", lambda content: b"", "damaged: Expecting value"),
+    "run.json cut": ("run.json", lambda content: content[:50], "damaged: "),
+    "run.json NULs": ("run.json", lambda content: bytes(len(content)), "damaged: "),
+    "run.json {}": ("run.json", lambda content: b"{}", "damaged: it lacks identity, devices"),
+    "run.json []": ("run.json", lambda content: b"[]", "damaged: it lacks identity, devices"),
+    "run.json binary": ("run.json", lambda content: b"\xff\xfe", "damaged: "),
+    "metrics and NULs": ("metrics.jsonl", lambda content: content + bytes(99) + b"\n", None),
+    "metrics, garbage": ("metrics.jsonl", lambda content: b'{"st\n' + content, None),
+    "metrics no text": ("metrics.jsonl", lambda content: content + b"\xff\n", None),
+    "metrics, blank": ("metrics.jsonl", lambda content: content + b"\n", None),
+    "metrics, no step": ("metrics.jsonl", lambda content: content + b'{"a": 1}\n', None),
+    "metrics, a list": ("metrics.jsonl", lambda content: content + b"[1]\n", None),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_text_file(stopped, reference, name):
+    file, damage, message = DAMAGES[name]
+    path = stopped / file
+    path.write_bytes(damage(path.read_bytes()))
+    if message is not None:
+        remedy = r"Step 12 is safe.*Delete run\.json"
+        with pytest.raises(FolderError, match=f"{message}.*{remedy}"):
+            run(stopped, resume=True)
+        path.unlink()
+    assert_completes(stopped, reference)
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda content: content[:-30], 1),
+        (lambda content: b"", 12),
+        (lambda content: content.replace(b'"step": 3', b'"stop": 3'), 1),
+        (lambda content: bytes(60) + content[60:], 1),
+    ],
+    ids=["cut", "empty", "name", "NULs"],
+)
+def test_lost_lines_of_metrics_are_told(stopped, reference, damage, lost):
+    file = stopped / "metrics.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    with pytest.warns(UserWarning, match=f"{lost} of its 12 lines up to step 12 are lost"):
+        result = run(stopped, resume=True)
+    assert equal(result.state, reference[0].state)
+    assert len(read_metrics(stopped)) == NUM_STEPS - lost
+
+
+def test_reading_damaged_metrics_leaves_lines_out_and_says_so(stopped):
+    with (stopped / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\n[]\n")
+    with pytest.warns(UserWarning, match="has 2 damaged lines, which are left out"):
+        assert len(read_metrics(stopped)) == 12
+    with pytest.raises(FolderError, match=r"metrics\.jsonl cannot be used: No such file.*Name the"):
+        read_metrics(stopped / "checkpoints" / "metrics.jsonl")
+
+
+@UNRAISABLE
+@pytest.mark.usefixtures("orbax_fails")
+def test_a_folder_that_vanishes(tmp_path):
+    path = tmp_path / "run"
+
+    def remove(report):
+        if report.step == 7:
+            shutil.rmtree(path)
+
+    with pytest.raises(FolderError, match="No such file.*No step is saved in it"):
+        run(path, options={"callbacks": [remove]})
+    assert not path.exists()
+    checkpoints = Checkpoints(path / "checkpoints", 1, {})
+    with pytest.raises(FolderError, match="run is gone, and the run that was in it. Put it back"):
+        checkpoints.save(1, {"w": jnp.zeros(2)})
+
+
+def test_checkpoints_without_run_json_are_a_run(stopped, reference):
+    (stopped / "run.json").unlink()
+    with pytest.raises(FolderError, match="holds a run already"):
+        run(stopped)
+    assert_completes(stopped, reference)
+
+
+FULL = ("flock", "write", "fsync", "replace")
+
+
+@pytest.mark.parametrize("call", FULL)
+def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch, call):
+    """Each call of the system that may refuse, refuses."""
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class FullFile(io.FileIO):
+        write = refuse
+
+    if call == "write":
+        opened = pathlib.Path.open
+        monkeypatch.setattr(
+            pathlib.Path,
+            "open",
+            lambda path, mode="r", **options: (
+                FullFile(path, "a+") if path.name == ".lock" else opened(path, mode, **options)
+            ),
+        )
+    else:
+        monkeypatch.setattr(fcntl if call == "flock" else os, call, refuse)
+    with pytest.raises(FolderError, match="No space left on device.*(Free space|name a folder)"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["identity", "leaves", "checksums", "num_lines"])
+def test_a_checkpoint_that_lacks_something(stopped, key):
+    about = stopped / "checkpoints" / "000000012" / "about" / "metadata"
+    content = json.loads(about.read_text())
+    del content[key]
+    about.write_text(json.dumps(content))
+    with pytest.raises(FolderError, match=f"damaged: it lacks {key}.*to resume from step 10"):
+        run(stopped, resume=True)
+
+
+def test_a_checkpoint_that_says_nothing(stopped):
+    about = stopped / "checkpoints" / "000000012" / "about" / "metadata"
+    about.write_text("[]")
+    with pytest.raises(FolderError, match="000000012 is damaged: .*to resume from step 10"):
+        run(stopped, resume=True)
+
+
+def score(report):
+    """Best at step 8; no function of the run's length."""
+    return {"distance": abs(report.step - 8) + 0.5}
+
+
+@pytest.mark.parametrize("first", [6, 7, 8, 12, 20])
+def test_the_best_state_and_own_numbers_survive_an_interruption(tmp_path, first):
+    options = {"callbacks": [score], "every": 4, "watch": training.Watch("distance")}
+    whole = run(tmp_path / "whole", options=options)
+    run(tmp_path / "cut", first, options=options)
+    resumed = run(tmp_path / "cut", resume=True, options=options)
+    assert (resumed.best.step, resumed.best.value) == (8, 0.5)
+    assert equal(resumed.best.state, whole.best.state) and equal(resumed.state, whole.state)
+    metrics = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "cut")]
+    assert metrics[0] == metrics[1] and metrics[0].count("distance") == 6
+
+
+def test_a_callback_that_fails_loses_no_metrics(tmp_path):
+    def fail(report):
+        if report.step == 7:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        run(tmp_path, options={"callbacks": [fail]})
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
+def test_a_run_is_drawn(tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    algorithm = nested()
+    start = algorithm.init(CASE.outer, CASE.init)
+    options = {"callbacks": [score], "every": 4}
+    run(tmp_path / "a <run>", 8, algorithm=algorithm, start=start, options=options)
+    file = training.plot(tmp_path / "a <run>", tmp_path / f"drawn{suffix}")
+    content = file.read_bytes()
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!doctype html>"}
+    assert content.startswith(starts[suffix]) and len(content) > 5000
+    if suffix == ".html":
+        assert b"a &lt;run&gt;" in content and b"step_size=-0.05" in content and b"<svg" in content
+    assert training.plot(tmp_path / "a <run>") == tmp_path / "a <run>" / "metrics.png"
+
+
+def test_panels_of_a_plot():
+    lines = [
+        {"step": 1, "value": 1.0, "hypergrad_norm": 2.0, "linear.status": 0, "linear.damping": 0.0},
+        {"step": 2, "value": np.nan, "hypergrad_norm": 1.0, "linear.status": 1, "accuracy": 0.5},
+    ]
+    panels = training._plot._panels(lines)
+    assert list(panels) == ["outer loss", "norms", "status of linear solves", "accuracy"]
+    steps, values = panels["accuracy"]["accuracy"]
+    assert (steps.tolist(), values.tolist()) == ([2], [0.5])
+    seeds = training._plot._panels([{"step": 1, "value": [1.0, 2.0]}])["outer loss"]["value"]
+    assert seeds[1].shape == (1, 2)
+
+
+def test_plots_that_cannot_be_drawn(stopped, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`file` must end in one of .png.*got 'a.doc'"):
+        training.plot(stopped, "a.doc")
+    with pytest.raises(FolderError, match=r"metrics\.jsonl cannot be used|cannot be used: No such"):
+        training.plot(tmp_path / "nothing")
+    (stopped / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has logged no step yet"):
+        training.plot(stopped)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        training.plot(stopped)
+
+
+CACHED = """
+import sys, jax, jax.numpy as jnp
+from bilevel import training
+jax.jit(lambda x: x + 1)(1.0)  # a program before the folder is named
+training.compilation_cache(sys.argv[1])
+jax.jit(lambda x: jnp.sin(x) + 2)(1.0)
+"""
+
+
+def test_the_compilation_cache_keeps_small_programs_too(tmp_path):
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("JAX_")}
+    environment["JAX_PLATFORMS"] = "cpu"
+    command = [sys.executable, "-c", CACHED, str(tmp_path / "a" / "cache")]
+    counts = []
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        kept = (tmp_path / "a" / "cache").iterdir()
+        counts.append(len([file for file in kept if file.name.endswith("-cache")]))
+    assert counts[0] == counts[1] > 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="cannot be used: .*Name a folder"):
+        training.compilation_cache(tmp_path / "file")

@@ -6,79 +6,18 @@ load: a label of -1 would silently wrap to the last class inside a compiled loss
 turn it into NaN.
 """
 
-import dataclasses
 import pathlib
-import zlib
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .errors import InputError, check_finite, check_labels
-from .points import Points
+from .points import Dataset, Points, reduced, stratified
 from .readers import READERS, read_file
 from .records import to_arrays
 from .sources import SOURCES, Source
 
 TEST_SHARE = 0.2  # drawn from the training points where the data come without a test part
-Kind = Literal["images", "vectors", "tokens"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A classification data set, standardised with statistics of its training points.
-
-    Attributes:
-        name: for people.
-        train: points to train on.
-        validation: points held out of training, to tune settings on; may be empty.
-        test: points that only the final accuracy sees.
-        class_names: one for each class, in the order of the labels.
-        mean: subtracted from the points: `[channels]` of images, `[features]` of vectors.
-        std: divided by afterwards, of the same shape.
-        train_rows: `[n]`, the place of each training point in its owner's order of training points
-            (that of the files; for digits, of `sources.read_digits`).
-        notes: what was decided for the owner, in sentences that a report repeats.
-
-    Raises:
-        InputError: an entry is NaN or infinite, or a label is no class.
-    """
-
-    name: str
-    train: Points
-    validation: Points
-    test: Points
-    class_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    train_rows: np.ndarray
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for part in ("train", "validation", "test"):
-            points = getattr(self, part)
-            check_labels(points.y, self.num_classes, f"{self.name}.{part}.y")
-            check_finite(points.x, f"{self.name}.{part}.x")
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.class_names)
-
-    @property
-    def kind(self) -> Kind:
-        """What a point is: an image, a vector of numbers, or a sequence of token numbers."""
-        if np.issubdtype(self.train.x.dtype, np.integer):
-            return "tokens"
-        return "images" if self.train.x.ndim == 4 else "vectors"
-
-    @property
-    def fingerprint(self) -> int:
-        """Changes with any number in the training points: a resumed run compares it."""
-        return zlib.crc32(self.train.y.tobytes(), zlib.crc32(self.train.x.tobytes()))
-
-    def pictures(self, x: np.ndarray) -> np.ndarray:
-        """Undo the standardisation of images: pixels in [0, 1] of the same shape."""
-        return np.clip(x * self.std + self.mean, 0.0, 1.0)
 
 
 def load(
@@ -196,46 +135,6 @@ def from_records(
     return from_arrays(**arrays, class_names=names, name=name)
 
 
-def reduced(dataset: Dataset, num_train: int | None, num_validation: int, seed: int = 0) -> Dataset:
-    """Fewer training points, some of them held out: see `load`."""
-    train, rows = dataset.train, dataset.train_rows
-    held_out = _choose(train, num_validation, "num_validation", seed)
-    validation = train.at(held_out) if num_validation else dataset.validation
-    train, rows = train.at(~held_out), rows[~held_out]
-    if num_train is not None:
-        kept = _choose(train, num_train, "num_train", seed + 1)
-        train, rows = train.at(kept), rows[kept]
-    if not len(train.y):
-        raise InputError(
-            f"`num_train` and `num_validation` leave no training points in {dataset.name}."
-        )
-    return dataclasses.replace(dataset, train=train, validation=validation, train_rows=rows)
-
-
-def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Choose `count` points at random with the class shares of all, rounded to whole points.
-
-    Args:
-        labels: `[n]` integers.
-        count: 0 to n.
-        seed: of the choice.
-
-    Returns:
-        `[count]` int64 positions, ascending.
-    """
-    classes, sizes = np.unique(labels, return_counts=True)
-    shares = count * sizes / max(len(labels), 1)
-    quota = np.floor(shares).astype(int)
-    # Largest remainders first; the stable sort settles ties by the order of the classes.
-    quota[np.argsort(quota - shares, kind="stable")[: count - quota.sum()]] += 1
-    rng = np.random.default_rng(seed)
-    chosen = [
-        rng.choice(np.flatnonzero(labels == label), size, replace=False)
-        for label, size in zip(classes, quota, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
-
-
 def _published(name: str, data_dir: pathlib.Path) -> Dataset:
     source = SOURCES[name]
     train, test = source.read(data_dir)
@@ -302,15 +201,6 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, std = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
     # A feature that never changes tells nothing, and must not divide by zero.
     return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
-
-
-def _choose(points: Points, count: int, option: str, seed: int) -> np.ndarray:
-    """`count` stratified points: True for these, False for the rest."""
-    if not 0 <= count <= len(points.y):
-        raise InputError(f"`{option}` must lie between 0 and {len(points.y)}, got {count}.")
-    chosen = np.zeros(len(points.y), bool)
-    chosen[stratified(points.y, count, seed)] = True
-    return chosen
 
 
 def _standardised(points: Points, mean: np.ndarray, std: np.ndarray) -> Points:

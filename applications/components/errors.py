@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 
-class InputError(ValueError):
-    """A setting or a file that cannot be used; the message names it, its value and the remedy."""
+class InputError(Exception):
+    """A setting or a file that cannot be used; the message names it, its value and the remedy.
+
+    No ValueError, which the parser of the command line would catch and print in a frame of its own.
+    """
 
 
 class NonFiniteError(ArithmeticError):

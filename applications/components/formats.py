@@ -11,11 +11,11 @@ import math
 import pathlib
 import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from .archives import DAMAGE, MAX_BYTES
 from .errors import InputError
 
 IDX_UNSIGNED_BYTE = 0x08
@@ -33,26 +33,43 @@ def read_idx(path: pathlib.Path, num_axes: int) -> np.ndarray:
         uint8, in the shape that the file's header states.
 
     Raises:
-        InputError: the file is missing, no gzip, truncated, or of another type or size.
+        InputError: the file is missing, no gzip, truncated, empty, or of another type or size.
     """
-    content = _gunzip(path)
-    header = 4 + 4 * num_axes
     expected = bytes([0, 0, IDX_UNSIGNED_BYTE, num_axes])
-    if content[:4] != expected:
+    with gzip.open(io.BytesIO(_read(path))) as file:
+        start = _take(path, file, 4)
+        if start != expected:
+            raise InputError(
+                f"{path} must be an IDX file of unsigned bytes with {num_axes} axes: its first four"
+                f" bytes should be {expected.hex()}, got {start.hex() or 'nothing'}. Download it"
+                " again; the files of images and of labels may also be exchanged."
+            )
+        header = _take(path, file, 4 * num_axes)
+        if len(header) < 4 * num_axes:
+            raise InputError(
+                f"{path} ends inside its {4 + 4 * num_axes}-byte header. Download it again."
+            )
+        shape = struct.unpack(f">{num_axes}I", header)
+        size = math.prod(shape)
+        if not 0 < size <= MAX_BYTES:
+            raise InputError(f"{path} states an impossible shape, {shape}. Download it again.")
+        content = _take(path, file, size + 1)
+    if len(content) != size:
+        got = len(content) if len(content) < size else "more"
         raise InputError(
-            f"{path} must be an IDX file of unsigned bytes with {num_axes} axes: its first four"
-            f" bytes should be {expected.hex()}, got {content[:4].hex() or 'nothing'}."
-            " Download it again; the files of images and of labels may also be exchanged."
+            f"{path} must hold {size} bytes for its shape {shape}, got {got}. Download it again."
         )
-    if len(content) < header:
-        raise InputError(f"{path} ends inside its {header}-byte header. Download it again.")
-    shape = struct.unpack(f">{num_axes}I", content[4:header])
-    if len(content) - header != math.prod(shape):
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _take(path: pathlib.Path, file: gzip.GzipFile, size: int) -> bytes:
+    """The next bytes of a compressed file, whose checksum is verified at its end."""
+    try:
+        return file.read(size)
+    except DAMAGE as error:
         raise InputError(
-            f"{path} must hold {math.prod(shape)} bytes for its shape {shape},"
-            f" got {len(content) - header}. Download it again."
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+            f"{path} is not a complete gzip file ({error}). Download it again."
+        ) from error
 
 
 def read_cifar10(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -115,12 +132,14 @@ def read_libsvm(
         file, often -1 and 1: `np.unique(labels, return_inverse=True)[1]` makes classes of them.
 
     Raises:
-        InputError: the file is missing, damaged or empty, or a line is none of that format.
+        InputError: the file is missing, damaged, empty or too large, or a line is none of that
+            format or holds a number that is no finite float32.
     """
-    content = _read(path)
+    content = io.BytesIO(_read(path))
     try:
-        text = (bz2.decompress(content) if path.suffix == ".bz2" else content).decode("ascii")
-    except (OSError, ValueError, EOFError) as error:
+        with bz2.open(content) if path.suffix == ".bz2" else content as file:
+            text = file.read(MAX_BYTES).decode("ascii")
+    except DAMAGE as error:
         raise InputError(
             f"{path} is no complete LIBSVM file ({error}). Download it again."
         ) from error
@@ -128,7 +147,7 @@ def read_libsvm(
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             examples += _libsvm_examples(line)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InputError(f"{path}, line {number}: {error}, in {line[:60]!r}.") from error
     largest = max((int(columns[-1]) for _, columns, _ in examples if len(columns)), default=0)
     if not examples or largest > (num_features or largest):
@@ -136,7 +155,13 @@ def read_libsvm(
             f"{path} must hold examples of {num_features or 'some'} features, got {len(examples)}"
             f" examples and index {largest}. Correct `num_features` or download it again."
         )
-    dense = np.zeros((len(examples), num_features or largest), np.float32)
+    shape = (len(examples), num_features or largest)
+    if 4 * math.prod(shape) > MAX_BYTES:
+        raise InputError(
+            f"{path} has an example with index {largest}: as a dense array of shape {shape} its"
+            f" examples would take more than {MAX_BYTES} bytes. Download it again."
+        )
+    dense = np.zeros(shape, np.float32)
     for row, (_, columns, values) in zip(dense, examples, strict=True):
         row[columns - 1] = values
     return dense, np.array([label for label, _, _ in examples])
@@ -152,7 +177,10 @@ def _libsvm_examples(line: str) -> list[tuple[float, np.ndarray, np.ndarray]]:
     values = np.array([float(value) for _, value in pairs])
     if np.any(np.diff(columns, prepend=0) < 1):
         raise ValueError("indices must ascend from 1")
-    return [(float(tokens[0]), columns, values)]
+    label = float(tokens[0])
+    if not (math.isfinite(label) and np.all(np.abs(values) <= np.finfo(np.float32).max)):
+        raise ValueError("numbers must be finite and below 3.4e38")
+    return [(label, columns, values)]
 
 
 def read_npz(
@@ -171,33 +199,43 @@ def read_npz(
     Raises:
         InputError: the file is missing or damaged, lacks an array, or holds Python objects.
     """
+    content = io.BytesIO(_read(path))
     try:
-        with np.load(io.BytesIO(_read(path)), allow_pickle=False) as arrays:
-            missing = [name for name in names if name not in arrays]
-            if missing:
+        with zipfile.ZipFile(content) as file:
+            held = [name.removesuffix(".npy") for name in file.namelist()]
+            if missing := [name for name in names if name not in held]:
                 raise InputError(
-                    f"{path} must hold arrays {', '.join(names)}, got {', '.join(arrays)}: it lacks"
+                    f"{path} must hold arrays {', '.join(names)}, got {', '.join(held)}: it lacks"
                     f" {', '.join(missing)}."
                 )
-            present = [name for name in optional if name in arrays]
-            return {name: arrays[name] for name in (*names, *present)}
+            present = [name for name in optional if name in held]
+            return {name: _read_array(file, name) for name in (*names, *present)}
     except InputError:
         raise
-    except (ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{path} is no npz file of plain arrays ({error}). Arrays of Python objects are"
             " pickles, which can run code, and are not read: save numbers or strings."
         ) from error
 
 
-def _gunzip(path: pathlib.Path) -> bytes:
-    compressed = _read(path)
-    try:
-        return gzip.decompress(compressed)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path} is not a complete gzip file ({error}). Download it again."
-        ) from error
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array, once its header is no larger than what follows: NumPy would trust the header."""
+    member = f"{name}.npy" if f"{name}.npy" in file.namelist() else name
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with file.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in readers:
+            raise ValueError(f"{name} has version {version} of the format")
+        shape, _, dtype = readers[version](stream)
+        size, rest = math.prod(shape) * dtype.itemsize, file.getinfo(member).file_size
+        if size > min(MAX_BYTES, rest - stream.tell()) and not dtype.hasobject:
+            raise ValueError(f"{name} states the shape {shape} and has no {size} bytes")
+    with file.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _read(path: pathlib.Path) -> bytes:

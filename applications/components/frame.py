@@ -5,13 +5,14 @@ model=None) -> Result`, and `main()`, which is `frame.main`. README.md shows one
 """
 
 import dataclasses
+import inspect
 import json
 import os
 import pathlib
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ class Config:
     model: str | None = None
     """Architecture: mlp, small_cnn, bag, resnet18 or vgg16 (the last two want an accelerator), or
     yours as module.path:Name. Not given: what suits the data."""
-    bfloat16: bool | None = None
+    bfloat16: bool = False
     """Compute in bfloat16: faster on accelerators, slower on most CPUs."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One independent repetition for each; the tables show mean and deviation over them."""
@@ -142,12 +143,19 @@ def main(
         if getattr(config, "cache", False):
             keep_compiled_programs()
         run(config)
-    except (*MENDABLE, *NON_FINITE, OSError) as error:
-        text = f"{error.strerror or error}: {error.filename}" if _is_file(error) else str(error)
-        console = rich.console.Console(stderr=True)
-        # A soft wrap leaves the message one line, for whoever searches a log for it.
-        console.print(f"error: {text}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1 if isinstance(error, NON_FINITE) else 2)
+    except MENDABLE as error:
+        _stop(str(error), 2)
+    except NON_FINITE as error:
+        _stop(str(error), 1)
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}." if error.filename else str(error), 2)
+
+
+def _stop(text: str, status: int) -> NoReturn:
+    console = rich.console.Console(stderr=True)
+    # A soft wrap leaves the message one line, for whoever searches a log for it.
+    console.print(f"error: {text}", style="bold red", markup=False, soft_wrap=True)
+    sys.exit(status)
 
 
 def parse(config_class: type[ConfigT], page: str, arguments: list[str]) -> ConfigT:
@@ -164,7 +172,7 @@ def parse(config_class: type[ConfigT], page: str, arguments: list[str]) -> Confi
     """
     prog = f"{_program()} {page.replace('_', '-')}"
     path, rest = _take_config(arguments)
-    description = f"{config_class.__doc__}\n\n{CONFIG_HELP}"
+    description = f"{inspect.getdoc(config_class)}\n\n{CONFIG_HELP}"
     if path is None:
         return tyro.cli(config_class, args=rest, prog=prog, description=description)
     default = tyro.cli(config_class, args=as_arguments(path), prog=f"{prog} --config {path}")
@@ -208,7 +216,7 @@ def _options(content: dict[str, Any], prefix: str) -> list[str]:
 
 def keep_compiled_programs() -> None:
     """Let JAX keep its compiled programs on the disk, unless the environment says where already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "bilevel"))
 
@@ -216,10 +224,6 @@ def keep_compiled_programs() -> None:
 def _program() -> str:
     name = pathlib.Path(sys.argv[0]).stem
     return name if name == "bilevel" else "python -m applications"
-
-
-def _is_file(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.filename is not None
 
 
 def _take_config(arguments: list[str]) -> tuple[pathlib.Path | None, list[str]]:

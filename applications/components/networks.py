@@ -50,6 +50,38 @@ class MLP(nn.Module):
         return _numbered("Dense", len(self.hidden) + 1)
 
 
+class Bag(nn.Module):
+    """A bag of words: the mean of the tokens' embeddings, then dense layers; order is not seen.
+
+    Attributes:
+        num_classes: logits.
+        num_embeddings: rows of the table, which tokens share by their remainder; 0 is padding.
+        width: of the embeddings and of the hidden layer.
+        dtype: see the module.
+    """
+
+    num_classes: int
+    num_embeddings: int = 4096
+    width: int = 64
+    dtype: DType | None = None
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Logits of a batch of sequences, `[batch, length]` integers."""
+        here = (tokens > 0)[..., None]
+        embedded = nn.Embed(self.num_embeddings, self.width, dtype=self.dtype)(
+            tokens % self.num_embeddings
+        )
+        mean = jnp.sum(embedded * here, axis=1) / jnp.maximum(jnp.sum(here, axis=1), 1)
+        x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(mean))
+        return _logits(nn.Dense(self.num_classes, dtype=self.dtype)(x))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, the classifier last."""
+        return ("Embed_0", *_numbered("Dense", 2))
+
+
 class SmallCNN(nn.Module):
     """Two convolutions, each followed by 2x2 max-pooling, and two dense layers.
 
@@ -183,6 +215,7 @@ def _numbered(name: str, count: int) -> tuple[str, ...]:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "small_cnn": SmallCNN,
+    "bag": Bag,
     "resnet18": ResNet18,
     "vgg16": VGG16,
 }

@@ -12,12 +12,10 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -31,22 +29,15 @@ from bilevel import training
 
 from .data import Dataset
 from .errors import InputError
+from .files import Arrays, read_arrays, write_whole
 from .frame import Config
 from .output import to_json
 
 PyTree = Any
-Arrays = dict[str, np.ndarray]
-Keep = Callable[[str, Callable[[], Mapping[str, Any]]], Arrays]
 WIDTH_OF_FILES = 120
 FREE = ("output", "overwrite", "resume", "seeds", "cache", "data_dir")
 """Settings of any page that a resumed run may change."""
 OWNER, PIECES = "run.json", "pieces"
-
-
-def recompute(name: str, make: Callable[[], Mapping[str, Any]]) -> Arrays:
-    """Keep nothing: the `Run.keep` of a job that has no folder."""
-    del name
-    return {key: np.asarray(value) for key, value in make().items()}
 
 
 class Run:
@@ -56,7 +47,7 @@ class Run:
         page: its name, which marks the folder.
         config: its settings.
         dataset: what it works on; resumed runs must see the same.
-        recipe: what it decided for settings that were not given, as a dataclass or a mapping.
+        decided: what it decided for settings that were not given, as a dataclass or a mapping.
         steps: calls of `tick` to come, for the progress bar; None where nobody knows.
         free: further settings that a resumed run may change.
 
@@ -74,7 +65,7 @@ class Run:
         page: str,
         config: Config,
         dataset: Dataset | None = None,
-        recipe: Any = None,
+        decided: Any = None,
         steps: int | None = None,
         free: Collection[str] = (),
     ) -> None:
@@ -82,12 +73,12 @@ class Run:
             width=None if sys.stdout.isatty() else WIDTH_OF_FILES  # tables do not wrap in a log
         )
         self.folder = config.output or pathlib.Path("results") / page
-        self.settings = _plain(dataclasses.asdict(config)) | {"recipe": _plain(recipe)}
+        self.settings = _plain(dataclasses.asdict(config)) | {"decided": _plain(decided)}
         self.notes = () if dataset is None else dataset.notes
         self._config, self._steps = config, steps
         kept = {k: v for k, v in self.settings.items() if k not in (*FREE, *free)}
         seen = None if dataset is None else dataset.fingerprint
-        self._owner = {"page": page, "data": seen, "settings": kept}
+        self._owner: dict[str, Any] = {"page": page, "data": seen, "settings": kept}
         self._check()
 
     def __enter__(self) -> "Run":
@@ -139,11 +130,11 @@ class Run:
         """
         path = self.path(f"{name}.npz")
         if path.exists():
-            return _read(path)
+            return read_arrays(path)
         arrays = {key: np.asarray(value) for key, value in make().items()}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        _write(path, buffer.getvalue())
+        write_whole(path, buffer.getvalue())
         return arrays
 
     def tree(self, name: str, make: Callable[[], PyTree]) -> PyTree:
@@ -183,7 +174,7 @@ class Run:
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write one file of the results, whole or not at all."""
-        _write(self.folder / name, content.encode() if isinstance(content, str) else content)
+        write_whole(self.folder / name, content.encode() if isinstance(content, str) else content)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write indented JSON: see `output.to_json`."""
@@ -197,10 +188,10 @@ class Run:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays, config=to_json(self.settings))
         self.write("result.npz", buffer.getvalue())
-        first = next(iter(arrays))
+        last = list(arrays)[-1]
         self.console.print(
             f"Written to {self.folder}/; report.html is the page to open, and"
-            f' numpy.load("{self.folder}/result.npz")["{first}"] the arrays: {", ".join(arrays)}.',
+            f' numpy.load("{self.folder}/result.npz")["{last}"] the arrays: {", ".join(arrays)}.',
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -262,23 +253,3 @@ def _owner_of(file: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}). Name another output folder.") from error
     return content if isinstance(content, dict) and {"data", "settings"} <= set(content) else {}
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name first, so nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _read(path: pathlib.Path) -> Arrays:
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it to compute it again.") from error

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def parts(spec: Any, available: dict[str, Any], x: jax.ShapeDtypeStruct) -> tupl
     if isinstance(spec, nn.Module):
         return type(spec).__name__, _linen(spec, x)
     name = getattr(spec, "__name__", type(spec).__name__)
-    if not callable(spec) or _kind(spec) in ("nnx", "equinox"):
+    if not callable(spec) or (not isinstance(spec, type) and _is_module(spec)):
         raise TypeError("pass what makes the module, its class or a function, not a module")
     accepted = _accepted(spec)
     given = {key: value for key, value in available.items() if key in accepted}
@@ -39,18 +39,15 @@ def parts(spec: Any, available: dict[str, Any], x: jax.ShapeDtypeStruct) -> tupl
     return name, _linen(module, x)
 
 
-def _kind(module: Any) -> str:
-    """The framework that an instance belongs to, without importing either."""
-    for base in type(module).__mro__:
-        if base.__module__.startswith("flax.nnx"):
-            return "nnx"
-        if base.__module__.startswith("equinox"):
-            return "equinox"
-    return ""
+def _is_module(value: Any) -> bool:
+    """Of NNX or Equinox, without importing either."""
+    return any(c.__module__.startswith(("flax.nnx", "equinox")) for c in type(value).__mro__)
 
 
 def _accepted(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters)
+    # A metaclass may hide what a class itself takes.
+    own = vars(function).get("__init__", function) if isinstance(function, type) else function
+    return set(inspect.signature(own).parameters)
 
 
 def _float32(logits: jax.Array) -> jax.Array:
@@ -66,15 +63,15 @@ def _constant(variables: dict[str, Any]) -> dict[str, Any]:
 
 def _linen(module: nn.Module, x: jax.ShapeDtypeStruct) -> Parts:
     accepted = _accepted(type(module).__call__)
-    training = {name: value for name, value in TRAINING.items() if name in accepted}
-    finished = {name: not value for name, value in training.items()}
+    training: dict[str, Any] = {name: value for name, value in TRAINING.items() if name in accepted}
+    finished: dict[str, Any] = {name: not value for name, value in training.items()}
     layers: list[str] = []
 
     def init(key: jax.Array, x: jax.Array) -> dict[str, Any]:
         return dict(module.init(key, x[:1], **finished))
 
     def apply(variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        return _float32(module.apply(_constant(variables), x, **finished))
+        return _float32(cast(jax.Array, module.apply(_constant(variables), x, **finished)))
 
     def step(variables: dict[str, Any], x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
         statistics = [name for name in variables if name != "params"]
@@ -94,46 +91,43 @@ def _linen(module: nn.Module, x: jax.ShapeDtypeStruct) -> Parts:
 def _nnx(build: Callable[[Any], Any], x: jax.ShapeDtypeStruct) -> Parts:
     from flax import nnx
 
-    def split(training: bool) -> tuple[Any, ...]:
-        module = build(nnx.Rngs(0))
-        module.train() if training else module.eval()
-        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+    def split(module: Any) -> tuple[Any, Any, Any, Any]:
+        return cast(Any, nnx.split(module, nnx.Param, nnx.RngState, ...))
 
     # Concrete arrays, so that nothing of a program that is being traced is kept.
     with jax.ensure_compile_time_eval():
-        training, params, random, statistics = split(True)
-        finished = split(False)[0]
-    layers = _in_order(build(nnx.Rngs(0)), list(params))
+        module = build(nnx.Rngs(0))
+        module.eval()
+        finished = split(module)[0]
+        module.train()
+        training, params, random, statistics = split(module)
+    layers = tuple(name for name in vars(module) if name in params)  # as they were assigned
 
     def pack(params: Any, statistics: Any) -> dict[str, Any]:
         beside = nnx.to_pure_dict(statistics)
         return {"params": nnx.to_pure_dict(params)} | ({"statistics": beside} if beside else {})
 
-    def merge(graph: Any, variables: dict[str, Any], seeds: Any) -> Any:
+    def merge(graph: Any, variables: dict[str, Any]) -> Any:
         states = [nnx.clone(state) for state in (params, statistics)]
         for state, values in zip(states, ("params", "statistics"), strict=True):
             nnx.replace_by_pure_dict(state, variables.get(values, {}))
-        return nnx.merge(graph, states[0], seeds, states[1])
+        return nnx.merge(graph, states[0], nnx.clone(random), states[1])
 
     def init(key: jax.Array, x: jax.Array) -> dict[str, Any]:
-        _, params, _, statistics = nnx.split(build(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
+        _, params, _, statistics = split(build(nnx.Rngs(key)))
         return pack(params, statistics)
 
     def apply(variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        return _float32(merge(finished, _constant(variables), random)(x))
+        return _float32(merge(finished, _constant(variables))(x))
 
     def step(variables: dict[str, Any], x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        module = merge(training, variables, random)
+        module = merge(training, variables)
         nnx.reseed(module, default=key)
         logits = module(x)
-        return _float32(logits), pack(*nnx.split(module, nnx.Param, nnx.RngState, ...)[1::2])
+        _, params, _, statistics = split(module)
+        return _float32(logits), pack(params, statistics)
 
     return layers, init, apply, step if jax.tree.leaves((random, statistics)) else None
-
-
-def _in_order(module: Any, names: list[str]) -> tuple[str, ...]:
-    """Names of submodules as they were assigned, not as a state sorts them."""
-    return tuple(name for name in vars(module) if name in names)
 
 
 def _equinox(build: Callable[[jax.Array], Any], x: jax.ShapeDtypeStruct) -> Parts:
@@ -158,15 +152,19 @@ def _equinox(build: Callable[[jax.Array], Any], x: jax.ShapeDtypeStruct) -> Part
         leaves = jax.tree.leaves(eqx.filter(module, _is_parameter))
         for (layer, name), leaf in zip(names, leaves, strict=True):
             params.setdefault(layer, {})[name] = leaf
-        beside = {} if statistics is None else {"statistics": jax.tree.leaves(statistics)}
-        return {"params": params} | beside
+        if statistics is None:
+            return {"params": params}
+        # Counters as numbers with a derivative, so that variables are one differentiable pytree.
+        return {"params": params, "statistics": [1.0 * a for a in jax.tree.leaves(statistics)]}
 
     def unpack(variables: dict[str, Any], training: bool) -> tuple[Any, Any]:
         leaves = [variables["params"][layer][name] for layer, name in names]
         module = eqx.combine(jax.tree.unflatten(structure, leaves), static)
         if not stateful:
             return eqx.nn.inference_mode(module, not training), None
-        state = jax.tree.unflatten(jax.tree.structure(statistics), variables["statistics"])
+        there = zip(jax.tree.leaves(statistics), variables["statistics"], strict=True)
+        values = [value.astype(shape.dtype) for shape, value in there]
+        state = jax.tree.unflatten(jax.tree.structure(statistics), values)
         return eqx.nn.inference_mode(module, not training), state
 
     def outputs(module: Any, state: Any, x: jax.Array, key: jax.Array) -> tuple[Any, Any]:

@@ -69,13 +69,10 @@ def _judged(matvec: Any, rhs: PyTree, value: PyTree) -> LinearInfo:
     solved, unsolved = int(LinearStatus.CONVERGED), int(LinearStatus.NOT_CONVERGED)
     status = jnp.where(residual_norm <= TOLERANCE, solved, unsolved)
     status = jnp.where(jnp.isfinite(residual_norm), status, int(LinearStatus.NON_FINITE))
-    unknown = jnp.full_like(residual_norm, jnp.nan)
     return LinearInfo(
         status.astype(jnp.int32),
         num_steps=jnp.int32(1),
         residual_norm=residual_norm,
-        min_curvature=unknown,
-        max_curvature=unknown,
         damping=jnp.zeros_like(residual_norm),
     )
 

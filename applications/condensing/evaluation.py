@@ -5,7 +5,7 @@ The same for every method: full-batch Adam with a cosine schedule, no augmentati
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ def _shares(judge: Judge, outer: Synthetic, test: Points, keys: jax.Array) -> ja
     """The share of right predictions of each network, NaN where it diverged."""
     optimizer = optax.adam(optax.cosine_decay_schedule(judge.rate, judge.num_steps))
 
-    def loss(params: nn.FrozenDict) -> jax.Array:
+    def loss(params: Any) -> jax.Array:
         scores = logits(judge.model, params, outer.x)
         if judge.target == "classes":
             return jnp.mean(cross_entropy(scores, outer.labels))

@@ -48,9 +48,9 @@ class NewtonStep:
 
     linear_solver: bilevel.LinearSolver
 
-    def __call__(self, loss: Any, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Any, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """The minimiser, whatever `init` is; only its residual depends on the solver."""
-        slope = lambda inner: jax.grad(loss, argnums=1)(outer, inner, batch)
+        slope = lambda inner: jax.grad(loss, argnums=1)(outer, inner, data)
         start, product = jax.linearize(slope, init)
         step = self.linear_solver(product, start).value
         return jax.tree.map(jnp.subtract, init, step)

@@ -98,10 +98,10 @@ class RidgeSolver:
 
     ridge: float
 
-    def __call__(self, loss: Any, init: jax.Array, outer: jax.Array, batch: Data) -> jax.Array:
+    def __call__(self, loss: Any, outer: jax.Array, init: jax.Array, data: Data) -> jax.Array:
         """The minimiser at weights `outer`; differentiable, which gives the closed form."""
         del loss, init
-        return _solve(self.ridge, outer, batch)
+        return _solve(self.ridge, outer, data)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -133,13 +133,13 @@ class OnMask:
     solver: bilevel.Solver
     size: int
 
-    def __call__(self, loss: Any, init: Any, outer: jax.Array, batch: Seen) -> Any:
+    def __call__(self, loss: Any, outer: jax.Array, init: Any, data: Seen) -> Any:
         """Train on the mask `outer`."""
         room = min(len(outer), self.size + int(4 * self.size**0.5) + 1)
         inside, rows = jax.lax.top_k(outer, room)
-        points = jax.tree.map(lambda leaf: leaf[rows], batch.points)
+        points = jax.tree.map(lambda leaf: leaf[rows], data.points)
         share = inside / jnp.maximum(jnp.sum(inside), 1.0)
-        return self.solver(loss, init, share, batch._replace(points=points))
+        return self.solver(loss, share, init, data._replace(points=points))
 
 
 @dataclasses.dataclass(frozen=True)

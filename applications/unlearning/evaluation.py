@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from ..components.errors import InputError
+from ..components.files import Arrays, Keep, recompute
 from ..components.frame import named_key
 from ..components.judging import finite_logits
 from ..components.points import Points
-from ..components.work import Arrays, Keep, recompute
 from .methods import Method, Task, unlearn
 from .metrics import Metrics, Predictions, judge, mean_divergence
 

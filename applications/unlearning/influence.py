@@ -179,10 +179,11 @@ class FisherForgetting:
 
     def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        deviation = masked(self.deviation(task), task.mask)
-        flat, unravel = ravel_pytree(task.original)
+        deviation = masked(self.deviation(task), task.mask)["params"]
+        flat, unravel = ravel_pytree(task.original["params"])
         noise = unravel(jax.random.normal(key, flat.shape, flat.dtype))
-        return jax.tree.map(lambda a, d, n: a + d * n, task.original, deviation, noise)
+        noisy = jax.tree.map(lambda a, d, n: a + d * n, task.original["params"], deviation, noise)
+        return dict(task.original) | {"params": noisy}
 
     def deviation(self, task: Task) -> PyTree:
         """The deviation of each weight's noise, a pytree like the model."""

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from ..components.attacks import attack_accuracy, confidence
+from ..components.files import recompute
 from ..components.frame import named_key
 from ..components.training import predict
-from ..components.work import recompute
 from .methods import Method, Task
 
 PyTree = Any

@@ -50,8 +50,8 @@ class Task:
     finetune: Recipe
     points: Points
     original: Variables = None
-    forget: jax.Array = None
-    retain: jax.Array = None
+    forget: Any = None
+    retain: Any = None
     mask: Variables | None = None
 
     def replace(self, **changes: Any) -> "Task":

@@ -14,6 +14,7 @@ from .batches import epoch_of_step, epochs
 from .methods import Task, masked
 
 PyTree = Any
+NEW_CLASS = "forgotten"
 
 
 @numbers_as_data("recipe")
@@ -62,7 +63,9 @@ class SalUn:
 
     def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
-        salient = largest_share(self.saliency(task), self.share)
+        saliency = self.saliency(task)
+        # Statistics, which no step moves, have no part in the share.
+        salient = saliency | {"params": largest_share(saliency["params"], self.share)}
         return _random_labels(self.recipe, task, key, masked(salient, task.mask))
 
     def saliency(self, task: Task) -> PyTree:
@@ -129,20 +132,23 @@ class BoundaryExpand:
     def __call__(self, task: Task, key: jax.Array) -> PyTree:
         """Unlearn."""
         new_key, train_key = jax.random.split(key)
-        model, head = task.model, task.model.layers[-1]
-        wider = model.clone(num_classes=model.num_classes + 1)
-        kernel = task.original["params"][head]["kernel"]
-        column = self.scale * jax.random.normal(new_key, (len(kernel), 1), kernel.dtype)
-        start = _with_output(task.original, head, column, jnp.zeros(1, kernel.dtype))
+        model, x = task.model, task.points.x[task.forget]
+        width = model.features(task.original, x[:1]).shape[1]
+        column = self.scale * jax.random.normal(new_key, (width,))
+        start = _with_layer(task.original, {"column": column, "bias": jnp.zeros(())})
         mask = task.mask
         if mask is not None:
-            mask = _with_output(mask, head, jnp.ones_like(column), jnp.ones(1, kernel.dtype))
-        x = task.points.x[task.forget]
-        own = Points(x, jnp.full(len(x), model.num_classes, jnp.int32))
-        trained = _train_all(self.recipe, wider, start, own, train_key, mask)
-        layer = trained["params"][head]
-        layer = layer | {"kernel": layer["kernel"][:, :-1], "bias": layer["bias"][:-1]}
-        return trained | {"params": trained["params"] | {head: layer}}
+            mask = _with_layer(mask, {"column": jnp.ones(width), "bias": jnp.ones(())})
+        own = jnp.full(len(x), model.num_classes, jnp.int32)
+
+        def loss_fn(wide: PyTree, rows: jax.Array) -> jax.Array:
+            variables, new = _without_layer(wide), wide["params"][NEW_CLASS]
+            added = model.features(variables, x[rows]) @ new["column"] + new["bias"]
+            outputs = jnp.concatenate([model.apply(variables, x[rows]), added[:, None]], axis=1)
+            return jnp.mean(cross_entropy(outputs, own[rows]))
+
+        rows = epochs(train_key, jnp.arange(len(x), dtype=jnp.int32), self.recipe)
+        return _without_layer(descend(self.recipe, start, loss_fn, rows, mask))
 
 
 def largest_share(scores: PyTree, share: float) -> PyTree:
@@ -181,10 +187,11 @@ def _train_all(
     return train(model, recipe, params, points, rows, key, mask=mask)
 
 
-def _with_output(params: PyTree, head: str, column: jax.Array, bias: jax.Array) -> PyTree:
-    layer = params["params"][head]
-    layer = layer | {
-        "kernel": jnp.concatenate([layer["kernel"], column], axis=1),
-        "bias": jnp.concatenate([layer["bias"], bias]),
-    }
-    return params | {"params": params["params"] | {head: layer}}
+def _with_layer(variables: PyTree, layer: PyTree) -> PyTree:
+    """With the output of a class of its own for the forget set."""
+    return variables | {"params": variables["params"] | {NEW_CLASS: layer}}
+
+
+def _without_layer(variables: PyTree) -> PyTree:
+    params = {name: layer for name, layer in variables["params"].items() if name != NEW_CLASS}
+    return variables | {"params": params}

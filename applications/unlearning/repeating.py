@@ -6,18 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from bilevel import training
-
-from ..components.pieces import Pieces
+from ..components.frame import named_key
 from ..components.points import Points
-from ..components.training import initialise
+from ..components.work import Run
 from . import lira
-from .choosing import SETS, Chosen, choose
-from .evaluation import Judgement, Row, judgements, to_rows
-from .methods import Method, Setting, fit
+from .choosing import SEARCHED, Chosen, choose, searched
+from .evaluation import Judgement, Judges, Row, judgements, to_rows
+from .methods import Method, Task
 from .selection import Search
 from .sparse import prune_and_fit
 
@@ -29,10 +25,11 @@ class Plan:
     """What all seeds of a table have in common.
 
     Attributes:
-        setting: recipes.
+        task: model, recipes and points.
+        judged: points that nothing is trained on.
         search: settings of the search; its `num_forget` is the size of every set.
         outer_steps: of the search.
-        fresh_start: whether the search unlearns by retraining, not from the original model.
+        lower: how the search unlearns, "finetune" or "retrain".
         sets: names of the forget sets.
         draws: random sets to average.
         arms: the kinds of original model, each with the share of its weights that is pruned.
@@ -40,22 +37,16 @@ class Plan:
         methods: by name, Retrain first.
     """
 
-    setting: Setting
+    task: Task
+    judged: Points
     search: Search
     outer_steps: int
-    fresh_start: bool
+    lower: str
     sets: tuple[str, ...]
     draws: int
     arms: Mapping[str, float]
     num_shadows: int
     methods: Mapping[str, Method]
-
-
-class Seen(NamedTuple):
-    """The points that models are trained on, and those that they are judged on as well."""
-
-    points: Points
-    judged: Points
 
 
 class Repetition(NamedTuple):
@@ -72,34 +63,40 @@ class Repetition(NamedTuple):
     judgements: dict[tuple[str, str], dict[str, Judgement]]
 
 
-def repeat(
-    plan: Plan, seen: Seen, seed: int, pieces: Pieces, tick: Callable[[str], None]
-) -> Repetition:
-    """Run one seed; what `pieces` holds of it is read back.
-
-    Args:
-        plan: what to do.
-        seen: the data.
-        seed: of everything random.
-        pieces: keeps what is finished.
-        tick: called before each forget set of each arm, and before these are chosen.
+def repeat(plan: Plan, seed: int, run: Run) -> Repetition:
+    """Run one seed; what `run` holds of it is read back.
 
     Raises:
         NonFiniteError: a training, the search or a method diverged.
     """
-    # The methods that judge a set see other keys than those that chose it.
-    original_key, set_key, method_key = jax.random.split(jax.random.key(seed), 3)
-    tick(f"seed {seed}: choosing the sets")
-    train = functools.partial(fit, plan.setting, seen.points, _every(seen), original_key)
-    dense = pieces.tree(f"seed{seed}/original", train)
-    found = sets_of(plan, seen.points, dense, set_key, pieces, f"seed{seed}")
+    # The methods that judge a set see other keys than those that chose it. The dense model, the
+    # sets and the methods have the keys that they have on the forget-set page.
+    key, place = jax.random.key(seed), f"seed{seed}"
+    run.tick(f"seed {seed}: choosing the sets")
+    train = functools.partial(plan.task.fit, plan.task.every, named_key(key, "original"))
+    dense = plan.task.replace(original=run.tree(f"{place}/original", train))
+    search_key, set_key, method_key = (named_key(key, n) for n in ("search", "sets", "methods"))
+    course = None
+    if not SEARCHED.keys().isdisjoint(plan.sets):
+        course = searched(
+            dense, plan.search, plan.outer_steps, plan.lower, None, search_key, run, place
+        )
+    size = plan.search.num_forget
+    found = choose(dense, plan.sets, size, plan.draws, course, set_key, run, place)
     result = Repetition([], found, {})
-    for arm in plan.arms:
-        own = _arm(plan, seen, arm, f"seed{seed}/{arm}", dense, original_key, pieces)
-        for number, (name, draws) in enumerate(found.sets.items()):
-            tick(f"seed {seed}: {name}, {arm}")
-            key = jax.random.fold_in(method_key, number)
-            scored, attack = _judge(plan, seen, own, name, draws, key, pieces)
+    for arm, sparsity in plan.arms.items():
+        own = f"{place}/{arm}"
+        task = _sparse(dense, sparsity, named_key(key, "original"), run, own)
+        judges = Judges(plan.judged, run.keep)
+        shadows = functools.cache(functools.partial(_shadows, plan, task, key, run, own))
+        for name, draws in found.sets.items():
+            run.tick(f"seed {seed}: {name}, {arm}")
+            set_key = named_key(method_key, name)
+            scored = judgements(task, draws, plan.methods, judges, set_key, f"{own}/{name}")
+            attack: dict[str, float] = {}
+            if plan.num_shadows:
+                forget = task.forgetting(draws[0])
+                attack = _attack(plan, forget, shadows, set_key, run, f"{own}/{name}")
             cell = {"arm": arm, "forget_set": name, "seed": seed}
             for row in to_rows(scored):
                 result.rows.append(cell | row | {"lira": attack.get(row["method"])})
@@ -107,73 +104,25 @@ def repeat(
     return result
 
 
-class _Arm(NamedTuple):
-    """One kind of original model: where its pieces lie, the model, its mask, and its shadows."""
-
-    place: str
-    original: PyTree
-    mask: PyTree | None
-    shadows: Callable[[], PyTree]
-
-
-def _arm(
-    plan: Plan, seen: Seen, arm: str, place: str, dense: PyTree, key: jax.Array, pieces: Pieces
-) -> _Arm:
-    original, mask = dense, None
-    if plan.arms[arm]:
-        common = plan.setting, seen.points, _every(seen), key, plan.arms[arm]
-        prune = functools.partial(prune_and_fit, *common)
-        original, mask = pieces.tree(f"{place}/original", prune)
-
-    def train() -> PyTree:
-        keys = jax.random.split(jax.random.fold_in(key, 1), plan.num_shadows)
-        return lira.originals(plan.setting, seen.points, _every(seen), keys, mask)
-
-    shadows = functools.cache(lambda: pieces.tree(f"{place}/shadows", train))
-    return _Arm(place, original, mask, shadows)
+def _sparse(task: Task, sparsity: float, key: jax.Array, run: Run, place: str) -> Task:
+    """The task of a pruned original model, or the dense one."""
+    if not sparsity:
+        return task
+    prune = functools.partial(prune_and_fit, task, key, sparsity)
+    original, mask = run.tree(f"{place}/original", prune)
+    return task.replace(original=original, mask=mask)
 
 
-def _judge(
-    plan: Plan,
-    seen: Seen,
-    own: _Arm,
-    name: str,
-    draws: np.ndarray,
-    key: jax.Array,
-    pieces: Pieces,
-) -> tuple[dict[str, Judgement], dict[str, float]]:
-    """What each method scores on one forget set, and how the attack point by point does."""
-    common = plan.setting, own.original, seen.points, seen.judged, draws, key
-    keep = pieces.within(f"{own.place}/{name}")
-    scored = judgements(*common, methods=plan.methods, mask=own.mask, keep=keep)
-    if not plan.num_shadows:
-        return scored, {}
-    attacked = plan.setting, seen.points, draws[0], plan.methods, own.shadows, plan.num_shadows
-    keep = pieces.within(f"{own.place}/{name}/shadows")
-    return scored, lira.attack_all(*attacked, key, own.mask, keep)
+def _attack(
+    plan: Plan, task: Task, models: Callable[[], PyTree], key: jax.Array, run: Run, place: str
+) -> dict[str, float]:
+    """The attack point by point, on every method."""
+    keep = lambda name, make: run.keep(f"{place}/shadows/{name}", make)
+    own_key = named_key(key, "shadows")
+    return lira.attack_all(task, plan.methods, models, plan.num_shadows, own_key, keep)
 
 
-def sets_of(
-    plan: Plan, points: Points, original: PyTree, key: jax.Array, pieces: Pieces, place: str
-) -> Chosen:
-    """The forget sets of one seed, whose pieces lie at `place`."""
-    init = original
-    if plan.fresh_start:
-        init = initialise(plan.setting.model, points.x, jax.random.fold_in(key, len(SETS)))
-    return choose(
-        plan.sets,
-        plan.setting,
-        plan.search,
-        plan.outer_steps,
-        points,
-        original,
-        init,
-        plan.draws,
-        key,
-        keep=pieces.within(place),
-        folder=training.RunFolder(pieces.path(f"{place}/searching"), resume=True, log_every=1),
-    )
-
-
-def _every(seen: Seen) -> jax.Array:
-    return jnp.arange(len(seen.points.y), dtype=jnp.int32)
+def _shadows(plan: Plan, task: Task, key: jax.Array, run: Run, place: str) -> PyTree:
+    """Models trained on all points, for the attack point by point."""
+    keys = jax.random.split(named_key(key, "shadows"), plan.num_shadows)
+    return run.tree(f"{place}/shadows", lambda: lira.originals(task, keys))

@@ -15,7 +15,6 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +60,7 @@ class Search:
         linear_points: points in each Hessian-vector product of "implicit".
     """
 
-    model: nn.Module
+    model: Any
     num_forget: int
     num_epochs: int
     batch_size: int

@@ -9,7 +9,9 @@ import rich.console
 
 from ..components import plots, report
 from ..components.data import Dataset
-from ..components.output import Output, environment, to_json
+from ..components.judging import spread
+from ..components.output import environment, to_json
+from ..components.work import Run
 from .evaluation import LOSS_BINS, PARTS, Row
 from .repeating import Repetition
 from .set_archive import SetArchive
@@ -66,17 +68,14 @@ def show(result: Result, console: rich.console.Console) -> None:
     console.print(f"{result.seconds:.0f} s. {CAUTION}")
 
 
-def write(result: Result, config: dict[str, Any], output: Output) -> None:
-    """Write `result.json`, `report.html`, and the sets as `.npy`."""
-    for seed, sets in result.sets.items():
-        for name, draws in sets.items():
-            output.write_array(f"{name}_seed{seed}.npy", np.sort(draws))
-    if all(repetition.found.scores is not None for repetition in result.repetitions.values()):
-        output.write_arrays("forget_sets.npz", archive(result)._asdict())
+def write(result: Result, run: Run) -> None:
+    """Write `result.json`, `report.html`, and the sets as `result.npz`, see `SetArchive`."""
+    config = run.settings
     facts = environment() | {"strengths": dataclasses.asdict(result.strengths)}
     content = {"config": config, **facts, "seconds": result.seconds, "tuning": result.tuning}
-    output.write_json("result.json", content | {"rows": result.rows})
-    output.write("report.html", page(result, config, facts))
+    run.write_json("result.json", content | {"rows": result.rows})
+    run.write("report.html", page(result, config, facts))
+    run.write_arrays(archive(result)._asdict())
 
 
 def summary(rows: list[Row], arm: str) -> report.Table:
@@ -128,12 +127,13 @@ def selectors(result: Result) -> report.Table:
 def archive(result: Result) -> SetArchive:
     """The chosen sets and the scores of the search, by the owner's order of the points."""
     places, seeds = result.dataset.train_rows, list(result.repetitions)
-    names = [name for name in result.sets[seeds[0]] if name != "random"]
+    names, found = list(result.sets[seeds[0]]), [r.found.found for r in result.repetitions.values()]
+    unsearched = np.full(len(places), np.nan, np.float32)
     return SetArchive(
         dataset=np.array(result.dataset.name),
         rows=places.astype(np.int32),
         seeds=np.array(seeds),
-        scores=np.stack([np.asarray(r.found.scores) for r in result.repetitions.values()]),
+        scores=np.stack([unsearched if one is None else one.scores for one in found]),
         names=np.array(names),
         sets=np.array([[places[result.sets[s][n][0]] for s in seeds] for n in names], np.int32),
     )
@@ -141,13 +141,6 @@ def archive(result: Result) -> SetArchive:
 
 def _shared(a: np.ndarray, b: np.ndarray) -> float:
     return len(np.intersect1d(a, b)) / len(a)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean and sample deviation, e.g. `1.2 ± 0.3`; of a single value the value alone."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def page(result: Result, config: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -173,8 +166,9 @@ def page(result: Result, config: dict[str, Any], facts: dict[str, Any]) -> str:
         heading = f"Losses of forgotten, retained and test points, {arm} model"
         sections.append((heading, report.side_by_side(*losses)))
     sections.append(("Forget sets, judged by Retrain", selectors(result).html()))
-    grids = (report.figure(_images(result, draws[0]), name) for name, draws in first.items())
-    sections.append(("The forget sets of the first seed", report.side_by_side(*grids)))
+    if result.dataset.kind == "images":
+        grids = (report.figure(_images(result, draws[0]), name) for name, draws in first.items())
+        sections.append(("The forget sets of the first seed", report.side_by_side(*grids)))
     if result.tuning:
         sections.append(("The sweep of strengths", tuning_table(result.tuning).html()))
     sections.append(("Settings and origin", report.listing(to_json({"config": config} | facts))))

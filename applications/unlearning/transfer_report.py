@@ -6,9 +6,12 @@ import numpy as np
 import rich.console
 
 from ..components import report
-from ..components.output import Output, environment, to_json
+from ..components.data import Dataset
+from ..components.judging import spread
+from ..components.output import environment, to_json
+from ..components.work import Run
 from .evaluation import Row
-from .table_report import COLUMNS, spread
+from .table_report import COLUMNS
 
 
 class Result(NamedTuple):
@@ -101,23 +104,22 @@ def all_tables(result: Result) -> dict[str, report.Table]:
     }
 
 
-def write(result: Result, config: dict[str, Any], output: Output) -> None:
-    """Write `result.json`, `report.html`, and sets and scores as `.npy`."""
+def write(result: Result, dataset: Dataset, run: Run) -> None:
+    """Write `result.json`, `report.html`, and sets and scores, by their seed, in `result.npz`.
+
+    Sets are in the owner's order of the training points; scores are those of `rows`, or of classes.
+    """
+    arrays: dict[str, Any] = {"rows": dataset.train_rows}
     for seed, sets in result.sets.items():
-        for name, rows in sets.items():
-            output.write_array(f"{_file(name)}_seed{seed}.npy", np.sort(rows))
-        for name, scores in result.scores[seed].items():
-            output.write_array(f"scores_{_file(name)}_seed{seed}.npy", scores)
-    facts = {"config": config, **environment(), "seconds": result.seconds}
+        arrays |= {f"{name}/seed{seed}": dataset.train_rows[rows] for name, rows in sets.items()}
+        scores = result.scores[seed]
+        arrays |= {f"scores of {name}/seed{seed}": own for name, own in scores.items()}
+    facts = {"config": run.settings, **environment(), "seconds": result.seconds}
     content = {"rows": result.rows, "search_seconds": {**result.search_seconds}}
-    output.write_json("result.json", facts | content)
+    run.write_json("result.json", facts | content)
     sections = [(title, table.html()) for title, table in all_tables(result).items()]
     sections.append(("Settings and origin", report.listing(to_json(facts))))
-    lead = "Each row is a forget set; each network judges it by a retraining that no search saw."
-    output.write(
-        "report.html", report.page("Do worst-case forget sets transfer?", "", lead, sections)
-    )
-
-
-def _file(name: str) -> str:
-    return name.replace(", ", "_")
+    about = "Each row is a forget set; each network judges it by a retraining that no search saw."
+    page = report.page("Do worst-case forget sets transfer?", "", about, sections)
+    run.write("report.html", page)
+    run.write_arrays(arrays)

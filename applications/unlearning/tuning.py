@@ -9,24 +9,19 @@ import jax
 import numpy as np
 
 from ..components.errors import NonFiniteError
-from ..components.pieces import Arrays, Keep, recompute
-from ..components.points import Points
-from .evaluation import Row, judgements, to_rows
-from .methods import METHODS, Method, Setting
+from .evaluation import Judges, Row, judgements, to_rows
+from .methods import METHODS, Method, Task
 from .zoo import METHOD_OF, Strengths, all_methods
 
 
 def sweep(
-    setting: Setting,
-    original: Any,
-    points: Points,
-    judged: Points,
+    task: Task,
     draws: np.ndarray,
-    key: jax.Array,
     base: Strengths,
     named: Collection[str],
     factors: tuple[float, ...],
-    keep: Keep = recompute,
+    judges: Judges,
+    key: jax.Array,
 ) -> tuple[Strengths, list[Row]]:
     """Multiply each strength by each factor, and keep what comes closest to Retrain.
 
@@ -35,24 +30,20 @@ def sweep(
     FT serves the two l1 methods, which come after it.
 
     Args:
-        setting: recipes.
-        original: the trained model.
-        points: all training points.
-        judged: points never trained on.
+        task: the trained model and its points.
         draws: `[k, m]` rows to forget.
-        key: of the methods.
         base: strengths to multiply.
         named: names of the methods to tune; the strengths of others stay.
         factors: of the sweep, the same for every method.
-        keep: `(name, make) -> arrays`, where to look for a trial before it is made.
+        judges: of all trials, which they keep.
+        key: of the methods.
 
     Returns:
         The best strengths, and a row for each trial: `strength`, `value`, and the columns of
         `to_rows`; its `gap` is None where the method diverged.
     """
     exact: dict[str, Method] = {"Retrain": METHODS["Retrain"]}
-    common = setting, original, points, judged, draws, key
-    retrained = judgements(*common, methods=exact, keep=keep)["Retrain"]
+    retrained = judgements(task, draws, exact, judges, key, "tuning")["Retrain"]
     trials: list[Row] = []
     best: dict[str, float] = {}
     for field, method in METHOD_OF.items():
@@ -61,18 +52,19 @@ def sweep(
         for factor in factors:
             value = factor * getattr(base, field)
             trial = dataclasses.replace(base, **(best | {field: value}))
-            methods = exact | {method: all_methods(setting.finetune, trial)[method]}
+            methods = exact | {method: all_methods(task.finetune, trial)[method]}
 
-            def keep_trial(name: str, make: Callable[[], Arrays], value: float = value) -> Arrays:
-                same = name == "Retrain"  # whatever the strength
-                return retrained._asdict() if same else keep(f"{name} {value:g}", make)
+            def keep(name: str, make: Callable[[], Any], value: float = value) -> Any:
+                same = name == "tuning/Retrain"  # whatever the strength
+                return retrained._asdict() if same else judges.keep(f"{name} {value:g}", make)
 
             row: Row = {"method": method, "gap": None}
             # A strength too large is a result of the sweep, not its end.
             with contextlib.suppress(NonFiniteError):
-                row = to_rows(judgements(*common, methods=methods, keep=keep_trial))[1]
+                own = judges._replace(keep=keep)
+                row = to_rows(judgements(task, draws, methods, own, key, "tuning"))[1]
             trials.append({"strength": field, "value": value} | row)
-        own = [t for t in trials if t["strength"] == field and t["gap"] is not None]
-        if own:
-            best[field] = min(own, key=lambda t: t["gap"])["value"]
+        own_trials = [t for t in trials if t["strength"] == field and t["gap"] is not None]
+        if own_trials:
+            best[field] = min(own_trials, key=lambda t: t["gap"])["value"]
     return dataclasses.replace(base, **best), trials

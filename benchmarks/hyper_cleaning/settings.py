@@ -92,7 +92,7 @@ def full_batch(num_steps: int) -> Fit:
             mean = jnp.mean(weight * setting.losses(params, data)) / jnp.mean(weight)
             return mean + setting.penalty(params)
 
-        return Minimize(optax.lbfgs(), num_steps)(loss, params, weight, data)
+        return Minimize(optax.lbfgs(), num_steps)(loss, weight, params, data)
 
     return fit
 
@@ -112,7 +112,7 @@ def stochastic(num_steps: int, batch_size: int, rate: float) -> Fit:
             return jnp.mean(setting.losses(params, data)) + setting.penalty(params)
 
         optimizer = _momentum(optax.cosine_decay_schedule(rate, num_steps))
-        return Minimize(optimizer, num_steps, draw)(loss, params, None, data)
+        return Minimize(optimizer, num_steps, draw)(loss, None, params, data)
 
     return fit
 
@@ -127,10 +127,12 @@ def settings(num_classes: int = 10) -> dict[str, Setting]:
 
     def nested(problem: BilevelProblem) -> DoubleLoop:
         solver = Implicit(Minimize(sgd(0.003), 20), linear.CG(20))
-        return DoubleLoop(problem, solver, adam(0.3), BOX)
+        return DoubleLoop(problem, solver, adam(0.3), projection=BOX)
 
     single = lambda *rates: lambda p: SOBA(p, *map(sgd, rates[:2]), adam(rates[2]), projection=BOX)
-    first = lambda inner, outer: lambda p: F2SA(p, adam(outer), sgd(inner), 1.0, projection=BOX)
+    first = lambda inner, outer: (
+        lambda p: F2SA(p, sgd(inner), adam(outer), penalty=1.0, projection=BOX)
+    )
     softmax = {
         "SOBA": Learner(single(1e-3, 1e-3, 0.05), batch_size=500, num_steps=400),
         "F2SA": Learner(first(1e-3, 0.05), batch_size=500, num_steps=400),

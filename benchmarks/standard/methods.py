@@ -75,7 +75,7 @@ def _series(algorithm: Any, **options: Any) -> Callable[[Standard, Any, Any], An
         s.problem,
         *_sgd(a, b),
         num_terms=TERMS,
-        linear_step=s.inner_rate,
+        linear_step_size=s.inner_rate,
         projection=s.projection,
         **options,
     )
@@ -97,20 +97,19 @@ def _outer_batches(s: Standard) -> int:
     return jax.tree.leaves(s.data.outer)[0].shape[0] // BATCH_SIZE
 
 
-def _first(algorithm: Any, *settings: Any, **options: Any) -> Callable[[Standard, Any, Any], Any]:
-    """A first-order method: optimizers of x and y, then its own settings."""
-    return lambda s, a, b: algorithm(
-        s.problem, *_sgd(b, a), *settings, projection=s.projection, **options
-    )
+def _first(algorithm: Any, **options: Any) -> Callable[[Standard, Any, Any], Any]:
+    """A first-order method: optimizers of y and x."""
+    return lambda s, a, b: algorithm(s.problem, *_sgd(a, b), projection=s.projection, **options)
 
 
-def _with_solver(algorithm: Any, penalty: tuple[float, ...]) -> Callable[..., Any]:
+def _with_solver(algorithm: Any, **options: Any) -> Callable[[Standard, Any, Any], Any]:
+    """The same after an inner solver."""
     return lambda s, a, b: algorithm(
         s.problem,
         Minimize(optax.sgd(a), STEPS),
-        *_sgd(b, a),
-        *penalty,
+        *_sgd(a, b),
         projection=s.projection,
+        **options,
     )
 
 
@@ -132,28 +131,32 @@ METHODS: dict[str, Method] = {
         lambda s: s.full_batch * 4 * STEPS,
         "full",
     ),
-    "BSA": Method(_series(BSA, num_steps=STEPS), lambda s: STEPS + RANDOM_COST),
+    "BSA": Method(_series(BSA, num_inner_steps=STEPS), lambda s: STEPS + RANDOM_COST),
     "stocBiO": Method(
-        _series(StocBiO, num_steps=STEPS, minibatch=stacked),
+        _series(StocBiO, num_inner_steps=STEPS, minibatch=stacked),
         lambda s: STEPS + SERIES_COST,
         stack=PAIR,
     ),
     "AmIGO": Method(
-        _single(AmIGO, num_steps=STEPS, num_linear_steps=STEPS, minibatch=stacked),
+        _single(AmIGO, num_inner_steps=STEPS, num_linear_steps=STEPS, minibatch=stacked),
         lambda s: 3 * STEPS + 3,
         stack=Batch(inner=STEPS, outer=None, linear=STEPS),
     ),
     "TTSA": Method(_series(TTSA), lambda s: 1 + RANDOM_COST),
     "SOBA": Method(_single(SOBA), lambda s: 3),
-    "MA-SOBA": Method(_single(MASOBA, momentum_rate=0.1), lambda s: 3),
-    "FSLA": Method(_single(FSLA, momentum_rate=0.1), lambda s: 6),
+    "MA-SOBA": Method(_single(MASOBA, momentum_weight=0.1), lambda s: 3),
+    "FSLA": Method(_single(FSLA, momentum_weight=0.1), lambda s: 6),
     "SABA": Method(_saba, lambda s: 3, "stack"),
     "SUSTAIN": Method(
-        _series(SUSTAIN, outer_rate=0.1, inner_rate=0.1), lambda s: 2 * (1 + RANDOM_COST)
+        _series(SUSTAIN, outer_momentum_weight=0.1, inner_momentum_weight=0.1),
+        lambda s: 2 * (1 + RANDOM_COST),
     ),
-    "MRBO": Method(_series(MRBO, outer_rate=0.1, inner_rate=0.1), lambda s: 2 * (1 + SERIES_COST)),
+    "MRBO": Method(
+        _series(MRBO, outer_momentum_weight=0.1, inner_momentum_weight=0.1),
+        lambda s: 2 * (1 + SERIES_COST),
+    ),
     "VRBO": Method(
-        _series(VRBO, num_steps=STEPS, period=20),
+        _series(VRBO, num_inner_steps=STEPS, period=20),
         lambda s: (2 * (STEPS + 1) + s.full_batch / 20) * (1 + SERIES_COST),
         "stack",
     ),
@@ -167,22 +170,17 @@ METHODS: dict[str, Method] = {
         lambda s: 3 * (2 * (1 - REFRESH) + s.full_batch * REFRESH),
         "stack",
     ),
-    "F2SA": Method(_first(F2SA, PENALTY), lambda s: 6),
-    "F2SA, central": Method(_first(CentralF2SA, PENALTY), lambda s: 8),
-    "BOME": Method(
-        lambda s, a, b: BOME(
-            s.problem, Minimize(optax.sgd(a), STEPS), *_sgd(b, a), projection=s.projection
-        ),
-        lambda s: STEPS + 4,
-    ),
-    "V-PBGD": Method(_with_solver(ValuePBGD, (PENALTY,)), lambda s: STEPS + 4),
-    "G-PBGD": Method(_first(GradientPBGD, PENALTY), lambda s: 4),
+    "F2SA": Method(_first(F2SA, penalty=PENALTY), lambda s: 6),
+    "F2SA, central": Method(_first(CentralF2SA, penalty=PENALTY), lambda s: 8),
+    "BOME": Method(_with_solver(BOME), lambda s: STEPS + 4),
+    "V-PBGD": Method(_with_solver(ValuePBGD, penalty=PENALTY), lambda s: STEPS + 4),
+    "G-PBGD": Method(_first(GradientPBGD, penalty=PENALTY), lambda s: 4),
     "MEHA": Method(
         lambda s, a, b: MEHA(
             s.problem,
             optax.sgd(b),
-            s.inner_rate / 2,
-            PENALTY,
+            inner_step_size=s.inner_rate / 2,
+            penalty=PENALTY,
             smoothing=1.0,
             projection=s.projection,
         ),  # fmt: skip

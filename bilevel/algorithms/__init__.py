@@ -12,9 +12,6 @@ from bilevel.algorithms._bome import (
     BOME,
     BOMEState,
 )
-from bilevel.algorithms._bsa import (
-    BSA,
-)
 from bilevel.algorithms._central_f2sa import (
     CentralF2SA,
     CentralF2SAState,
@@ -23,6 +20,10 @@ from bilevel.algorithms._double_loop import (
     DoubleLoop,
     DoubleLoopInfo,
     DoubleLoopState,
+)
+from bilevel.algorithms._double_momentum import (
+    MRBO,
+    SUSTAIN,
 )
 from bilevel.algorithms._f2sa import (
     F2SA,
@@ -49,8 +50,10 @@ from bilevel.algorithms._min_max import (
     MinMaxInfo,
     MinMaxState,
 )
-from bilevel.algorithms._mrbo import (
-    MRBO,
+from bilevel.algorithms._nested import (
+    BSA,
+    TTSA,
+    StocBiO,
 )
 from bilevel.algorithms._pbgd import (
     GradientPBGD,
@@ -72,26 +75,15 @@ from bilevel.algorithms._pzobo import (
     PZOBOInfo,
     PZOBOState,
 )
+from bilevel.algorithms._recursive import (
+    SPABA,
+    SRBA,
+)
 from bilevel.algorithms._saba import (
     SABA,
 )
 from bilevel.algorithms._soba import (
     SOBA,
-)
-from bilevel.algorithms._spaba import (
-    SPABA,
-)
-from bilevel.algorithms._srba import (
-    SRBA,
-)
-from bilevel.algorithms._stocbio import (
-    StocBiO,
-)
-from bilevel.algorithms._sustain import (
-    SUSTAIN,
-)
-from bilevel.algorithms._ttsa import (
-    TTSA,
 )
 from bilevel.algorithms._vrbo import (
     VRBO,

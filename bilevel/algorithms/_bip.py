@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._parts import _first_order
-from bilevel._problem import Batch, PyTree, check_alike
+from bilevel._descent import Pair, descend, first_states, inner_descent, start
+from bilevel._describe import settings
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike
+from bilevel._settings import check_settings
 from bilevel.discrete import TopK
 
 
@@ -24,14 +26,12 @@ class BiPState(NamedTuple):
     Attributes:
         outer: the scores, relaxed mask values; the mask keeps the largest.
         inner: the weights, dense.
-        outer_opt: state of the outer optimizer.
-        inner_opt: state of the inner optimizer.
+        opt_states: states of the optimizers of these two.
     """
 
     outer: PyTree
     inner: PyTree
-    outer_opt: PyTree
-    inner_opt: PyTree
+    opt_states: Pair
 
 
 class BiPInfo(NamedTuple):
@@ -50,7 +50,7 @@ class BiPInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BiP:
     """Biased: a closed-form implicit gradient that drops the curvature of the loss.
 
@@ -62,7 +62,7 @@ class BiP:
     Mask and weights enter as a product, so that one gradient g gives the derivative in both; with
     `l'' = 0` the lower Hessian is `ridge I`, and the implicit gradient needs nothing else. h is
     exact for a linear l at the lower solution, and otherwise wrong by the curvature of l against
-    the ridge. A step costs `num_steps + 1` gradients of l, no Hessian-vector product, and the
+    the ridge. A step costs `num_inner_steps + 1` gradients of l, no Hessian-vector product, and the
     memory of one gradient and two copies of the weights.
 
     Differs from the paper in: any Optax optimizers. The released code ranks magnitudes of scores
@@ -71,13 +71,13 @@ class BiP:
     (plain alternation).
 
     Attributes:
-        loss: l, called as `loss(weights, batch) -> scalar` on masked weights.
-        optimizer: of the scores.
+        loss: l, called as `loss(weights, data) -> scalar` on masked weights.
         inner_optimizer: of the weights.
+        outer_optimizer: of the scores.
         num_kept: how many weights the mask keeps, over all leaves together.
         ridge: gamma > 0, of the lower level. Smaller trusts the dropped curvature more.
         implicit_weight: what stands for `1 / ridge` in h, >= 0; None: `1 / ridge`.
-        num_steps: weight steps in each mask step.
+        num_inner_steps: weight steps in each mask step.
 
     Raises:
         TypeError: a setting is of the wrong kind.
@@ -85,25 +85,29 @@ class BiP:
     """
 
     loss: Callable[[PyTree, PyTree], jax.Array]
-    optimizer: optax.GradientTransformation
     inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
     num_kept: int
-    ridge: float
-    implicit_weight: float | None = None
-    num_steps: int = 1
+    ridge: float | jax.Array
+    implicit_weight: float | jax.Array | None = None
+    num_inner_steps: int = 1
 
     def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise TypeError(
-                f"`loss` must be a function `(weights, batch) -> scalar`, got {self.loss!r}."
-            )
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_optimizers(optimizers, None)
-        _check.positive_integer("num_kept", self.num_kept)
-        _check.positive("ridge", self.ridge)
-        if self.implicit_weight is not None:
-            _check.non_negative("implicit_weight", self.implicit_weight)
-        _check.positive_integer("num_steps", self.num_steps)
+        _check.function("loss", self.loss, "`(weights, data) -> scalar`")
+        check_settings(self)
+
+    @property
+    def problem(self) -> BilevelProblem:
+        """The same problem for bi-level methods, with the mask as a continuous outer variable."""
+
+        def fit(mask: PyTree, weights: PyTree, data: PyTree) -> jax.Array:
+            return self.loss(jax.tree.map(jnp.multiply, mask, weights), data)
+
+        def inner_loss(mask: PyTree, weights: PyTree, data: PyTree) -> jax.Array:
+            return fit(mask, weights, data) + 0.5 * self.ridge * _tree.vdot(weights, weights)
+
+        return BilevelProblem(fit, inner_loss)
 
     def init(self, outer: PyTree, inner: PyTree) -> BiPState:
         """The state before the first step: scores (e.g. magnitudes of trained weights) and weights.
@@ -112,14 +116,9 @@ class BiP:
             TypeError: a leaf is not a floating array.
             ValueError: scores and weights differ in structure, shapes or dtypes.
         """
-        outer, inner = _first_order.prepare(outer, inner)
-        check_alike("outer", outer, "inner", inner)
-        return BiPState(
-            outer=outer,
-            inner=inner,
-            outer_opt=_first_order.start(self.optimizer, outer),
-            inner_opt=_first_order.start(self.inner_optimizer, inner),
-        )
+        pair = Pair(*start(self, outer, inner))
+        check_alike("outer", pair.outer, "inner", pair.inner)
+        return BiPState(*pair, first_states(self, pair))
 
     def mask(self, scores: PyTree) -> PyTree:
         """The mask of these scores: exactly `num_kept` ones.
@@ -130,25 +129,24 @@ class BiP:
         return TopK(self.num_kept)(scores)
 
     def step(self, state: BiPState, batch: Batch) -> tuple[BiPState, BiPInfo]:
-        """`num_steps` steps of the weights, then one of the scores."""
-        mask = self.mask(state.outer)
+        """`num_inner_steps` steps of the weights, then one of the scores."""
+        mask, opt_states = self.mask(state.outer), state.opt_states
+        loss_fn = lambda weights, _: self.problem.inner_loss(mask, weights, batch.inner)
+        masked = lambda tree: jax.tree.map(jnp.multiply, mask, tree)
 
-        def masked(weights: PyTree) -> PyTree:
-            return jax.tree.map(jnp.multiply, mask, weights)
+        def slope_fn(weights: PyTree) -> PyTree:
+            slope = masked(jax.grad(self.loss)(masked(weights), batch.inner))
+            return _tree.add_scaled(slope, self.ridge, weights)
 
-        def lower_grad(weights: PyTree) -> PyTree:
-            grads = masked(jax.grad(self.loss)(masked(weights), batch.inner))
-            return _tree.add_scaled(grads, self.ridge, weights)
-
-        weights, inner_opt, slope = _first_order.descend(
-            lower_grad, self.inner_optimizer, state.inner, state.inner_opt, self.num_steps
+        weights, inner_opt, slope = inner_descent(
+            self, loss_fn, state.inner, opt_states.inner, self.num_inner_steps, slope_fn
         )
         value, grads = jax.value_and_grad(self.loss)(masked(weights), batch.outer)
-        scale = 1 / self.ridge if self.implicit_weight is None else self.implicit_weight
-        direction = jax.tree.map(lambda m, w, g: g * (w - scale * m * g), mask, weights, grads)
-        scores, outer_opt = _first_order.update(
-            self.optimizer, direction, state.outer_opt, state.outer
+        weight = 1 / self.ridge if self.implicit_weight is None else self.implicit_weight
+        direction = jax.tree.map(
+            lambda m, w, g: g * (w - jnp.asarray(weight, g.dtype) * m * g), mask, weights, grads
         )
+        scores, outer_opt = descend(self, "outer", direction, opt_states.outer, state.outer, value)
         norm, inner_norm = _tree.norm(direction), _tree.norm(slope)
         info = BiPInfo(value, norm, inner_norm, _tree.all_finite((value, norm, inner_norm)))
-        return BiPState(scores, weights, outer_opt, inner_opt), info
+        return BiPState(scores, weights, Pair(outer_opt, inner_opt)), info

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import PenaltyInfo, Projection
+from bilevel import _tree
+from bilevel._descent import Pair, descend, first_states, start
+from bilevel._describe import settings
+from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel._settings import Projection, check_settings
 from bilevel.solvers import Solver
 
 
@@ -24,17 +26,15 @@ class BOMEState(NamedTuple):
     Attributes:
         outer: x.
         inner: y, which moves with x.
-        outer_opt: state of the outer optimizer.
-        inner_opt: state of the inner optimizer.
+        opt_states: states of the optimizers of x and y.
     """
 
     outer: PyTree
     inner: PyTree
-    outer_opt: PyTree
-    inner_opt: PyTree
+    opt_states: Pair
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class BOME:
     """Biased: descent on F along which `q(x, y) = G(x, y) - G(x, w)` falls; no penalty to set.
 
@@ -58,8 +58,8 @@ class BOME:
         problem: the two losses.
         solver: finds w from y, e.g. `Minimize(optax.sgd(0.1), 10)`; never differentiated. Too few
             steps leave a bias that falls geometrically in their number.
-        optimizer: of the outer variable.
         inner_optimizer: of y.
+        outer_optimizer: of the outer variable.
         control: eta in (0, 1): larger keeps y closer to the inner minimiser and moves F less.
         damping: >= 0, bounds the penalty where q is small. 0 is the paper; its released code has
             1e-4 or 1e-8. A positive one calms the final cycle and leaves a bias of its own.
@@ -72,20 +72,15 @@ class BOME:
 
     problem: BilevelProblem
     solver: Solver
-    optimizer: optax.GradientTransformation
     inner_optimizer: optax.GradientTransformation
-    control: float = 0.5
-    damping: float = 0.0
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    control: float | jax.Array = 0.5
+    damping: float | jax.Array = 0.0
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_settings(self.problem, optimizers, self.projection)
-        _first_order.check_solver(self.solver)
-        _check.positive("control", self.control)
-        if self.control >= 1:
-            raise ValueError(f"`control` must lie in (0, 1), got {self.control!r}.")
-        _check.non_negative("damping", self.damping)
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> BOMEState:
         """The state before the first step; `outer` is projected first.
@@ -93,13 +88,8 @@ class BOME:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        return BOMEState(
-            outer=outer,
-            inner=inner,
-            outer_opt=_first_order.start(self.optimizer, outer),
-            inner_opt=_first_order.start(self.inner_optimizer, inner),
-        )
+        pair = Pair(*start(self, outer, inner))
+        return BOMEState(*pair, first_states(self, pair))
 
     def step(self, state: BOMEState, batch: Batch) -> tuple[BOMEState, PenaltyInfo]:
         """One inner solve and one joint step.
@@ -109,14 +99,12 @@ class BOME:
         """
         x, y = state.outer, state.inner
         check_problem(self.problem, x, y, batch)
-        w = self.solver(self.problem.inner_loss, y, x, batch.inner)
+        w = self.solver(self.problem.inner_loss, x, y, batch.inner)
         check_alike("the solver's result", w, "inner", y)
 
-        value, upper_x, upper_y, level, lower_x, lower_y = _first_order.both_grads(
-            self.problem, x, y, batch
-        )
+        value, upper_x, upper_y, level, lower_x, lower_y = both_grads(self.problem, x, y, batch)
         best, best_x = jax.value_and_grad(self.problem.inner_loss)(x, w, batch.inner)
-        gap_x = jax.tree.map(jnp.subtract, lower_x, best_x)
+        gap_x = _tree.subtract(lower_x, best_x)
 
         size = _tree.vdot(gap_x, gap_x) + _tree.vdot(lower_y, lower_y)
         agreement = _tree.vdot(upper_x, gap_x) + _tree.vdot(upper_y, lower_y)
@@ -126,10 +114,8 @@ class BOME:
 
         direction = _tree.add_scaled(upper_x, penalty, gap_x)
         inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
-        outer, outer_opt = _first_order.update(self.optimizer, direction, state.outer_opt, x)
-        inner, inner_opt = _first_order.update(
-            self.inner_optimizer, inner_direction, state.inner_opt, y
-        )
-        outer = _first_order.project(self.projection, outer)
-        info = _first_order.penalty_info(value, direction, lower_y, penalty, level - best)
-        return BOMEState(outer, inner, outer_opt, inner_opt), info
+        outer, outer_opt = descend(self, "outer", direction, state.opt_states.outer, x, value)
+        total = value + penalty * level
+        inner, inner_opt = descend(self, "inner", inner_direction, state.opt_states.inner, y, total)
+        info = penalty_info(value, direction, lower_y, penalty, level - best)
+        return BOMEState(outer, inner, Pair(outer_opt, inner_opt)), info

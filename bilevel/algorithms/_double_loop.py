@@ -6,19 +6,21 @@ unrolled one. Which of these it is, is a matter of the solver that it is given.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _tree
+from bilevel import _tree
+from bilevel._descent import Single, copied, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
-from bilevel._parts._single_loop import descend, project, start
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_is_problem
+from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._settings import Projection, check_settings
+from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
-from bilevel.rules import Implicit
+from bilevel.rules import offers_evidence
 from bilevel.solvers import Solver
 
 
@@ -28,16 +30,16 @@ class DoubleLoopState(NamedTuple):
     Attributes:
         outer: the outer variable.
         inner: the latest inner solution (before the first step: the given start).
-        start: where every inner solve starts, or None when it starts from `inner`.
         adjoint: first guess of the next linear solve, or None.
-        opt_state: state of the outer optimizer.
+        opt_states: state of the outer optimizer.
+        start: where every inner solve starts, or None when it starts from `inner`.
     """
 
     outer: PyTree
     inner: PyTree
-    start: PyTree | None
     adjoint: PyTree | None
-    opt_state: PyTree
+    opt_states: Single
+    start: PyTree | None
 
 
 class DoubleLoopInfo(NamedTuple):
@@ -49,6 +51,7 @@ class DoubleLoopInfo(NamedTuple):
         inner_grad_norm: scalar, `||grad_y G||` at the inner solution.
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None.
+        status: int32, a `HypergradStatus`.
     """
 
     value: jax.Array
@@ -56,13 +59,17 @@ class DoubleLoopInfo(NamedTuple):
     inner_grad_norm: jax.Array
     finite: jax.Array
     linear: LinearInfo | None
+    status: jax.Array
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DoubleLoop:
     """Solve the inner problem, differentiate its solution, take one step on the outer variable.
 
-        y_t = solver(x_t),    x_{t+1} = P(x_t - optimizer(d/dx F(x_t, y_t)))
+        y_t = solver(x_t),    x_{t+1} = P(x_t - outer_optimizer(d/dx F(x_t, y_t)))
 
     Prefer it when inner solves are cheap or must be trusted; a step costs one inner solve and one
     hypergradient by the solver's rule. A non-finite hypergradient is passed on as it is and
@@ -71,7 +78,8 @@ class DoubleLoop:
     Attributes:
         problem: the two losses.
         solver: finds the inner solution and says how gradients flow from it.
-        optimizer: of the outer variable, any Optax transformation.
+        outer_optimizer: of the outer variable, any Optax transformation. One that searches along a
+            line, as `optax.lbfgs()`, costs one inner solve and hypergradient for each of its tries.
         projection: maps the outer variable back to its feasible set after each step, e.g.
             `projections.Simplex()`; None for none.
         warm_start: True: inner and linear solves start from the last solutions, so few inner steps
@@ -80,23 +88,18 @@ class DoubleLoop:
             `inner` given to `init`.
 
     Raises:
-        TypeError: `problem`, `solver`, `optimizer` or `projection` is of the wrong kind.
+        TypeError: `problem`, `solver`, `outer_optimizer` or `projection` is of the wrong kind.
     """
 
     problem: BilevelProblem
     solver: Solver
-    optimizer: optax.GradientTransformation
-    projection: Callable[[PyTree], PyTree] | None = None
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    projection: Projection | None = None
     warm_start: bool = True
 
     def __post_init__(self) -> None:
-        check_is_problem(self.problem)
-        if not callable(self.solver):
-            raise TypeError(
-                f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
-            )
-        _check.optimizer("optimizer", self.optimizer)
-        _check.projection(self.projection)
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
         """The state before the first step; `outer` is projected first.
@@ -104,15 +107,14 @@ class DoubleLoop:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = start(outer, inner, self.projection)
-        warm_adjoint = self.warm_start and isinstance(self.solver, Implicit)
+        outer, inner = start(self, outer, inner)
+        warm_adjoint = self.warm_start and offers_evidence(self.solver)
         return DoubleLoopState(
             outer=outer,
             inner=inner,
-            # A copy of its own: a caller who donates the state must not donate a buffer twice.
-            start=None if self.warm_start else jax.tree.map(jnp.copy, inner),
             adjoint=jax.tree.map(jnp.zeros_like, inner) if warm_adjoint else None,
-            opt_state=_tree.strengthen(self.optimizer.init(outer)),
+            opt_states=first_states(self, Single(outer)),
+            start=None if self.warm_start else copied(inner),
         )
 
     def step(self, state: DoubleLoopState, batch: Batch) -> tuple[DoubleLoopState, DoubleLoopInfo]:
@@ -123,14 +125,29 @@ class DoubleLoop:
         """
         init = state.inner if state.start is None else state.start
         result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
-        outer, opt_state = descend(self.optimizer, result.hypergrad, state.opt_state, state.outer)
-        outer = project(self.projection, outer)
-        adjoint = None if state.adjoint is None else result.adjoint
+
+        def value_fn(outer: PyTree) -> jax.Array:
+            inner = self.solver(self.problem.inner_loss, outer, init, batch.inner)
+            return self.problem.outer_loss(outer, inner, batch.outer)
+
+        outer, outer_opt = descend(
+            self,
+            "outer",
+            result.hypergrad,
+            state.opt_states.outer,
+            state.outer,
+            result.value,
+            value_fn,
+        )
+        # A wrapper may hide what it wraps after all; the state keeps its structure.
+        warm = state.adjoint is not None and result.adjoint is not None
+        adjoint = result.adjoint if warm else state.adjoint
         info = DoubleLoopInfo(
             value=result.value,
             hypergrad_norm=_tree.norm(result.hypergrad),
             inner_grad_norm=result.info.inner_grad_norm,
             finite=result.info.finite,
             linear=result.info.linear,
+            status=result.info.status,
         )
-        return DoubleLoopState(outer, result.inner, state.start, adjoint, opt_state), info
+        return DoubleLoopState(outer, result.inner, adjoint, Single(outer_opt), state.start), info

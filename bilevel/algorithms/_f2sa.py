@@ -9,12 +9,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel import _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import PenaltyInfo
-from bilevel._parts._pulled import Pulled
-from bilevel._problem import Batch, PyTree, check_problem
+from bilevel._descent import copied, descend, first_states, start
+from bilevel._describe import settings
+from bilevel._penalty import PenaltyInfo, penalty_info, pulled_descent
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._settings import Number, Projection, at, check_settings
+
+
+class F2SAVariables(NamedTuple):
+    """x, z and y, or what belongs to each of them."""
+
+    outer: PyTree
+    inner: PyTree
+    penalized: PyTree
 
 
 class F2SAState(NamedTuple):
@@ -24,35 +34,31 @@ class F2SAState(NamedTuple):
         outer: x.
         inner: z, which follows the inner minimiser y*(x).
         penalized: y, which follows the minimiser of `G + F / penalty`.
-        outer_opt: state of the outer optimizer.
-        inner_opt: state of the optimizer of `inner`.
-        penalized_opt: state of the optimizer of `penalized`.
+        opt_states: states of the optimizers of these three.
         step_count: int32, steps taken, at which schedules are read.
     """
 
     outer: PyTree
     inner: PyTree
     penalized: PyTree
-    outer_opt: PyTree
-    inner_opt: PyTree
-    penalized_opt: PyTree
+    opt_states: F2SAVariables
     step_count: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class F2SA(Pulled):
+@settings
+class F2SA:
     """Biased: a forward difference in place of the implicit gradient; no Hessian at all.
 
-        z <- z - b grad_y G(x, z)                                    `num_steps` times
-        y <- y - b (grad_y G(x, y) + grad_y F(x, y) / penalty)       `num_steps` times
+        z <- z - b grad_y G(x, z)                                    `num_inner_steps` times
+        y <- y - b (grad_y G(x, y) + grad_y F(x, y) / penalty)       `num_inner_steps` times
         x <- P(x - a h),  h = grad_x F(x, y) + penalty (grad_x G(x, y) - grad_x G(x, z))
 
     With both inner variables converged, h misses the hypergradient by O(1 / penalty), and needs no
     second derivative: prefer it where Hessian-vector products cost too much memory (large networks)
     or do not exist. A growing penalty removes the bias. `CentralF2SA` has a bias of the second
-    order for one more gradient of F in each step. A step costs `2 num_steps + 2` gradients of G and
-    `num_steps + 1` of F, no Hessian-vector product, and the memory of one gradient and two inner
-    variables.
+    order for one more gradient of F in each step. A step costs `2 num_inner_steps + 2` gradients of
+    G and `num_inner_steps + 1` of F, no Hessian-vector product, and the memory of one gradient and
+    two inner variables.
 
     Differs from the paper in: the gradient in y is divided by the penalty, so that one inner step
     size suits every penalty (the paper's is `alpha_k = b / penalty`); any Optax optimizer; one
@@ -64,20 +70,31 @@ class F2SA(Pulled):
 
     Attributes:
         problem: the two losses.
-        optimizer: of the outer variable.
         inner_optimizer: of z and of y, each with a state of its own. Its rate must suit the
             curvature of `G + F / penalty`.
+        outer_optimizer: of the outer variable.
         penalty: lambda, a number > 0 or an Optax schedule. Larger is less biased, and loses digits:
             h is a difference of nearly equal gradients times the penalty, so in float32 rounding
             passes the bias at 1e3 to 3e3. Below `L_F / mu_G` the problem of y need not be convex
             where F is not.
-        num_steps: inner steps in each outer step.
+        num_inner_steps: inner steps in each outer step.
         projection: maps the outer variable back to its feasible set; None for none.
 
     Raises:
         TypeError: a setting is of the wrong kind.
-        ValueError: `penalty` is not > 0, or `num_steps` not an integer >= 1.
+        ValueError: `penalty` is not > 0, or `num_inner_steps` not an integer >= 1.
     """
+
+    problem: BilevelProblem
+    inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    penalty: Number
+    num_inner_steps: int = 1
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> F2SAState:
         """The state before the first step; y and z start at `inner`, `outer` is projected.
@@ -85,31 +102,34 @@ class F2SA(Pulled):
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        return F2SAState(*self._start(outer, inner))
+        outer, inner = start(self, outer, inner)
+        variables = F2SAVariables(outer, inner, copied(inner))
+        return F2SAState(*variables, first_states(self, variables), jnp.int32(0))
 
     def step(self, state: F2SAState, batch: Batch) -> tuple[F2SAState, PenaltyInfo]:
-        """`num_steps` steps of z and y, then one of x.
+        """`num_inner_steps` steps of z and y, then one of x.
 
         Raises:
             TypeError: see `value_and_hypergrad`.
         """
-        x = state.outer
+        x, opt_states = state.outer, state.opt_states
         check_problem(self.problem, x, state.inner, batch)
         outer_loss, inner_loss = self.problem.outer_loss, self.problem.inner_loss
-        penalty = _first_order.at(self.penalty, state.step_count)
+        penalty = at(self.penalty, state.step_count)
 
-        z, inner_opt, lower_slope = self._follow(x, state.inner, state.inner_opt, None, batch)
-        y, penalized_opt, _ = self._follow(
-            x, state.penalized, state.penalized_opt, 1 / penalty, batch
+        z, inner_opt, lower_slope = pulled_descent(
+            self, x, state.inner, opt_states.inner, batch, None
+        )
+        y, penalized_opt, _ = pulled_descent(
+            self, x, state.penalized, opt_states.penalized, batch, 1 / penalty
         )
 
         value, direct = jax.value_and_grad(outer_loss)(x, y, batch.outer)
         level_y, at_y = jax.value_and_grad(inner_loss)(x, y, batch.inner)
         level_z, at_z = jax.value_and_grad(inner_loss)(x, z, batch.inner)
-        difference = jax.tree.map(jnp.subtract, at_y, at_z)
-        direction = _tree.add_scaled(direct, penalty, difference)
+        direction = _tree.add_scaled(direct, penalty, _tree.subtract(at_y, at_z))
 
-        outer, outer_opt = self._move(direction, state.outer_opt, x)
-        info = _first_order.penalty_info(value, direction, lower_slope, penalty, level_y - level_z)
-        opt_states = (outer_opt, inner_opt, penalized_opt)
-        return F2SAState(outer, z, y, *opt_states, state.step_count + 1), info
+        outer, outer_opt = descend(self, "outer", direction, opt_states.outer, x, value)
+        info = penalty_info(value, direction, lower_slope, penalty, level_y - level_z)
+        opt_states = F2SAVariables(outer_opt, inner_opt, penalized_opt)
+        return F2SAState(outer, z, y, opt_states, state.step_count + 1), info

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import Projection
+from bilevel._descent import Single, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._settings import Projection, check_settings
 
 Bounds = tuple[float | jax.Array, float | jax.Array]
 
@@ -26,13 +27,13 @@ class FastBATState(NamedTuple):
     Attributes:
         outer: x, the parameters of the model.
         inner: the latest lower solution, the attack; where the next starts unless `start` is given.
-        opt_state: state of the outer optimizer.
+        opt_states: state of the outer optimizer.
         step_count: int32, steps taken, which picks the random starts.
     """
 
     outer: PyTree
     inner: PyTree
-    opt_state: PyTree
+    opt_states: Single
     step_count: jax.Array
 
 
@@ -55,7 +56,7 @@ class FastBATInfo(NamedTuple):
     free: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FastBAT:
     """Biased: the implicit gradient of the lower level linearised at z, with a quadratic term.
 
@@ -74,16 +75,16 @@ class FastBAT:
 
     Differs from the paper in: the step of the lower level is `1 / sharpness` throughout, where the
     released code steps by a rate of its own (5000 / 255) beside a sharpness of 10 in h: set
-    `cross_weight = 0.1` and `sharpness = 255 / 5000` for it. `free` is read before the clip, and
+    `implicit_weight = 0.1` and `sharpness = 255 / 5000` for it. `free` is read before the clip, and
     needs no tolerance.
 
     Attributes:
         problem: the two losses; sum, do not average, `inner_loss` over a batch of attacks.
-        optimizer: of the outer variable.
+        outer_optimizer: of the outer variable.
         bounds: of the box: `(lower, upper)`, numbers or arrays that broadcast to every leaf, or a
             function from `batch.inner` to them (attacks that must stay images).
         sharpness: lambda > 0, the curvature that stands for that of G.
-        cross_weight: what stands for `1 / sharpness` in h, >= 0; None: `1 / sharpness`; 0 leaves
+        implicit_weight: what stands for `1 / sharpness` in h, >= 0; None: `1 / sharpness`; 0 leaves
             the implicit term out.
         num_warm_steps: projected steps from the start to z; 0 linearises at the start itself.
         start: `(key, inner) -> inner`, a fresh random start in each step; None: the last solution,
@@ -97,28 +98,19 @@ class FastBAT:
     """
 
     problem: BilevelProblem
-    optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
     bounds: Bounds | Callable[[PyTree], Bounds]
-    sharpness: float
-    cross_weight: float | None = None
+    sharpness: float | jax.Array
+    implicit_weight: float | jax.Array | None = None
     num_warm_steps: int = 1
     start: Callable[[jax.Array, PyTree], PyTree] | None = None
-    seed: int = 0
+    seed: int | jax.Array = 0
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        _first_order.check_settings(self.problem, {"optimizer": self.optimizer}, self.projection)
+        check_settings(self)
         _check_bounds(self.bounds)
-        _check.positive("sharpness", self.sharpness)
-        if self.cross_weight is not None:
-            _check.non_negative("cross_weight", self.cross_weight)
-        if not isinstance(self.num_warm_steps, int) or self.num_warm_steps < 0:
-            raise ValueError(
-                f"`num_warm_steps` must be an integer >= 0, got {self.num_warm_steps!r}."
-            )
-        _first_order.check_seed(self.seed)
-        if self.start is not None and not callable(self.start):
-            raise TypeError(f"`start` must be a function or None, got {self.start!r}.")
 
     def init(self, outer: PyTree, inner: PyTree) -> FastBATState:
         """The state before the first step; `outer` is projected first.
@@ -126,9 +118,8 @@ class FastBAT:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        opt_state = _first_order.start(self.optimizer, outer)
-        return FastBATState(outer, inner, opt_state, jnp.int32(0))
+        outer, inner = start(self, outer, inner)
+        return FastBATState(outer, inner, first_states(self, Single(outer)), jnp.int32(0))
 
     def step(self, state: FastBATState, batch: Batch) -> tuple[FastBATState, FastBATInfo]:
         """The warm steps, the linearised solution, and one outer update.
@@ -139,7 +130,10 @@ class FastBAT:
         x = state.outer
         check_problem(self.problem, x, state.inner, batch)
         lower, upper = self.bounds(batch.inner) if callable(self.bounds) else self.bounds
-        clip = lambda tree: jax.tree.map(lambda a: jnp.clip(a, lower, upper), tree)
+        cast = lambda bound, like: jnp.asarray(bound, like.dtype)
+        clip = lambda tree: jax.tree.map(
+            lambda a: jnp.clip(a, cast(lower, a), cast(upper, a)), tree
+        )
         slope_at = lambda x, z: jax.grad(self.problem.inner_loss, 1)(x, z, batch.inner)
         move = lambda z, slope: _tree.add_scaled(z, -1 / self.sharpness, slope)
 
@@ -157,16 +151,15 @@ class FastBAT:
         value, (direct, cotangent) = jax.value_and_grad(self.problem.outer_loss, (0, 1))(
             x, y, batch.outer
         )
-        weight = 1 / self.sharpness if self.cross_weight is None else self.cross_weight
+        weight = 1 / self.sharpness if self.implicit_weight is None else self.implicit_weight
         (cross,) = pullback(jax.tree.map(jnp.multiply, free, cotangent))
         hypergrad = _tree.add_scaled(direct, -weight, cross)
 
-        outer, opt_state = _first_order.update(self.optimizer, hypergrad, state.opt_state, x)
-        outer = _first_order.project(self.projection, outer)
+        outer, outer_opt = descend(self, "outer", hypergrad, state.opt_states.outer, x, value)
         norm, inner_norm = _tree.norm(hypergrad), _tree.norm(slope)
-        finite = _tree.all_finite((value, norm, inner_norm, hypergrad))
+        finite = _tree.all_finite((value, norm, inner_norm))
         info = FastBATInfo(value, norm, inner_norm, finite, _mean(free, value.dtype))
-        return FastBATState(outer, y, opt_state, state.step_count + 1), info
+        return FastBATState(outer, y, Single(outer_opt), state.step_count + 1), info
 
 
 def _check_bounds(bounds: object) -> None:
@@ -178,7 +171,7 @@ def _check_bounds(bounds: object) -> None:
             f" got {bounds!r}."
         )
     lower, upper = bounds
-    if all(isinstance(b, int | float) for b in bounds) and not lower <= upper:
+    if all(map(_check.is_known, bounds)) and not lower <= upper:
         raise ValueError(f"`bounds` must be ordered, got lower={lower} and upper={upper}.")
 
 

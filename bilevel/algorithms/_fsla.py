@@ -17,12 +17,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from bilevel import _check, _tree
-from bilevel._parts._directions import Point, StepInfo, inner_products, outer_slopes, step_info
-from bilevel._parts._momentum import Rate, recursive_momentum
-from bilevel._parts._single_loop import SingleLoop, descend, project
-from bilevel._problem import Batch, PyTree, check_problem
+from bilevel import _tree
+from bilevel._descent import copied, descend, inner_descent
+from bilevel._describe import settings
+from bilevel._directions import (
+    Directions,
+    Point,
+    StepInfo,
+    descend_adjoint,
+    inner_products,
+    outer_slopes,
+    start_point,
+    step_info,
+)
+from bilevel._momentum import recursive_momentum
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._settings import Number, Projection, check_settings
 
 
 class FSLAState(NamedTuple):
@@ -32,7 +44,7 @@ class FSLAState(NamedTuple):
         outer: the outer variable.
         inner: tracks the inner solution.
         adjoint: tracks the solution u of `H u = grad_y F`.
-        opt_states: states of the three optimizers, in the same order.
+        opt_states: states of the optimizers of these three.
         previous: the outer variable of the step before.
         estimate: d, of the hypergradient.
         step_count: int32, steps taken.
@@ -41,14 +53,14 @@ class FSLAState(NamedTuple):
     outer: PyTree
     inner: PyTree
     adjoint: PyTree
-    opt_states: PyTree
+    opt_states: Point
     previous: PyTree
     estimate: PyTree
     step_count: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class FSLA(SingleLoop):
+@settings
+class FSLA:
     """Alternating single steps with recursive momentum: `SOBA` that uses its news at once.
 
     Prefer it over `SOBA` where the outer gradient is noisy and twice the cost of a step is worth
@@ -62,25 +74,34 @@ class FSLA(SingleLoop):
         inner_optimizer: moves y along `grad_y G`; see `SOBA`.
         linear_optimizer: moves u along `H u - grad_y F`.
         outer_optimizer: moves x along the estimate d.
-        momentum_rate: eta, in (0, 1], or a schedule of the step's index to it. Small keeps more of
-            the past; 1 keeps nothing, and is SOBA in alternation.
+        momentum_weight: eta, in (0, 1], or a schedule of the step's index to it. Small keeps more
+            of the past; 1 keeps nothing, and is SOBA in alternation.
         projection: maps the outer variable back to its feasible set after each step, or None.
 
     Raises:
         TypeError: a setting is of the wrong kind.
-        ValueError: `momentum_rate` is neither in (0, 1] nor a function.
+        ValueError: `momentum_weight` is neither in (0, 1] nor a function.
     """
 
-    momentum_rate: Rate = dataclasses.field(kw_only=True)
+    problem: BilevelProblem
+    inner_optimizer: optax.GradientTransformation
+    linear_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    momentum_weight: Number
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check.weight("momentum_rate", self.momentum_rate)
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> FSLAState:
-        """The state before the first step; raises as `SOBA.init` does."""
-        point, opt_states = self._start(outer, inner)
-        previous = jax.tree.map(jnp.copy, point.outer)
+        """The state before the first step; `outer` is projected first, the adjoint is zero.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        point, opt_states = start_point(self, outer, inner)
+        previous = copied(point.outer)
         estimate = jax.tree.map(jnp.zeros_like, previous)
         return FSLAState(*point, opt_states, previous, estimate, jnp.int32(0))
 
@@ -97,28 +118,29 @@ class FSLA(SingleLoop):
         check_problem(self.problem, state.outer, state.inner, batch)
         inner_loss, outer_loss = self.problem.inner_loss, self.problem.outer_loss
         data = batch.inner if batch.linear is None else batch.linear
-        opt_states = Point(*state.opt_states)
+        opt_states = state.opt_states
 
-        gradient = jax.grad(inner_loss, argnums=1)(state.outer, state.inner, batch.inner)
-        inner, inner_opt = descend(self.inner_optimizer, gradient, opt_states.inner, state.inner)
+        seen = lambda inner, _: inner_loss(state.outer, inner, batch.inner)
+        inner, inner_opt, gradient = inner_descent(self, seen, state.inner, opt_states.inner, 1)
 
         point = Point(state.outer, inner, state.adjoint)
         slopes = outer_slopes(outer_loss, point, batch.outer)
         residual = _tree.subtract(inner_products(inner_loss, point, data).hessian, slopes.inner)
-        adjoint, linear_opt = descend(
-            self.linear_optimizer, residual, opt_states.adjoint, state.adjoint
-        )
+        adjoint, linear_opt = descend_adjoint(self, residual, opt_states.adjoint, state.adjoint)
 
-        now, before = point._replace(adjoint=adjoint), Point(state.previous, *state[1:3])
+        now = point._replace(adjoint=adjoint)
+        before = Point(state.previous, state.inner, state.adjoint)
         fresh = _tree.subtract(slopes.outer, inner_products(inner_loss, now, data).cross)
         stale = _tree.subtract(
             outer_slopes(outer_loss, before, batch.outer).outer,
             inner_products(inner_loss, before, data).cross,
         )
-        rate, step_count = self.momentum_rate, state.step_count
-        estimate = recursive_momentum(fresh, stale, state.estimate, rate, step_count)
-        outer, outer_opt = descend(self.outer_optimizer, estimate, opt_states.outer, state.outer)
-        moved = Point(project(self.projection, outer), inner, adjoint)
+        estimate = recursive_momentum(
+            fresh, stale, state.estimate, self.momentum_weight, state.step_count
+        )
+        outer, outer_opt = descend(
+            self, "outer", estimate, opt_states.outer, state.outer, slopes.value
+        )
         opt_states = Point(outer_opt, inner_opt, linear_opt)
-        state = FSLAState(*moved, opt_states, state.outer, estimate, step_count + 1)
-        return state, step_info(slopes.value, estimate, gradient, residual)
+        moved = (outer, inner, adjoint, opt_states, state.outer, estimate, state.step_count + 1)
+        return FSLAState(*moved), step_info(Directions(slopes.value, estimate, gradient, residual))

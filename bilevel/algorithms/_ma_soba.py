@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel import _check, _tree
-from bilevel._parts._directions import Point, StepInfo, directions, step_info
-from bilevel._parts._single_loop import SingleLoop
-from bilevel._problem import Batch, PyTree, check_problem
+from bilevel._describe import settings
+from bilevel._directions import Point, StepInfo, directions, move, start_point, step_info
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._settings import Projection, check_settings
 
 
 class MASOBAState(NamedTuple):
@@ -31,19 +33,19 @@ class MASOBAState(NamedTuple):
         outer: the outer variable.
         inner: tracks the inner solution.
         adjoint: tracks the solution u of `H u = grad_y F`.
-        opt_states: states of the three optimizers, in the same order.
-        average: h, the moving average of the hypergradient, zero before the first step.
+        opt_states: states of the optimizers of these three.
+        estimate: h, the moving average of the hypergradient, zero before the first step.
     """
 
     outer: PyTree
     inner: PyTree
     adjoint: PyTree
-    opt_states: PyTree
-    average: PyTree
+    opt_states: Point
+    estimate: PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class MASOBA(SingleLoop):
+@settings
+class MASOBA:
     """SOBA with an averaged hypergradient: the optimal O(1 / epsilon^2) samples of plain SGD.
 
     Prefer it over `SOBA` when outer gradients are noisy: it needs less smoothness and reaches SGD's
@@ -56,24 +58,35 @@ class MASOBA(SingleLoop):
         inner_optimizer: moves y along `grad_y G`; see `SOBA`.
         linear_optimizer: moves u along `H u - grad_y F`.
         outer_optimizer: moves x along the average h.
-        momentum_rate: theta, in (0, 1]: the weight of the newest direction. Small averages more
+        momentum_weight: theta, in (0, 1]: the weight of the newest direction. Small averages more
             noise away and reacts later; 1 only delays SOBA by one step.
         projection: maps the outer variable back to its feasible set after each step, or None.
 
     Raises:
         TypeError: a setting is of the wrong kind.
-        ValueError: `momentum_rate` is not in (0, 1].
+        ValueError: `momentum_weight` is not in (0, 1].
     """
 
-    momentum_rate: float = dataclasses.field(kw_only=True)
+    problem: BilevelProblem
+    inner_optimizer: optax.GradientTransformation
+    linear_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    momentum_weight: float
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check.fraction("momentum_rate", self.momentum_rate)
+        check_settings(self)
+        # No schedule: the state counts no steps.
+        _check.fraction("momentum_weight", self.momentum_weight)
 
     def init(self, outer: PyTree, inner: PyTree) -> MASOBAState:
-        """The state before the first step; raises as `SOBA.init` does."""
-        point, opt_states = self._start(outer, inner)
+        """The state before the first step; `outer` is projected first, the adjoint is zero.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        point, opt_states = start_point(self, outer, inner)
         return MASOBAState(*point, opt_states, jax.tree.map(jnp.zeros_like, point.outer))
 
     def step(self, state: MASOBAState, batch: Batch) -> tuple[MASOBAState, StepInfo]:
@@ -89,9 +102,9 @@ class MASOBA(SingleLoop):
         check_problem(self.problem, state.outer, state.inner, batch)
         point = Point(state.outer, state.inner, state.adjoint)
         found = directions(self.problem, point, batch)
-        change = _tree.subtract(found.outer, state.average)
-        average = _tree.add_scaled(state.average, self.momentum_rate, change)
-        along = found._replace(outer=state.average)
-        point, opt_states = self._descend(point, state.opt_states, along)
-        info = step_info(*found._replace(outer=average))
-        return MASOBAState(*point, opt_states, average), info
+        change = _tree.subtract(found.outer, state.estimate)
+        estimate = _tree.add_scaled(state.estimate, self.momentum_weight, change)
+        along = found._replace(outer=state.estimate)
+        inner_loss = lambda inner: self.problem.inner_loss(state.outer, inner, batch.inner)
+        point, opt_states = move(self, point, state.opt_states, along, inner_loss)
+        return MASOBAState(*point, opt_states, estimate), step_info(found._replace(outer=estimate))

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import jax
 import optax
 
-from bilevel import _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import Projection
+from bilevel import _check, _tree
+from bilevel._descent import Pair, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_scalar
+from bilevel._settings import Projection, check_settings
 
 
 class MinMaxState(NamedTuple):
@@ -26,14 +27,12 @@ class MinMaxState(NamedTuple):
     Attributes:
         outer: x, which minimises.
         inner: y, which maximises.
-        outer_opt: state of the outer optimizer.
-        inner_opt: state of the inner optimizer.
+        opt_states: states of the optimizers of x and y.
     """
 
     outer: PyTree
     inner: PyTree
-    outer_opt: PyTree
-    inner_opt: PyTree
+    opt_states: Pair
 
 
 class MinMaxInfo(NamedTuple):
@@ -52,33 +51,15 @@ class MinMaxInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
 class _MinMax:
-    """What both methods share: settings, the state, one simultaneous move."""
+    """What both methods share: the same problem in two losses, the first state, one joint move."""
 
     loss: Loss
-    optimizer: optax.GradientTransformation
-    inner_optimizer: optax.GradientTransformation
-    projection: Projection | None = None
-    inner_projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise TypeError(
-                f"`loss` must be a function `(outer, inner, batch) -> scalar`, got {self.loss!r}."
-            )
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_optimizers(optimizers, self.projection)
-        if self.inner_projection is not None and not callable(self.inner_projection):
-            raise TypeError(
-                "`inner_projection` must be a function of the inner variable or None,"
-                f" got {self.inner_projection!r}."
-            )
 
     @property
     def problem(self) -> BilevelProblem:
         """The same problem for bi-level methods: F = f, G = -f, each with its field of `Batch`."""
-        return BilevelProblem(self.loss, lambda x, y, batch: -self.loss(x, y, batch))
+        return BilevelProblem(self.loss, lambda x, y, data: -self.loss(x, y, data))
 
     def init(self, outer: PyTree, inner: PyTree) -> MinMaxState:
         """The state before the first step; both variables are projected first.
@@ -86,29 +67,24 @@ class _MinMax:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        inner = _first_order.project(self.inner_projection, inner)
-        outer_opt = _first_order.start(self.optimizer, outer)
-        return MinMaxState(outer, inner, outer_opt, _first_order.start(self.inner_optimizer, inner))
+        pair = Pair(*start(self, outer, inner))
+        return MinMaxState(*pair, first_states(self, pair))
 
-    def _grads(self, x: PyTree, y: PyTree, batch: Batch) -> tuple[jax.Array, PyTree, PyTree]:
+    def _slopes(self, x: PyTree, y: PyTree, batch: Batch) -> tuple[jax.Array, PyTree, PyTree]:
         value, (descent, ascent) = jax.value_and_grad(self.loss, (0, 1))(x, y, batch.outer)
         return value, descent, _tree.scale(-1, ascent)
 
-    def _move(self, state: MinMaxState, descent: PyTree, ascent: PyTree) -> MinMaxState:
+    def _move(
+        self, state: MinMaxState, value: jax.Array, descent: PyTree, ascent: PyTree
+    ) -> MinMaxState:
         """Both variables from `state`, along gradients that may come from elsewhere."""
-        outer, outer_opt = _first_order.update(
-            self.optimizer, descent, state.outer_opt, state.outer
-        )
-        inner, inner_opt = _first_order.update(
-            self.inner_optimizer, ascent, state.inner_opt, state.inner
-        )
-        outer = _first_order.project(self.projection, outer)
-        inner = _first_order.project(self.inner_projection, inner)
-        return MinMaxState(outer, inner, outer_opt, inner_opt)
+        opt_states = state.opt_states
+        outer, outer_opt = descend(self, "outer", descent, opt_states.outer, state.outer, value)
+        inner, inner_opt = descend(self, "inner", ascent, opt_states.inner, state.inner, -value)
+        return MinMaxState(outer, inner, Pair(outer_opt, inner_opt))
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GradientDescentAscent(_MinMax):
     """Simultaneous descent in x and ascent in y, each at its own rate.
 
@@ -123,14 +99,25 @@ class GradientDescentAscent(_MinMax):
 
     Attributes:
         loss: f, called as `loss(outer, inner, batch.outer)`; `batch.inner` is not used.
-        optimizer: of x. Lin et al. ask for a rate of order `1 / condition^2` of that of y.
         inner_optimizer: of y, which ascends.
+        outer_optimizer: of x. Lin et al. ask for a rate of order `1 / condition^2` of that of y.
         projection: maps x back to its feasible set; None for none.
         inner_projection: likewise for y.
 
     Raises:
         TypeError: a setting is of the wrong kind.
     """
+
+    loss: Loss
+    inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    projection: Projection | None = None
+    inner_projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
+        check_settings(self)
 
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One simultaneous step.
@@ -139,11 +126,11 @@ class GradientDescentAscent(_MinMax):
             TypeError: the loss is not one floating scalar.
         """
         check_scalar("loss", self.loss, state.outer, state.inner, batch.outer)
-        grads = self._grads(state.outer, state.inner, batch)
-        return self._move(state, *grads[1:]), _info(*grads)
+        slopes = self._slopes(state.outer, state.inner, batch)
+        return self._move(state, *slopes), _info(*slopes)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Extragradient(_MinMax):
     """Look one step ahead, and step from here along the gradient found there.
 
@@ -159,14 +146,25 @@ class Extragradient(_MinMax):
 
     Attributes:
         loss: f, called as `loss(outer, inner, batch.outer)`; `batch.inner` is not used.
-        optimizer: of x.
         inner_optimizer: of y, which ascends.
+        outer_optimizer: of x.
         projection: maps x back to its feasible set; None for none.
         inner_projection: likewise for y.
 
     Raises:
         TypeError: a setting is of the wrong kind.
     """
+
+    loss: Loss
+    inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    projection: Projection | None = None
+    inner_projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
+        check_settings(self)
 
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One step ahead and one step.
@@ -175,10 +173,9 @@ class Extragradient(_MinMax):
             TypeError: the loss is not one floating scalar.
         """
         check_scalar("loss", self.loss, state.outer, state.inner, batch.outer)
-        grads = self._grads(state.outer, state.inner, batch)
-        ahead = self._move(state, *grads[1:])
-        _, descent, ascent = self._grads(ahead.outer, ahead.inner, batch)
-        return self._move(state, descent, ascent), _info(*grads)
+        slopes = self._slopes(state.outer, state.inner, batch)
+        ahead = self._move(state, *slopes)
+        return self._move(state, *self._slopes(ahead.outer, ahead.inner, batch)), _info(*slopes)
 
 
 def _info(value: jax.Array, descent: PyTree, ascent: PyTree) -> MinMaxInfo:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import Number, PenaltyInfo, Projection
+from bilevel._descent import Pair, copied, descend, first_states, start
+from bilevel._describe import settings
+from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
+from bilevel._settings import Number, Projection, at, check_settings
 from bilevel.solvers import Solver
 
 
@@ -25,16 +27,14 @@ class PBGDState(NamedTuple):
         outer: x.
         inner: y, which minimises the penalised outer loss together with x.
         lower: w, which follows the inner minimiser y*(x); None for `GradientPBGD`.
-        outer_opt: state of the outer optimizer.
-        inner_opt: state of the inner optimizer.
+        opt_states: states of the optimizers of x and y.
         step_count: int32, steps taken, at which schedules are read.
     """
 
     outer: PyTree
     inner: PyTree
     lower: PyTree | None
-    outer_opt: PyTree
-    inner_opt: PyTree
+    opt_states: Pair
     step_count: jax.Array
 
 
@@ -42,10 +42,7 @@ class _PBGD:
     """What both penalties share: the first state, and the joint step."""
 
     problem: BilevelProblem
-    optimizer: optax.GradientTransformation
-    inner_optimizer: optax.GradientTransformation
     penalty: Number
-    projection: Projection | None
 
     def init(self, outer: PyTree, inner: PyTree) -> PBGDState:
         """The state before the first step; `outer` is projected first.
@@ -53,15 +50,9 @@ class _PBGD:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        return PBGDState(
-            outer=outer,
-            inner=inner,
-            lower=_first_order.copy(inner) if hasattr(self, "solver") else None,
-            outer_opt=_first_order.start(self.optimizer, outer),
-            inner_opt=_first_order.start(self.inner_optimizer, inner),
-            step_count=jnp.int32(0),
-        )
+        pair = Pair(*start(self, outer, inner))
+        lower = copied(pair.inner) if isinstance(self, ValuePBGD) else None
+        return PBGDState(*pair, lower, first_states(self, pair), jnp.int32(0))
 
     def _move(
         self,
@@ -70,20 +61,22 @@ class _PBGD:
         direction: PyTree,
         inner_direction: PyTree,
         penalty: jax.Array | float,
+        value: jax.Array,
+        total: jax.Array,
     ) -> PBGDState:
         """Both variables at once, along gradients at one point divided by `max(penalty, 1)`."""
         scale = 1 / jnp.maximum(penalty, 1.0)
-        outer, outer_opt = _first_order.update(
-            self.optimizer, _tree.scale(scale, direction), state.outer_opt, state.outer
+        direction, inner_direction = _tree.scale(scale, (direction, inner_direction))
+        opt_states = state.opt_states
+        outer, outer_opt = descend(self, "outer", direction, opt_states.outer, state.outer, value)
+        inner, inner_opt = descend(
+            self, "inner", inner_direction, opt_states.inner, state.inner, scale * total
         )
-        inner, inner_opt = _first_order.update(
-            self.inner_optimizer, _tree.scale(scale, inner_direction), state.inner_opt, state.inner
-        )
-        outer = _first_order.project(self.projection, outer)
-        return PBGDState(outer, inner, lower, outer_opt, inner_opt, state.step_count + 1)
+        opt_states = Pair(outer_opt, inner_opt)
+        return PBGDState(outer, inner, lower, opt_states, state.step_count + 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ValuePBGD(_PBGD):
     """Biased: one descent step on `F + penalty (G - min_y G)` in x and y together (V-PBGD).
 
@@ -111,9 +104,9 @@ class ValuePBGD(_PBGD):
         solver: improves w, e.g. `Minimize(optax.sgd(0.1), 1)`; never differentiated. Few steps
             suffice, since x slows down with the penalty; the paper's theory, which starts anew,
             asks for a number of order `log(penalty)`.
-        optimizer: of the outer variable. A rate of order `mu / L^2` of G in both variables is safe.
-            A scale-free one (Adam) undoes the division by the penalty, and x outruns y.
         inner_optimizer: of y.
+        outer_optimizer: of the outer variable. A rate of order `mu / L^2` of G in both variables is
+            safe. A scale-free one (Adam) undoes the division by the penalty, and x outruns y.
         penalty: gamma, a number > 0 or an Optax schedule. Larger is less biased; rounding grows
             with it as in `F2SA`.
         projection: maps the outer variable back to its feasible set; None for none.
@@ -125,16 +118,14 @@ class ValuePBGD(_PBGD):
 
     problem: BilevelProblem
     solver: Solver
-    optimizer: optax.GradientTransformation
     inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
     penalty: Number
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_settings(self.problem, optimizers, self.projection)
-        _first_order.check_solver(self.solver)
-        _first_order.check_schedule("penalty", self.penalty)
+        check_settings(self)
 
     def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
         """One inner solve and one joint step.
@@ -144,23 +135,22 @@ class ValuePBGD(_PBGD):
         """
         x, y = state.outer, state.inner
         check_problem(self.problem, x, y, batch)
-        penalty = _first_order.at(self.penalty, state.step_count)
-        w = self.solver(self.problem.inner_loss, state.lower, x, batch.inner)
+        penalty = at(self.penalty, state.step_count)
+        w = self.solver(self.problem.inner_loss, x, state.lower, batch.inner)
         check_alike("the solver's result", w, "inner", y)
 
-        value, upper_x, upper_y, level, lower_x, lower_y = _first_order.both_grads(
-            self.problem, x, y, batch
-        )
+        value, upper_x, upper_y, level, lower_x, lower_y = both_grads(self.problem, x, y, batch)
         best, best_x = jax.value_and_grad(self.problem.inner_loss)(x, w, batch.inner)
-        gap_x = jax.tree.map(jnp.subtract, lower_x, best_x)
+        gap_x = _tree.subtract(lower_x, best_x)
         direction = _tree.add_scaled(upper_x, penalty, gap_x)
         inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
 
-        info = _first_order.penalty_info(value, direction, lower_y, penalty, level - best)
-        return self._move(state, w, direction, inner_direction, penalty), info
+        info = penalty_info(value, direction, lower_y, penalty, level - best)
+        total = value + penalty * level
+        return self._move(state, w, direction, inner_direction, penalty, value, total), info
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class GradientPBGD(_PBGD):
     """Biased: one descent step on `F + penalty ||grad_y G||^2` in x and y together (G-PBGD).
 
@@ -180,8 +170,8 @@ class GradientPBGD(_PBGD):
 
     Attributes:
         problem: the two losses.
-        optimizer: of the outer variable; not a scale-free one, as for `ValuePBGD`.
         inner_optimizer: of y; the curvature that it meets is `2 H^2`.
+        outer_optimizer: of the outer variable; not a scale-free one, as for `ValuePBGD`.
         penalty: gamma, a number > 0 or an Optax schedule; larger is less biased.
         projection: maps the outer variable back to its feasible set; None for none.
 
@@ -191,15 +181,14 @@ class GradientPBGD(_PBGD):
     """
 
     problem: BilevelProblem
-    optimizer: optax.GradientTransformation
     inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
     penalty: Number
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        optimizers = {"optimizer": self.optimizer, "inner_optimizer": self.inner_optimizer}
-        _first_order.check_settings(self.problem, optimizers, self.projection)
-        _first_order.check_schedule("penalty", self.penalty)
+        check_settings(self)
 
     def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
         """One joint step.
@@ -209,7 +198,7 @@ class GradientPBGD(_PBGD):
         """
         x, y = state.outer, state.inner
         check_problem(self.problem, x, y, batch)
-        penalty = _first_order.at(self.penalty, state.step_count)
+        penalty = at(self.penalty, state.step_count)
         value, (upper_x, upper_y) = jax.value_and_grad(self.problem.outer_loss, (0, 1))(
             x, y, batch.outer
         )
@@ -219,5 +208,6 @@ class GradientPBGD(_PBGD):
 
         direction = _tree.add_scaled(upper_x, 2 * penalty, cross)
         inner_direction = _tree.add_scaled(upper_y, 2 * penalty, curved)
-        info = _first_order.penalty_info(value, direction, slope, penalty, _tree.vdot(slope, slope))
-        return self._move(state, None, direction, inner_direction, penalty), info
+        gap = _tree.vdot(slope, slope)
+        info, total = penalty_info(value, direction, slope, penalty, gap), value + penalty * gap
+        return self._move(state, None, direction, inner_direction, penalty, value, total), info

@@ -5,7 +5,6 @@ with persistent evolution strategies", ICML 2021, algorithm 2.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,8 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _check, _tree
-from bilevel._problem import Batch, BilevelProblem, PyTree, check_variable
+from bilevel import _tree
+from bilevel._descent import Single, copied, descend, first_states, start
+from bilevel._describe import settings
+from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._settings import Projection, check_settings
 from bilevel.solvers import Minimize, MinimizeState
 
 
@@ -27,8 +29,8 @@ class PESState(NamedTuple):
         start: where every inner run starts.
         particles: states of the inner runs, with leading axes `[2, num_pairs]` (sign, pair).
         noise: `[num_pairs, n]`, sum of each pair's perturbations since its run began.
-        opt_state: state of the outer optimizer.
-        step: int32, outer steps so far.
+        opt_states: state of the outer optimizer.
+        step_count: int32, steps taken.
         key: random key.
     """
 
@@ -37,8 +39,8 @@ class PESState(NamedTuple):
     start: PyTree
     particles: MinimizeState
     noise: jax.Array
-    opt_state: PyTree
-    step: jax.Array
+    opt_states: Single
+    step_count: jax.Array
     key: jax.Array
 
 
@@ -58,7 +60,7 @@ class PESInfo(NamedTuple):
     hypergrad: PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PES:
     """Descends `mean over t of F(x, y_t(x))` along an inner run, by perturbations that persist.
 
@@ -80,7 +82,7 @@ class PES:
     Attributes:
         problem: the two losses; the outer one needs no derivative.
         solver: the steps of one piece, a `Minimize`; its optimizer state persists too.
-        optimizer: of the outer variable, any Optax transformation.
+        outer_optimizer: of the outer variable, any Optax transformation.
         num_pairs: N; 2 N inner runs are kept at once, and the variance falls with 1 / N.
         sigma: s, in units of the outer variable: see `evolution_hypergrad`.
         num_pieces: pieces of a run, after which all particles start anew from `inner` given to
@@ -90,39 +92,26 @@ class PES:
         seed: of the perturbations.
 
     Raises:
-        TypeError: `problem`, `solver`, `optimizer` or `projection` is of the wrong kind.
+        TypeError: `problem`, `solver`, `outer_optimizer` or `projection` is of the wrong kind.
         ValueError: a setting is out of its range.
     """
 
     problem: BilevelProblem
     solver: Minimize
-    optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
     num_pairs: int = 16
-    sigma: float = 0.1
+    sigma: float | jax.Array = 0.1
     num_pieces: int = 10
-    projection: Callable[[PyTree], PyTree] | None = None
-    seed: int = 0
+    projection: Projection | None = None
+    seed: int | jax.Array = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, BilevelProblem):
-            raise TypeError(f"`problem` must be a `BilevelProblem`, got {self.problem!r}.")
+        check_settings(self)
         if not isinstance(self.solver, Minimize):
             raise TypeError(
                 f"`solver` must be a `Minimize`, whose steps can go on, got {self.solver!r}."
             )
-        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
-            raise TypeError(
-                "`optimizer` must be an Optax transformation such as `optax.adam(1e-2)`,"
-                f" got {self.optimizer!r}."
-            )
-        if self.projection is not None and not callable(self.projection):
-            raise TypeError(
-                "`projection` must be a function of the outer variable such as"
-                f" `projections.Simplex()`, or None, got {self.projection!r}."
-            )
-        _check.positive_integer("num_pairs", self.num_pairs)
-        _check.positive_integer("num_pieces", self.num_pieces)
-        _check.positive("sigma", self.sigma)
 
     def init(self, outer: PyTree, inner: PyTree) -> PESState:
         """The state before the first step; `outer` is projected first.
@@ -130,59 +119,54 @@ class PES:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        check_variable("outer", outer)
-        check_variable("inner", inner)
-        outer, inner = self._project(_tree.strengthen(outer)), _tree.strengthen(inner)
+        outer, inner = start(self, outer, inner)
         flat = ravel_pytree(outer)[0]
         return PESState(
             outer=outer,
-            inner=jax.tree.map(jnp.copy, inner),
+            inner=copied(inner),
             start=inner,
             particles=self._fresh(inner),
             noise=jnp.zeros((self.num_pairs, flat.size), flat.dtype),
-            opt_state=_tree.strengthen(self.optimizer.init(outer)),
-            step=jnp.int32(0),
+            opt_states=first_states(self, Single(outer)),
+            step_count=jnp.int32(0),
             key=jax.random.key(self.seed),
         )
 
     def step(self, state: PESState, batch: Batch) -> tuple[PESState, PESInfo]:
         """One piece of every inner run, one estimate, one outer update."""
         particles, noise, values, hypergrad = self._estimate(state, batch)
-        updates, opt_state = self.optimizer.update(hypergrad, state.opt_state, state.outer)
-        outer = self._project(optax.apply_updates(state.outer, updates))
-        value = jnp.mean(values)
-        info = PESInfo(
-            value=value,
-            hypergrad_norm=_tree.norm(hypergrad),
-            finite=jnp.isfinite(value) & _tree.all_finite(hypergrad),
-            hypergrad=hypergrad,
+        value, norm = jnp.mean(values), _tree.norm(hypergrad)
+        outer, outer_opt = descend(
+            self, "outer", hypergrad, state.opt_states.outer, state.outer, value
         )
-        ends = (state.step + 1) % self.num_pieces == 0
-        inner = jax.tree.map(lambda a: a[0, 0], particles.inner)
-        particles = _tree.where(ends, self._fresh(state.start), particles)
-        noise = jnp.where(ends, 0.0, noise)
-        return (
-            PESState(
-                outer, inner, state.start, particles, noise, opt_state, state.step + 1, state.key
-            ),
-            info,
+        info = PESInfo(value, norm, _tree.all_finite((value, norm)), hypergrad)
+        ends = (state.step_count + 1) % self.num_pieces == 0
+        state = state._replace(
+            outer=outer,
+            inner=jax.tree.map(lambda a: a[0, 0], particles.inner),
+            particles=_tree.where(ends, self._fresh(state.start), particles),
+            noise=jnp.where(ends, 0.0, noise),
+            opt_states=Single(outer_opt),
+            step_count=state.step_count + 1,
         )
+        return state, info
 
     def _estimate(
         self, state: PESState, batch: Batch
     ) -> tuple[MinimizeState, jax.Array, jax.Array, PyTree]:
         flat, unravel = ravel_pytree(state.outer)
-        key = jax.random.fold_in(state.key, state.step)
-        fresh = self.sigma * jax.random.normal(key, state.noise.shape, flat.dtype)
+        key = jax.random.fold_in(state.key, state.step_count)
+        sigma = jnp.asarray(self.sigma, flat.dtype)
+        fresh = sigma * jax.random.normal(key, state.noise.shape, flat.dtype)
         noise = state.noise + fresh
         outers = flat[None, None] + jnp.stack([fresh, -fresh])
-        first = (state.step % self.num_pieces) * self.solver.num_steps
+        first = (state.step_count % self.num_pieces) * self.solver.num_steps
 
         def piece(outer: jax.Array, particle: MinimizeState) -> tuple[MinimizeState, jax.Array]:
             moved = self.solver.advance(
                 self.problem.inner_loss,
-                particle,
                 unravel(outer),
+                particle,
                 batch.inner,
                 first,
                 self.solver.num_steps,
@@ -190,13 +174,10 @@ class PES:
             return moved, self.problem.outer_loss(unravel(outer), moved.inner, batch.outer)
 
         particles, values = jax.vmap(jax.vmap(piece))(outers, state.particles)
-        weights = (values[0] - values[1]) / (2 * self.num_pairs * self.sigma**2)
+        weights = (values[0] - values[1]) / (2 * self.num_pairs * sigma**2)
         return particles, noise, values, unravel(weights @ noise)
 
     def _fresh(self, start: PyTree) -> MinimizeState:
         """All particles at the start of a run."""
         repeat = lambda a: jnp.broadcast_to(a, (2, self.num_pairs, *jnp.shape(a)))
         return jax.tree.map(repeat, self.solver.start(start))
-
-    def _project(self, outer: PyTree) -> PyTree:
-        return outer if self.projection is None else self.projection(outer)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import Projection
+from bilevel import _tree
+from bilevel._descent import Single, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._settings import Projection, check_settings
 from bilevel.discrete import bernoulli_masks, score_function_gradient
 from bilevel.solvers import Solver
 
@@ -24,13 +25,13 @@ class PolicyGradientState(NamedTuple):
     Attributes:
         outer: the probabilities s.
         inner: where every inner solve starts; it does not change.
-        opt_state: state of the outer optimizer.
+        opt_states: state of the outer optimizer.
         step_count: int32, steps taken, which picks the random masks.
     """
 
     outer: PyTree
     inner: PyTree
-    opt_state: PyTree
+    opt_states: Single
     step_count: jax.Array
 
 
@@ -51,7 +52,7 @@ class PolicyGradientInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PolicyGradient:
     """Unbiased gradients of the expected outer loss over Bernoulli masks, from loss values alone.
 
@@ -73,7 +74,7 @@ class PolicyGradient:
     Attributes:
         problem: the two losses.
         solver: any `Solver`; `vmap` over its outer variable must work.
-        optimizer: of the probabilities.
+        outer_optimizer: of the probabilities.
         num_samples: J >= 2 masks in each step. The variance falls as its inverse.
         projection: maps the probabilities back to their feasible set.
         margin: in (0, 0.5). Masks are drawn with probabilities clipped to [margin, 1 - margin],
@@ -88,25 +89,15 @@ class PolicyGradient:
 
     problem: BilevelProblem
     solver: Solver
-    optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
     num_samples: int
     projection: Projection
-    margin: float = 0.01
-    seed: int = 0
+    margin: float | jax.Array = 0.01
+    seed: int | jax.Array = 0
 
     def __post_init__(self) -> None:
-        _first_order.check_settings(self.problem, {"optimizer": self.optimizer}, self.projection)
-        _first_order.check_solver(self.solver)
-        _check.positive_integer("num_samples", self.num_samples)
-        if self.num_samples < 2:
-            raise ValueError(
-                f"`num_samples` must be at least 2, got {self.num_samples}: each mask is measured"
-                " against the others."
-            )
-        _first_order.check_seed(self.seed)
-        _check.positive("margin", self.margin)
-        if self.margin >= 0.5:
-            raise ValueError(f"`margin` must lie in (0, 0.5), got {self.margin!r}.")
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> PolicyGradientState:
         """The state before the first step: probabilities, projected, and the inner start.
@@ -114,9 +105,8 @@ class PolicyGradient:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        opt_state = _first_order.start(self.optimizer, outer)
-        return PolicyGradientState(outer, inner, opt_state, jnp.int32(0))
+        outer, inner = start(self, outer, inner)
+        return PolicyGradientState(outer, inner, first_states(self, Single(outer)), jnp.int32(0))
 
     def step(
         self, state: PolicyGradientState, batch: Batch
@@ -128,20 +118,24 @@ class PolicyGradient:
         """
         check_problem(self.problem, state.outer, state.inner, batch)
         key = jax.random.fold_in(jax.random.key(self.seed), state.step_count)
-        drawn = jax.tree.map(lambda s: jnp.clip(s, self.margin, 1 - self.margin), state.outer)
+        drawn = jax.tree.map(self._clip, state.outer)
         masks = bernoulli_masks(key, drawn, self.num_samples)
 
         def loss(mask: PyTree) -> jax.Array:
-            inner = self.solver(self.problem.inner_loss, state.inner, mask, batch.inner)
+            inner = self.solver(self.problem.inner_loss, mask, state.inner, batch.inner)
             return self.problem.outer_loss(mask, inner, batch.outer)
 
         losses = jax.vmap(loss)(masks)
         hypergrad = score_function_gradient(drawn, masks, losses)
-        outer, opt_state = _first_order.update(
-            self.optimizer, hypergrad, state.opt_state, state.outer
-        )
         value, norm, spread = jnp.mean(losses), _tree.norm(hypergrad), jnp.std(losses, ddof=1)
-        finite = _tree.all_finite((value, norm, spread, hypergrad))
-        info = PolicyGradientInfo(value, norm, spread, finite)
-        outer = _first_order.project(self.projection, outer)
-        return PolicyGradientState(outer, state.inner, opt_state, state.step_count + 1), info
+        outer, outer_opt = descend(
+            self, "outer", hypergrad, state.opt_states.outer, state.outer, value
+        )
+        info = PolicyGradientInfo(value, norm, spread, _tree.all_finite((value, norm, spread)))
+        return PolicyGradientState(
+            outer, state.inner, Single(outer_opt), state.step_count + 1
+        ), info
+
+    def _clip(self, probability: jax.Array) -> jax.Array:
+        margin = jnp.asarray(self.margin, probability.dtype)
+        return jnp.clip(probability, margin, 1 - margin)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _tree
-from bilevel._parts import _first_order
-from bilevel._parts._first_order import Projection
+from bilevel import _tree
+from bilevel._descent import Single, descend, first_states, start
+from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import last_loss
+from bilevel._settings import Projection, check_settings
+from bilevel.solvers import Solver, last_loss
 
 
 class PZOBOState(NamedTuple):
@@ -25,13 +25,13 @@ class PZOBOState(NamedTuple):
     Attributes:
         outer: x.
         inner: the latest inner solution, where the next solves start.
-        opt_state: state of the outer optimizer.
+        opt_states: state of the outer optimizer.
         step_count: int32, steps taken, which picks the random directions.
     """
 
     outer: PyTree
     inner: PyTree
-    opt_state: PyTree
+    opt_states: Single
     step_count: jax.Array
 
 
@@ -51,7 +51,7 @@ class PZOBOInfo(NamedTuple):
     finite: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PZOBO:
     """Biased: the response of the inner solution, by finite differences along random directions.
 
@@ -72,7 +72,7 @@ class PZOBO:
         problem: the two losses.
         solver: any `Solver`; what it does must depend on its arguments only, and `vmap` over
             `outer` must work.
-        optimizer: of the outer variable.
+        outer_optimizer: of the outer variable.
         radius: mu > 0, how far x is moved. Larger adds bias, smaller adds rounding: the difference
             of two solutions loses digits, so that around `1e-3` is good in float32 and `1e-6` in
             float64, for outer variables of order 1.
@@ -88,18 +88,15 @@ class PZOBO:
 
     problem: BilevelProblem
     solver: Solver
-    optimizer: optax.GradientTransformation
-    radius: float = 1e-3
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    radius: float | jax.Array = 1e-3
     num_directions: int = 1
-    seed: int = 0
+    seed: int | jax.Array = 0
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        _first_order.check_settings(self.problem, {"optimizer": self.optimizer}, self.projection)
-        _first_order.check_solver(self.solver)
-        _first_order.check_number("radius", self.radius)
-        _first_order.check_seed(self.seed)
-        _check.positive_integer("num_directions", self.num_directions)
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> PZOBOState:
         """The state before the first step; `outer` is projected first.
@@ -107,9 +104,8 @@ class PZOBO:
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner = _first_order.prepare(outer, inner, self.projection)
-        opt_state = _first_order.start(self.optimizer, outer)
-        return PZOBOState(outer, inner, opt_state, jnp.int32(0))
+        outer, inner = start(self, outer, inner)
+        return PZOBOState(outer, inner, first_states(self, Single(outer)), jnp.int32(0))
 
     def step(self, state: PZOBOState, batch: Batch) -> tuple[PZOBOState, PZOBOInfo]:
         """`num_directions + 1` inner solves, one estimate, one outer update.
@@ -118,33 +114,31 @@ class PZOBO:
             TypeError: see `value_and_hypergrad`.
             ValueError: the solver's result is not like `inner`.
         """
-        x, start = state.outer, state.inner
-        check_problem(self.problem, x, start, batch)
-        solve = lambda x: self.solver(self.problem.inner_loss, start, x, batch.inner)
+        x, init = state.outer, state.inner
+        check_problem(self.problem, x, init, batch)
+        solve = lambda x: self.solver(self.problem.inner_loss, x, init, batch.inner)
         key = jax.random.fold_in(jax.random.key(self.seed), state.step_count)
         directions = random_directions(key, x, self.num_directions)
 
         y = solve(x)
-        check_alike("the solver's result", y, "inner", start)
+        check_alike("the solver's result", y, "inner", init)
         value, (direct, cotangent) = jax.value_and_grad(self.problem.outer_loss, (0, 1))(
             x, y, batch.outer
         )
 
         def response(direction: PyTree) -> jax.Array:
             moved = solve(_tree.add_scaled(x, self.radius, direction))
-            return _tree.vdot(jax.tree.map(jnp.subtract, moved, y), cotangent) / self.radius
+            return _tree.vdot(_tree.subtract(moved, y), cotangent) / self.radius
 
         weights = jax.vmap(response)(directions) / self.num_directions
         implicit = jax.tree.map(lambda u: jnp.tensordot(weights.astype(u.dtype), u, 1), directions)
-        hypergrad = jax.tree.map(jnp.add, direct, implicit)
+        hypergrad = _tree.add(direct, implicit)
 
-        outer, opt_state = _first_order.update(self.optimizer, hypergrad, state.opt_state, x)
-        outer = _first_order.project(self.projection, outer)
+        outer, outer_opt = descend(self, "outer", hypergrad, state.opt_states.outer, x, value)
         slope = jax.grad(last_loss(self.solver, self.problem.inner_loss), 1)(x, y, batch.inner)
         norm, inner_norm = _tree.norm(hypergrad), _tree.norm(slope)
-        finite = _tree.all_finite((value, norm, inner_norm, hypergrad))
-        info = PZOBOInfo(value, norm, inner_norm, finite)
-        return PZOBOState(outer, y, opt_state, state.step_count + 1), info
+        info = PZOBOInfo(value, norm, inner_norm, _tree.all_finite((value, norm, inner_norm)))
+        return PZOBOState(outer, y, Single(outer_opt), state.step_count + 1), info
 
 
 def random_directions(key: jax.Array, tree: PyTree, count: int) -> PyTree:

@@ -10,6 +10,9 @@ minibatch i gave when it was last drawn, a sum's estimate is
 for `grad_y G`, `H u`, `C' u` (drawn from the inner stack) and F, `grad_x F`, `grad_y F` (from the
 outer one). A step costs as much as one of SOBA; memory is a table of `num_inner` times two inner
 variables and an outer one, and `num_outer` times one of each.
+
+A mean that only ever changes by `(s - t_i) / n` keeps for ever what was rounded away while a row
+was huge, so each is computed from its table again every n steps: one row a step on average.
 """
 
 import dataclasses
@@ -17,22 +20,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from bilevel import _check, _tree
-from bilevel._parts._directions import (
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel._directions import (
     Point,
     Products,
     Slopes,
     StepInfo,
     combine,
     inner_products,
+    move,
     outer_slopes,
+    start_point,
     step_info,
     zero_value,
 )
-from bilevel._parts._finite_sum import check_stacks, draw, pick, sizes
-from bilevel._parts._single_loop import SingleLoop
-from bilevel._problem import Batch, PyTree
+from bilevel._finite_sum import check_stacks, draw, pick, sizes
+from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._settings import Projection, check_settings
 
 
 class Table(NamedTuple):
@@ -49,23 +56,25 @@ class SABAState(NamedTuple):
         outer: the outer variable.
         inner: tracks the inner solution.
         adjoint: tracks the solution u of `H u = grad_y F`.
-        opt_states: states of the three optimizers, in the same order.
+        opt_states: states of the optimizers of these three.
         products: table of the inner stack.
         slopes: table of the outer stack.
+        step_count: int32, steps taken.
         key: says what is drawn next.
     """
 
     outer: PyTree
     inner: PyTree
     adjoint: PyTree
-    opt_states: PyTree
+    opt_states: Point
     products: Table
     slopes: Table
+    step_count: jax.Array
     key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class SABA(SingleLoop):
+@settings
+class SABA:
     """Finite sums with constant rates at SOBA's cost a step, for a table in memory.
 
     Prefer it over `SOBA` when the data is a fixed set, as it does not stall at a noise floor: the
@@ -91,23 +100,32 @@ class SABA(SingleLoop):
         ValueError: `num_inner` or `num_outer` is not an integer >= 1, or `seed` is out of range.
     """
 
-    num_inner: int = dataclasses.field(kw_only=True)
-    num_outer: int = dataclasses.field(kw_only=True)
-    seed: int = dataclasses.field(default=0, kw_only=True)
+    problem: BilevelProblem
+    inner_optimizer: optax.GradientTransformation
+    linear_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    num_inner: int
+    num_outer: int
+    projection: Projection | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check.positive_integer("num_inner", self.num_inner)
-        _check.positive_integer("num_outer", self.num_outer)
-        _check.seed("seed", self.seed)
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> SABAState:
-        """The state before the first step; raises as `SOBA.init` does."""
-        point, opt_states = self._start(outer, inner)
+        """The state before the first step; `outer` is projected first, the adjoint is zero.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        point, opt_states = start_point(self, outer, inner)
         outer, inner, adjoint = point
-        products = _empty(Products(gradient=inner, hessian=adjoint, cross=outer), self.num_inner)
+        like = Products(value=None, gradient=inner, hessian=adjoint, cross=outer)
+        products = _empty(like, self.num_inner)
         slopes = _empty(Slopes(zero_value(inner), outer, inner), self.num_outer)
-        return SABAState(*point, opt_states, products, slopes, jax.random.key(self.seed))
+        key = jax.random.key(self.seed)
+        return SABAState(*point, opt_states, products, slopes, jnp.int32(0), key)
 
     def step(self, state: SABAState, batch: Batch) -> tuple[SABAState, StepInfo]:
         """One step of all three variables; the info tells of the estimated directions.
@@ -133,12 +151,14 @@ class SABA(SingleLoop):
         i, j = draw(draw_key, batch)
         fresh_products = inner_products(self.problem.inner_loss, point, pick(batch.inner, i))
         fresh_slopes = outer_slopes(self.problem.outer_loss, point, pick(batch.outer, j))
-        products, products_table = _remember(state.products, i, fresh_products)
-        slopes, slopes_table = _remember(state.slopes, j, fresh_slopes)
-        found = combine(products, slopes)
-        point, opt_states = self._descend(point, state.opt_states, found)
-        state = SABAState(*point, opt_states, products_table, slopes_table, key)
-        return state, step_info(*found)
+        level, fresh_products = fresh_products.value, fresh_products._replace(value=None)
+        step_count = state.step_count + 1
+        products, products_table = _remember(state.products, i, fresh_products, step_count)
+        slopes, slopes_table = _remember(state.slopes, j, fresh_slopes, step_count)
+        found = combine(products, slopes)._replace(level=level)
+        point, opt_states = move(self, point, state.opt_states, found)
+        state = SABAState(*point, opt_states, products_table, slopes_table, step_count, key)
+        return state, step_info(found)
 
 
 def _empty(like: PyTree, size: int) -> Table:
@@ -146,12 +166,18 @@ def _empty(like: PyTree, size: int) -> Table:
     return Table(rows, jax.tree.map(jnp.zeros_like, like))
 
 
-def _remember(table: Table, index: jax.Array, fresh: PyTree) -> tuple[PyTree, Table]:
+def _remember(
+    table: Table, index: jax.Array, fresh: PyTree, step_count: jax.Array
+) -> tuple[PyTree, Table]:
     """The estimate of the sum, and the table with this minibatch's row replaced."""
     change = _tree.subtract(fresh, pick(table.rows, index))
     size = jax.tree.leaves(table.rows)[0].shape[0]
     rows = jax.tree.map(
         lambda a, b: a.at[index].set(b, mode="promise_in_bounds"), table.rows, fresh
     )
-    mean = _tree.add_scaled(table.mean, 1.0 / size, change)
+    mean = jax.lax.cond(
+        step_count % size == 0,
+        lambda: jax.tree.map(lambda a: jnp.mean(a, axis=0), rows),
+        lambda: _tree.add_scaled(table.mean, 1.0 / size, change),
+    )
     return _tree.add(table.mean, change), Table(rows, mean)

@@ -13,13 +13,24 @@ the inner loss (about two inner gradients); memory is that of one inner gradient
 
 import dataclasses
 
-from bilevel._parts._directions import Point, StepInfo, directions, step_info
-from bilevel._parts._single_loop import SingleLoop, SingleLoopState
-from bilevel._problem import Batch, check_problem
+import optax
+
+from bilevel._describe import settings
+from bilevel._directions import (
+    Point,
+    StepInfo,
+    TrackingState,
+    directions,
+    move,
+    start_point,
+    step_info,
+)
+from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
+from bilevel._settings import Projection, check_settings
 
 
-@dataclasses.dataclass(frozen=True)
-class SOBA(SingleLoop):
+@settings
+class SOBA:
     """One cheap step at a time, on minibatches of any kind: the single-loop default.
 
     Prefer it over `DoubleLoop` when data is large and a minibatch tells enough. Exact on full
@@ -44,7 +55,26 @@ class SOBA(SingleLoop):
         TypeError: a setting is of the wrong kind.
     """
 
-    def step(self, state: SingleLoopState, batch: Batch) -> tuple[SingleLoopState, StepInfo]:
+    problem: BilevelProblem
+    inner_optimizer: optax.GradientTransformation
+    linear_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def init(self, outer: PyTree, inner: PyTree) -> TrackingState:
+        """The state before the first step; `outer` is projected first, the adjoint is zero.
+
+        Raises:
+            TypeError: a leaf of `outer` or `inner` is not a floating array.
+        """
+        point, opt_states = start_point(self, outer, inner)
+        return TrackingState(*point, opt_states)
+
+    def step(self, state: TrackingState, batch: Batch) -> tuple[TrackingState, StepInfo]:
         """One step of all three variables.
 
         Args:
@@ -58,5 +88,6 @@ class SOBA(SingleLoop):
         check_problem(self.problem, state.outer, state.inner, batch)
         point = Point(state.outer, state.inner, state.adjoint)
         found = directions(self.problem, point, batch)
-        point, opt_states = self._descend(point, state.opt_states, found)
-        return SingleLoopState(*point, opt_states), step_info(*found)
+        inner_loss = lambda inner: self.problem.inner_loss(state.outer, inner, batch.inner)
+        point, opt_states = move(self, point, state.opt_states, found, inner_loss)
+        return TrackingState(*point, opt_states), step_info(found)

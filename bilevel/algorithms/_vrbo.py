@@ -7,11 +7,11 @@ hypergradient with stocBiO's series:
     (d_x, d_y) = full (h, g)(x, y)                                        every `period` steps
     x' = x - alpha d_x
     d += (h, g)(x', y; i) - (h, g)(x, y; i)
-    y' = y - beta d_y,    d += (h, g)(x', y'; i) - (h, g)(x', y; i)       num_steps times
+    y' = y - beta d_y,    d += (h, g)(x', y'; i) - (h, g)(x', y; i)       num_inner_steps times
 
-A step costs 2 (num_steps + 1) hypergradient estimates on minibatches, of num_terms - 1 products
-with H each, and a refresh one on all data; memory is an inner and an outer variable more than
-stocBiO's.
+A step costs 2 (num_inner_steps + 1) hypergradient estimates on minibatches, of num_terms - 1
+products with H each, and a refresh one on all data; memory is an inner and an outer variable more
+than stocBiO's.
 """
 
 import dataclasses
@@ -19,14 +19,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from bilevel import _check, _tree
-from bilevel._parts._directions import Directions, StepInfo, step_info, zero_value
-from bilevel._parts._finite_sum import check_stacks, pick, sizes
-from bilevel._parts._series import SeriesMethod
-from bilevel._parts._single_loop import descend, project
+from bilevel import _tree
+from bilevel._descent import Pair, descend, first_states, start
+from bilevel._describe import settings
+from bilevel._directions import Directions, StepInfo, step_info, zero_value
+from bilevel._finite_sum import check_stacks, pick, sample, sizes
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel.solvers._minimize import averaged
+from bilevel._series import series_directions
+from bilevel._settings import Projection, check_settings
+from bilevel.solvers import averaged
 
 
 class VRBOState(NamedTuple):
@@ -35,7 +38,7 @@ class VRBOState(NamedTuple):
     Attributes:
         outer: the outer variable.
         inner: tracks the inner solution.
-        opt_states: states of the outer and of the inner optimizer.
+        opt_states: states of the optimizers of these two.
         estimate: of the outer loss and the directions at (outer, inner).
         step_count: int32, steps taken.
         key: says what is drawn next.
@@ -43,17 +46,17 @@ class VRBOState(NamedTuple):
 
     outer: PyTree
     inner: PyTree
-    opt_states: PyTree
-    estimate: PyTree
+    opt_states: Pair
+    estimate: Directions
     step_count: jax.Array
     key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class VRBO(SeriesMethod):
+@settings
+class VRBO:
     """Biased: a variance-reduced double loop with constant rates and O(1 / epsilon^1.5) samples.
 
-    The bias of the adjoint falls as `(1 - linear_step * mu) ** num_terms`. Prefer `SRBA` or
+    The bias of the adjoint falls as `(1 - linear_step_size * mu) ** num_terms`. Prefer `SRBA` or
     `SPABA`, which reach the same with one product per direction and no bias, unless you compare
     with the paper.
 
@@ -65,10 +68,10 @@ class VRBO(SeriesMethod):
         problem: the two losses.
         inner_optimizer: moves y along d_y.
         outer_optimizer: moves x along d_x.
-        num_steps: inner steps per outer step.
+        num_inner_steps: inner steps per outer step.
         num_terms: terms of the series: see above. `info.linear_residual` estimates the residual
             after all of them but the last.
-        linear_step: s, below 2 / L or the series diverges.
+        linear_step_size: s, below 2 / L or the series diverges.
         period: outer steps between two full passes; a longer one saves passes and lets noise build
             up.
         projection: maps the outer variable back to its feasible set after each step, or None.
@@ -79,15 +82,19 @@ class VRBO(SeriesMethod):
         ValueError: a setting is out of its range.
     """
 
-    num_steps: int = dataclasses.field(kw_only=True)
-    period: int = dataclasses.field(kw_only=True)
-    seed: int = dataclasses.field(default=0, kw_only=True)
+    problem: BilevelProblem
+    inner_optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    num_inner_steps: int
+    num_terms: int
+    linear_step_size: float | jax.Array
+    period: int
+    projection: Projection | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check.positive_integer("num_steps", self.num_steps)
-        _check.positive_integer("period", self.period)
-        _check.seed("seed", self.seed)
+        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> VRBOState:
         """The state before the first step; `outer` is projected first.
@@ -95,14 +102,13 @@ class VRBO(SeriesMethod):
         Raises:
             TypeError: a leaf of `outer` or `inner` is not a floating array.
         """
-        outer, inner, opt_states = self._start(outer, inner)
-        zeros = jax.tree.map(jnp.zeros_like, (outer, inner, inner))
-        estimate = Directions(zero_value(inner), *zeros)
-        key = jax.random.key(self.seed)
-        return VRBOState(outer, inner, opt_states, estimate, jnp.int32(0), key)
+        pair = Pair(*start(self, outer, inner))
+        zeros = jax.tree.map(jnp.zeros_like, (*pair, pair.inner))
+        estimate, key = Directions(zero_value(pair.inner), *zeros), jax.random.key(self.seed)
+        return VRBOState(*pair, first_states(self, pair), estimate, jnp.int32(0), key)
 
     def step(self, state: VRBOState, batch: Batch) -> tuple[VRBOState, StepInfo]:
-        """One outer step and `num_steps` inner steps; the info tells of the estimates before them.
+        """One outer step and `num_inner_steps` inner steps; the info is of where they end.
 
         Args:
             state: from `init` or the step before.
@@ -114,45 +120,42 @@ class VRBO(SeriesMethod):
         """
         check_stacks(self.problem, state.outer, state.inner, batch)
         key, first_key, loop_key = jax.random.split(state.key, 3)
-        full = lambda: self._full(state.outer, state.inner, batch)
+        before, opt_states = Pair(state.outer, state.inner), state.opt_states
+        full = lambda: self._full(before, batch)
         estimate = jax.lax.cond(state.step_count % self.period == 0, full, lambda: state.estimate)
-        info = step_info(*estimate)
 
-        outer_opt, inner_opt = state.opt_states
-        outer, outer_opt = descend(self.outer_optimizer, estimate.outer, outer_opt, state.outer)
-        outer = project(self.projection, outer)
-        corrections = (outer, state.inner), (state.outer, state.inner)
-        estimate = self._correct(estimate, *corrections, batch, first_key)
+        outer, outer_opt = descend(
+            self, "outer", estimate.outer, opt_states.outer, state.outer, estimate.value
+        )
+        moved = Pair(outer, state.inner)
+        estimate = self._correct(estimate, moved, before, batch, first_key)
 
-        def inner_step(
-            carry: tuple[PyTree, PyTree, Directions], key: jax.Array
-        ) -> tuple[tuple[PyTree, PyTree, Directions], None]:
+        def inner_step(carry: PyTree, key: jax.Array) -> tuple[PyTree, None]:
             inner, inner_opt, estimate = carry
-            moved, inner_opt = descend(self.inner_optimizer, estimate.inner, inner_opt, inner)
-            estimate = self._correct(estimate, (outer, moved), (outer, inner), batch, key)
-            return (moved, inner_opt, estimate), None
+            level = self.problem.inner_loss(outer, inner, sample(key, batch).inner)
+            moved, inner_opt = descend(self, "inner", estimate.inner, inner_opt, inner, level)
+            points = Pair(outer, moved), Pair(outer, inner)
+            return (moved, inner_opt, self._correct(estimate, *points, batch, key)), None
 
-        carry, keys = (state.inner, inner_opt, estimate), jax.random.split(loop_key, self.num_steps)
+        carry = (state.inner, opt_states.inner, estimate)
+        keys = jax.random.split(loop_key, self.num_inner_steps)
         (inner, inner_opt, estimate), _ = jax.lax.scan(inner_step, carry, keys)
-        opt_states = (outer_opt, inner_opt)
-        return VRBOState(outer, inner, opt_states, estimate, state.step_count + 1, key), info
+        opt_states = Pair(outer_opt, inner_opt)
+        state = VRBOState(outer, inner, opt_states, estimate, state.step_count + 1, key)
+        return state, step_info(estimate)
 
-    def _full(self, outer: PyTree, inner: PyTree, batch: Batch) -> Directions:
+    def _full(self, point: Pair, batch: Batch) -> Directions:
         """On all data, the series included."""
         inner_size, outer_size = sizes(batch)
         problem = BilevelProblem(
             outer_loss=averaged(self.problem.outer_loss, pick, outer_size),
             inner_loss=averaged(self.problem.inner_loss, pick, inner_size),
         )
-        return self._directions(problem, outer, inner, batch, None)
+        found = series_directions(self, problem, point, batch, None)
+        return found._replace(level=None)
 
     def _correct(
-        self,
-        estimate: Directions,
-        now: tuple[PyTree, PyTree],
-        before: tuple[PyTree, PyTree],
-        batch: Batch,
-        key: jax.Array,
+        self, estimate: Directions, now: Pair, before: Pair, batch: Batch, key: jax.Array
     ) -> Directions:
         """`estimate`, moved from one point to the other by a sampled difference."""
         inner_key, outer_key = jax.random.split(key)
@@ -162,6 +165,7 @@ class VRBO(SeriesMethod):
         seen = Batch(inner=batch.inner, outer=pick(batch.outer, row))
         minibatch = lambda stack, index: pick(stack, rows[index])
         fresh, stale = (
-            self._directions(self.problem, *point, seen, minibatch) for point in (now, before)
+            series_directions(self, self.problem, point, seen, minibatch) for point in (now, before)
         )
-        return _tree.add(_tree.subtract(fresh, stale), estimate)
+        change = _tree.subtract(fresh._replace(level=None), stale._replace(level=None))
+        return _tree.add(change, estimate)

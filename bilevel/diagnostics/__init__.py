@@ -1,7 +1,8 @@
 """Evidence on demand: how right a hypergradient is, and what it costs, before it is relied on."""
 
 from bilevel.diagnostics._check_hypergrad import HypergradCheck, HypergradError, check_hypergrad
-from bilevel.diagnostics._diagnose import Diagnosis, Evidence, diagnose, evidence
+from bilevel.diagnostics._diagnose import Diagnosis, diagnose
+from bilevel.diagnostics._evidence import Evidence, evidence
 from bilevel.diagnostics._plan import MemoryPlan, MemoryPlanRow, plan_memory
 
 __all__ = [

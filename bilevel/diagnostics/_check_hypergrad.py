@@ -11,10 +11,9 @@ from jax.flatten_util import ravel_pytree
 from bilevel import _check, linear
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel.diagnostics._diagnose import evidence
 from bilevel.diagnostics._double import as_double, double_precision
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import objective, require_smooth
+from bilevel.diagnostics._evidence import evidence
+from bilevel.solvers import Solver, objective, require_smooth
 
 
 class HypergradError(ArithmeticError):
@@ -141,7 +140,7 @@ def _require_finite(hypergrad: np.ndarray, info: Any) -> None:
             f"{bad} of {hypergrad.size} entries of the hypergradient are not finite; the inner"
             f" gradient norm is {float(info.inner_grad_norm):.2e}. If that is not finite either,"
             " lower the inner rate. Otherwise some step has no second derivative: in an unrolled"
-            " Adam write `optax.adam(..., eps_root=1e-8)`."
+            " Adam write `optax.adam(..., eps_root=1e-5)`."
         )
 
 
@@ -181,7 +180,7 @@ def _finite_differences(
     @jax.jit
     def value(flat: jax.Array, init: PyTree, batch: Batch) -> jax.Array:
         outer = unravel(flat)
-        inner = solver(problem.inner_loss, init, outer, batch.inner)
+        inner = solver(problem.inner_loss, outer, init, batch.inner)
         return problem.outer_loss(outer, inner, batch.outer)
 
     lengths = np.linalg.norm(directions, axis=1)

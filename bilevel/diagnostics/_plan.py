@@ -12,8 +12,7 @@ from bilevel import linear
 from bilevel._hypergradient import value_and_hypergrad
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel.rules import Implicit, Truncated
-from bilevel.solvers import Minimize, Solver
-from bilevel.solvers._minimize import innermost
+from bilevel.solvers import Minimize, Solver, innermost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +131,11 @@ def _equation_flops(equation: Any) -> float:
     if inside:
         return inside * equation.params.get("length", 1)
     outputs = sum(math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape"))
-    if equation.primitive.name == "dot_general":
+    if equation.primitive.name in ("dot_general", "fast_dot_general"):
         (contracted, _), _ = equation.params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
         return 2.0 * outputs * math.prod(shape[d] for d in contracted)
-    if equation.primitive.name == "conv_general_dilated":
+    if equation.primitive.name in ("conv_general_dilated", "fast_conv_general_dilated"):
         kernel = equation.invars[1].aval.shape
         out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * outputs * math.prod(kernel) / out_features

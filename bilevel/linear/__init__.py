@@ -8,7 +8,13 @@ from bilevel.linear._dense import Dense
 from bilevel.linear._diagonal import DiagonalFisher, HutchinsonDiagonal, fisher_diagonal
 from bilevel.linear._gmres import GMRES
 from bilevel.linear._identity import Identity
-from bilevel.linear._info import LinearInfo, LinearSolution, LinearSolver, LinearStatus
+from bilevel.linear._info import (
+    Lanczos,
+    LinearInfo,
+    LinearSolution,
+    LinearSolver,
+    LinearStatus,
+)
 from bilevel.linear._kronecker import KroneckerFactored, KroneckerFactors, KroneckerLayer
 from bilevel.linear._kronecker_factors import Tap, conv_patches, kronecker_factors
 from bilevel.linear._lineax import Lineax
@@ -17,7 +23,8 @@ from bilevel.linear._neumann import Neumann
 from bilevel.linear._normal_cg import NormalCG
 from bilevel.linear._nystrom import Nystrom
 from bilevel.linear._preconditioner import Preconditioner
-from bilevel.linear._solve import solve
+from bilevel.linear._probed import Probed
+from bilevel.linear._solve import require_general, solve
 from bilevel.linear._strict import Strict
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
     "KroneckerFactored",
     "KroneckerFactors",
     "KroneckerLayer",
+    "Lanczos",
     "LinearInfo",
     "LinearSolution",
     "LinearSolver",
@@ -43,6 +51,7 @@ __all__ = [
     "NormalCG",
     "Nystrom",
     "Preconditioner",
+    "Probed",
     "Strict",
     "Tap",
     "coded_hvp",
@@ -50,5 +59,6 @@ __all__ = [
     "conv_patches",
     "fisher_diagonal",
     "kronecker_factors",
+    "require_general",
     "solve",
 ]

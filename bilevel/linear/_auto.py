@@ -1,17 +1,16 @@
 """Dense or Krylov, by the size of the system."""
 
-import dataclasses
-
 import jax
 
-from bilevel import _check
+from bilevel._describe import settings
 from bilevel.linear._cg import CG
 from bilevel.linear._dense import Dense
 from bilevel.linear._info import LinearSolution, LinearSolver, MatVec, PyTree
+from bilevel.linear._system import Settings, check_solver
 
 
-@dataclasses.dataclass(frozen=True)
-class Auto:
+@settings
+class Auto(Settings):
     """`dense` for systems of up to `max_dense` numbers, `iterative` for larger ones.
 
     The choice is made by size alone when the program is traced, so it costs nothing and never
@@ -44,13 +43,9 @@ class Auto:
         return any(getattr(s, "symmetric_only", False) for s in (self.dense, self.iterative))
 
     def __post_init__(self) -> None:
-        _check.positive_integer("max_dense", self.max_dense)
+        super().__post_init__()
         for name in ("dense", "iterative"):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"`{name}` must be a linear solver such as `linear.CG()`, got"
-                    f" {getattr(self, name)!r}."
-                )
+            check_solver(name, getattr(self, name))
 
     def choice(self, rhs: PyTree) -> LinearSolver:
         """The solver that systems with a right-hand side like `rhs` get."""

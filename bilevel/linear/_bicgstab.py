@@ -1,23 +1,14 @@
 """BiCGSTAB: a short-recurrence Krylov solver for a matrix that need not be symmetric."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _check, _tree
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
-    along_null_space,
-    conclude,
-    normalized,
-    shifted,
-    warm_start,
-)
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import Settings, System, along_null_space, rounding, status_if
 
 
 class _State(NamedTuple):
@@ -30,15 +21,17 @@ class _State(NamedTuple):
     scale: jax.Array  # estimate of ||H||
     min_curvature: jax.Array
     max_curvature: jax.Array
+    best: PyTree  # the start or the iterate of least residual so far
+    best_norm: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class BiCGSTAB:
+@settings
+class BiCGSTAB(Settings):
     """Stabilised bi-conjugate gradients on `(H + ridge I) u = v`, for any square H.
 
     Prefer it to `GMRES` where H is not symmetric and so large that `restart` more vectors do not
     fit; for a Hessian `CG` and `MINRES` take half the products. The residual is erratic and may
-    stall: `info.residual_norm` tells. Negative curvature of a symmetric H is reported as
+    stall; the least one met is returned. Negative curvature of a symmetric H is reported as
     INDEFINITE where it is met, though the solution of the system stands. (van der Vorst, SIAM J.
     Sci. Stat. Comput. 1992.)
 
@@ -58,48 +51,40 @@ class BiCGSTAB:
     tolerance: float = 1e-6
     ridge: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check.positive_integer("max_steps", self.max_steps)
-        _check.positive("tolerance", self.tolerance)
-        _check.non_negative("ridge", self.ridge)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `init` is a first guess."""
-        matvec = shifted(matvec, self.ridge)
-        rhs, scale = normalized(rhs)
-        value, residual, spent = warm_start(matvec, rhs, scale, init)
+        system = System.of(self, matvec, rhs)
+        value, residual, spent = system.start(init)
         target, last = 0.9 * self.tolerance, 2 * self.max_steps + spent
         rho = _tree.vdot(residual, residual)
-        infinite = jnp.array(jnp.inf, rho.dtype)
+        infinite = jnp.full_like(rho, jnp.inf)
+        begin = _State(
+            step=jnp.int32(spent),
+            value=value,
+            residual=residual,
+            shadow=residual,
+            direction=residual,
+            rho=rho,
+            scale=jnp.zeros_like(rho),
+            min_curvature=infinite,
+            max_curvature=-infinite,
+            best=value,
+            best_norm=_tree.norm(residual),
+        )
         state = jax.lax.while_loop(
             lambda s: (s.step < last) & (_tree.norm(s.residual) > target),
-            lambda s: _step(matvec, s),
-            _State(
-                jnp.int32(spent),
-                value,
-                residual,
-                residual,
-                residual,
-                rho,
-                0 * rho,
-                infinite,
-                -infinite,
-            ),
+            lambda s: _step(system.matvec, s),
+            begin,
         )
-        eps = jnp.finfo(rho.dtype).eps
-        indefinite = state.min_curvature < -8 * eps * state.scale
-        singular = along_null_space(matvec, state.value, state.scale)
-        return conclude(
-            matvec,
-            rhs,
-            scale,
-            state.value,
-            self.tolerance,
+        singular = along_null_space(system, state.value, state.scale)
+        value, residual = system.better(state.best, state.value, state.best_norm)
+        indefinite = state.min_curvature < -8 * rounding(system.rhs) * state.scale
+        return system.conclude(
+            value,
+            residual=residual,
             num_steps=state.step,
-            solved=jnp.where(indefinite, int(LinearStatus.INDEFINITE), 0),
-            unsolved=jnp.where(
-                singular, int(LinearStatus.SINGULAR), int(LinearStatus.NOT_CONVERGED)
-            ),
+            solved=status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.CONVERGED),
+            unsolved=status_if(singular, LinearStatus.SINGULAR, LinearStatus.NOT_CONVERGED),
             min_curvature=state.min_curvature,
             max_curvature=state.max_curvature,
         )
@@ -137,6 +122,8 @@ def _step(matvec: MatVec, state: _State) -> _State:
         ]
     )
     met = jnp.array([True, False]) | (squared > 0)
+    norm = _tree.norm(residual)
+    better = norm < state.best_norm
     return _State(
         step=state.step + 2,
         value=value,
@@ -151,4 +138,6 @@ def _step(matvec: MatVec, state: _State) -> _State:
         max_curvature=jnp.maximum(
             state.max_curvature, jnp.max(jnp.where(met, curvatures, -jnp.inf))
         ),
+        best=_tree.where(better, value, state.best),
+        best_norm=jnp.minimum(norm, state.best_norm),
     )

@@ -6,21 +6,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bilevel import _check, _tree
+from bilevel import _tree
+from bilevel._describe import settings
 from bilevel._problem import check_alike
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-)
+from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import Settings, System, status_if
 
 
-@dataclasses.dataclass(frozen=True)
-class DiagonalFisher:
+@settings
+class DiagonalFisher(Settings):
     """Biased: `u = v / (diagonal + ridge)`, the cheapest inverse that knows one scale per number.
 
     Prefer it for influence functions and unlearning on networks too large for products with H, or
@@ -49,26 +43,20 @@ class DiagonalFisher:
     ridge: float = 0.0
     tolerance: float = 1e-6
 
-    def __post_init__(self) -> None:
-        _check.non_negative("ridge", self.ridge)
-        _check.positive("tolerance", self.tolerance)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Divide `rhs` by the diagonal; `init` is ignored."""
         del init
-        rhs, scale = normalized(rhs)
-        diagonal = jax.tree.map(lambda d: d + self.ridge, self._evaluate(matvec, rhs))
+        system = System.of(self, matvec, rhs)
+        diagonal = jax.tree.map(lambda d: d + self.ridge, self._evaluate(matvec, system.rhs))
         smallest = _smallest(diagonal)
-        trouble = jnp.where(smallest < 0, int(LinearStatus.INDEFINITE), 0)
-        return conclude(
-            shifted(matvec, self.ridge),
-            rhs,
-            scale,
-            jax.tree.map(lambda v, d: v / d.astype(v.dtype), rhs, diagonal),
-            self.tolerance,
+        trouble = status_if(smallest < 0, LinearStatus.INDEFINITE, LinearStatus.CONVERGED)
+        trouble = status_if(smallest == 0, LinearStatus.SINGULAR, trouble)
+        return system.conclude(
+            jax.tree.map(lambda v, d: v / d.astype(v.dtype), system.rhs, diagonal),
             num_steps=getattr(self.diagonal, "num_probes", 0),
             zero_pivot=smallest == 0,
-            trouble=jnp.where(smallest == 0, int(LinearStatus.SINGULAR), trouble),
+            solved=trouble,
+            unsolved=jnp.where(trouble > 0, trouble, int(LinearStatus.NOT_CONVERGED)),
         )
 
     def build(self, matvec: MatVec, rhs: PyTree) -> MatVec:
@@ -85,8 +73,8 @@ class DiagonalFisher:
         return diagonal
 
 
-@dataclasses.dataclass(frozen=True)
-class HutchinsonDiagonal:
+@settings
+class HutchinsonDiagonal(Settings):
     """Unbiased estimate of the diagonal of H: the mean of `z * H z` over random signs z.
 
     The error of an entry falls as one over the root of `num_probes`, from the size of the row's
@@ -102,9 +90,6 @@ class HutchinsonDiagonal:
 
     num_probes: int = 10
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check.positive_integer("num_probes", self.num_probes)
 
     def __call__(self, matvec: MatVec, rhs: PyTree) -> PyTree:
         """The estimate, a pytree like `rhs`, from products with H alone."""

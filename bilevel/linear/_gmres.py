@@ -1,23 +1,21 @@
 """GMRES: the Krylov solver for a matrix that need not be symmetric."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
 
-from bilevel import _check, _tree
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import (
+    Settings,
+    System,
     along_null_space,
-    conclude,
-    normalized,
-    shifted,
-    warm_start,
+    least_between,
+    rounding,
+    status_if,
 )
 
 
@@ -40,8 +38,8 @@ class _State(NamedTuple):
     singular: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class GMRES:
+@settings
+class GMRES(Settings):
     """Restarted GMRES on `(H + ridge I) u = v`, for any square H given by products.
 
     Prefer it where `matvec` is not symmetric (a fixed-point or an equilibrium map); for a Hessian
@@ -70,46 +68,34 @@ class GMRES:
     tolerance: float = 1e-6
     ridge: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check.positive_integer("max_steps", self.max_steps)
-        _check.positive_integer("restart", self.restart)
-        _check.positive("tolerance", self.tolerance)
-        _check.non_negative("ridge", self.ridge)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `init` is a first guess."""
-        matvec = shifted(matvec, self.ridge)
-        rhs, scale = normalized(rhs)
-        value, residual, spent = warm_start(matvec, rhs, scale, init)
-        real = _tree.norm(residual).dtype
-        infinite = jnp.array(jnp.inf, real)
+        system = System.of(self, matvec, rhs)
+        value, residual, spent = system.start(init)
+        infinite = jnp.full_like(_tree.norm(residual), jnp.inf)
         state = jax.lax.while_loop(
             lambda s: (
                 (s.step < self.max_steps) & (_tree.norm(s.residual) > self.tolerance) & ~s.singular
             ),
-            lambda s: self._cycle(matvec, rhs, s),
+            lambda s: self._cycle(system, s),
             _State(jnp.int32(0), value, residual, infinite, -infinite, jnp.bool_(False)),
         )
-        eps = jnp.finfo(real).eps
         scale_of_matrix = jnp.maximum(jnp.abs(state.max_curvature), jnp.abs(state.min_curvature))
-        grown = along_null_space(matvec, state.value, scale_of_matrix)
-        indefinite = state.min_curvature < -8 * eps * scale_of_matrix
-        return conclude(
-            matvec,
-            rhs,
-            scale,
+        grown = along_null_space(system, state.value, scale_of_matrix)
+        indefinite = state.min_curvature < -8 * rounding(system.rhs) * scale_of_matrix
+        return system.conclude(
             state.value,
-            self.tolerance,
+            residual=state.residual,
             num_steps=state.step + spent,
-            solved=jnp.where(indefinite, int(LinearStatus.INDEFINITE), 0),
-            unsolved=jnp.where(
-                state.singular | grown, int(LinearStatus.SINGULAR), int(LinearStatus.NOT_CONVERGED)
+            solved=status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.CONVERGED),
+            unsolved=status_if(
+                state.singular | grown, LinearStatus.SINGULAR, LinearStatus.NOT_CONVERGED
             ),
             min_curvature=state.min_curvature,
             max_curvature=state.max_curvature,
         )
 
-    def _cycle(self, matvec: MatVec, rhs: PyTree, state: _State) -> _State:
+    def _cycle(self, system: System, state: _State) -> _State:
         """Arnoldi from the residual, then the least residual over its basis."""
         norm = _tree.norm(state.residual)
         end = jax.lax.while_loop(
@@ -119,7 +105,7 @@ class GMRES:
                 & (c.residual > 0.9 * self.tolerance)
                 & ~c.singular
             ),
-            lambda c: _arnoldi(matvec, norm, c),
+            lambda c: _arnoldi(system.matvec, norm, c),
             self._begin(state.residual, norm),
         )
         used = jnp.arange(end.triangle.shape[1]) < end.step - end.singular
@@ -129,7 +115,9 @@ class GMRES:
             triangle, jnp.where(used, norm * end.rotation[:-1, 0], 0.0)
         )
         step = _combine(end.basis, jnp.append(weights, 0.0))
-        value = jax.tree.map(jnp.add, state.value, step)
+        value = _tree.add(state.value, step)
+        # Least over the whole basis but for rounding, which a nearly singular triangle magnifies.
+        value, residual = least_between(state.value, state.residual, value, system.residual(value))
         used = jnp.arange(used.size) < end.step
         small = jnp.where(used[:, None] & used[None, :], end.hessenberg[:-1], 0.0)
         small += jnp.diag(jnp.where(used, 0.0, end.hessenberg[0, 0]))
@@ -137,7 +125,7 @@ class GMRES:
         return _State(
             step=state.step + end.step,
             value=value,
-            residual=_tree.add_scaled(rhs, -1.0, matvec(value)),
+            residual=residual,
             min_curvature=jnp.minimum(state.min_curvature, curvatures[0]),
             max_curvature=jnp.maximum(state.max_curvature, curvatures[-1]),
             singular=end.singular,

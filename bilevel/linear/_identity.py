@@ -1,13 +1,13 @@
 """The inverse Hessian taken to be a multiple of the identity."""
 
-import dataclasses
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, MatVec, PyTree
+from bilevel.linear._system import Settings, System
 
-from bilevel import _check, _tree
-from bilevel.linear._info import LinearSolution, MatVec, PyTree, conclude, normalized
 
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
+@settings
+class Identity(Settings):
     """Biased: `u = scale * v`, no Hessian-vector product at all.
 
     With `scale` the inner learning rate it is the hypergradient through one last inner step.
@@ -25,13 +25,8 @@ class Identity:
     scale: float = 1.0
     tolerance: float = 1e-6
 
-    def __post_init__(self) -> None:
-        _check.positive("scale", self.scale)
-        _check.positive("tolerance", self.tolerance)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Scale `rhs`; `init` is ignored. `matvec` serves for the reported residual only."""
         del init
-        rhs, norm = normalized(rhs)
-        value = _tree.scale(self.scale, rhs)
-        return conclude(matvec, rhs, norm, value, self.tolerance, num_steps=0)
+        system = System.of(self, matvec, rhs)
+        return system.conclude(_tree.scale(self.scale, system.rhs), num_steps=0)

@@ -1,21 +1,13 @@
 """EKFAC: the inverse curvature of a network, layer by layer, in Kronecker-factored eigenbases."""
 
-import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _check
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-)
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import Settings, System, lifted, status_if
 
 
 class KroneckerLayer(NamedTuple):
@@ -46,8 +38,8 @@ class KroneckerFactors(NamedTuple):
     diagonal: dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class KroneckerFactored:
+@settings
+class KroneckerFactored(Settings):
     """Biased: inverts the Kronecker-factored curvature of each layer, and a diagonal elsewhere.
 
     Prefer it for influence functions and unlearning on networks, where it sees the correlations
@@ -73,37 +65,26 @@ class KroneckerFactored:
     ridge: float = 0.0
     tolerance: float = 1e-6
 
-    @property
-    def symmetric_only(self) -> bool:
-        """Whether the solution is right only for a symmetric matrix."""
-        return True
+    symmetric_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.factors, KroneckerFactors):
             raise TypeError(
                 "`factors` must come from `kronecker_factors(model, output_loss, inner, examples)`,"
                 f" got a {type(self.factors).__name__}."
             )
-        _check.non_negative("ridge", self.ridge)
-        _check.positive("tolerance", self.tolerance)
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree with the paths of the parameters; `init` is ignored."""
         del init
-        rhs, scale = normalized(rhs)
+        system = System.of(self, matvec, rhs)
         scales = jnp.concatenate([jnp.ravel(s) for s in self._scales()])
-        eps = jnp.finfo(scales.dtype).eps
-        singular = jnp.min(scales) + self.ridge <= eps * jnp.max(scales)
-        return conclude(
-            shifted(matvec, self.ridge),
-            rhs,
-            scale,
-            self._divide(rhs, 0.0),
-            self.tolerance,
+        singular = jnp.min(scales) + self.ridge <= jnp.finfo(scales.dtype).eps * jnp.max(scales)
+        return system.conclude(
+            self._divide(system.rhs, 0.0),
             num_steps=0,
-            unsolved=jnp.where(
-                singular, int(LinearStatus.SINGULAR), int(LinearStatus.NOT_CONVERGED)
-            ),
+            unsolved=status_if(singular, LinearStatus.SINGULAR, LinearStatus.NOT_CONVERGED),
         )
 
     def build(self, matvec: MatVec, rhs: PyTree) -> MatVec:
@@ -119,9 +100,11 @@ class KroneckerFactored:
 
     def _divide(self, vector: PyTree, floor: float | jax.Array) -> PyTree:
         leaves = by_path(vector)
-        lifted = lambda scales: jnp.maximum(scales, floor) + self.ridge
+        dtypes = {path: leaf.dtype for path, leaf in leaves.items()}
+        leaves = {path: lifted(leaf) for path, leaf in leaves.items()}
+        raised = lambda scales: jnp.maximum(scales, floor) + self.ridge
         result = {
-            path: leaves[path] / lifted(scales)
+            path: leaves[path] / raised(scales)
             for path, scales in self.factors.diagonal.items()
             if path in leaves
         }
@@ -129,14 +112,14 @@ class KroneckerFactored:
             if f"{name}/kernel" in leaves:
                 weights = _join(leaves, name)
                 weights = inputs.T @ weights @ outputs
-                weights = inputs @ (weights / lifted(scales)) @ outputs.T
+                weights = inputs @ (weights / raised(scales)) @ outputs.T
                 result.update(_split(leaves, name, weights))
         if missing := sorted(leaves.keys() - result.keys()):
             raise ValueError(
                 f"`factors` knows nothing of the leaf `{missing[0]}`: pass `kronecker_factors` the"
                 " same inner variable that the linear system is about."
             )
-        ordered = [result[path].astype(leaf.dtype) for path, leaf in leaves.items()]
+        ordered = [result[path].astype(dtype) for path, dtype in dtypes.items()]
         return jax.tree.unflatten(jax.tree.structure(vector), ordered)
 
 

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.linear._info import PyTree
 from bilevel.linear._kronecker import KroneckerFactors, KroneckerLayer, by_path
+from bilevel.linear._system import lifted
 
 
 class Tap(Protocol):
@@ -154,13 +155,13 @@ def _observe(
     outputs, pullback, inputs = jax.vjp(tapped, offsets, others, has_aux=True)
     flat, unravel = ravel_pytree(outputs)
     hessian = jax.hessian(lambda flat: output_loss(unravel(flat), example))(flat)
-    values, vectors = jnp.linalg.eigh(hessian)
+    values, vectors = jnp.linalg.eigh(lifted(hessian))
     columns = vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None]
-    gradients, slopes = jax.vmap(lambda c: pullback(unravel(c)))(columns.T)
+    gradients, slopes = jax.vmap(lambda c: pullback(unravel(c)))(columns.T.astype(flat.dtype))
     return _Seen(
-        inputs={name: _rows(a, f"{name}/bias" in leaves) for name, a in inputs.items()},
-        gradients={n: g.reshape(g.shape[0], -1, g.shape[-1]) for n, g in gradients.items()},
-        others={path: jnp.sum(jnp.square(s), axis=0) for path, s in slopes.items()},
+        inputs={name: _rows(lifted(a), f"{name}/bias" in leaves) for name, a in inputs.items()},
+        gradients={n: lifted(g).reshape(g.shape[0], -1, g.shape[-1]) for n, g in gradients.items()},
+        others={path: jnp.sum(jnp.square(lifted(s)), axis=0) for path, s in slopes.items()},
     )
 
 

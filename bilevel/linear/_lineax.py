@@ -1,23 +1,16 @@
 """An adapter for the solvers of Lineax."""
 
-import dataclasses
 from typing import Any
 
 import jax
 
-from bilevel import _check
-from bilevel.linear._info import (
-    LinearSolution,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-)
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, MatVec, PyTree
+from bilevel.linear._system import Settings, System, lifted
 
 
-@dataclasses.dataclass(frozen=True)
-class Lineax:
+@settings
+class Lineax(Settings):
     """Any solver of Lineax, e.g. `Lineax(lineax.Cholesky())`, with this library's evidence.
 
     The right-hand side is scaled to unit norm, errors of Lineax become a status, and the residual
@@ -51,31 +44,31 @@ class Lineax:
         return self.symmetric
 
     def __post_init__(self) -> None:
-        lineax = _lineax()
-        if not isinstance(self.solver, lineax.AbstractLinearSolver):
+        super().__post_init__()
+        if not isinstance(self.solver, _lineax().AbstractLinearSolver):
             raise TypeError(
                 "`solver` must be a solver of Lineax such as `lineax.Cholesky()`, got"
                 f" {self.solver!r}. Solvers of `bilevel.linear` need no adapter."
             )
-        _check.non_negative("ridge", self.ridge)
-        _check.positive("tolerance", self.tolerance)
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`; `init` goes to the solvers of Lineax that take one."""
         lineax = _lineax()
-        matvec = shifted(matvec, self.ridge)
-        rhs, scale = normalized(rhs)
+        system = System.of(self, matvec, rhs)
+        wide = jax.tree.map(lifted, system.rhs)  # LAPACK has no half precision
+        narrow = lambda tree: jax.tree.map(lambda a, b: a.astype(b.dtype), tree, system.rhs)
+        product = lambda vector: jax.tree.map(lifted, system.matvec(narrow(vector)))
         tags = [lineax.symmetric_tag] * self.symmetric
         tags += [lineax.positive_semidefinite_tag] * (self.symmetric and self.positive_definite)
-        shapes = jax.eval_shape(lambda: rhs)
-        operator = lineax.FunctionLinearOperator(matvec, shapes, tuple(tags))
+        shapes = jax.eval_shape(lambda: wide)
+        operator = lineax.FunctionLinearOperator(product, shapes, tuple(tags))
         options = {}
         if init is not None and isinstance(self.solver, lineax.CG | lineax.GMRES | lineax.BiCGStab):
-            options["y0"] = jax.tree.map(lambda a: a / scale.astype(a.dtype), init)
-        solution = lineax.linear_solve(operator, rhs, self.solver, options=options, throw=False)
+            options["y0"] = jax.tree.map(lifted, system.scaled(init))
+        solution = lineax.linear_solve(operator, wide, self.solver, options=options, throw=False)
         size = sum(a.size for a in jax.tree.leaves(rhs))
         steps = solution.stats.get("num_steps", size)
-        return conclude(matvec, rhs, scale, solution.value, self.tolerance, num_steps=steps)
+        return system.conclude(narrow(solution.value), num_steps=steps)
 
 
 def _lineax() -> Any:

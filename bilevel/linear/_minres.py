@@ -1,22 +1,14 @@
 """MINRES: the Krylov solver for a symmetric Hessian of any sign."""
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _check, _tree
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-    warm_start,
-)
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel.linear._info import Lanczos, LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import Settings, System, rounding, status_if
 
 
 class _State(NamedTuple):
@@ -37,18 +29,18 @@ class _State(NamedTuple):
     squared_length: jax.Array  # of the direction that has this pivot as `p'Hp`
     min_curvature: jax.Array
     max_curvature: jax.Array
-    diagonal: jax.Array
-    off_diagonal: jax.Array
+    lanczos: Lanczos
 
 
-@dataclasses.dataclass(frozen=True)
-class MINRES:
+@settings
+class MINRES(Settings):
     """Minimal residuals on `(H + ridge I) u = v`, for a symmetric H that may be indefinite.
 
     Prefer it to `CG` at a saddle of the inner loss, when the system as it stands is to be solved
     and not a damped one: its residual never grows. Where H is indefinite `info.status` says so,
     though the solution of the system stands; that no minimum lies there is for you to judge. On a
-    singular system it returns the least residual that it met. (Paige and Saunders,
+    singular system it returns the least residual that it met, without its part in the null space:
+    where the steps came that far, the least-squares solution of minimum norm. (Paige and Saunders,
     SIAM J. Numer. Anal. 1975; as in Choi, Paige and Saunders, SIAM J. Sci. Comput. 2011.)
 
     Differs from the papers in that negative curvature is detected on the way, by the signs of the
@@ -69,66 +61,62 @@ class MINRES:
     tolerance: float = 1e-6
     ridge: float = 0.0
 
-    @property
-    def symmetric_only(self) -> bool:
-        """Whether the solution is right only for a symmetric matrix."""
-        return True
-
-    def __post_init__(self) -> None:
-        _check.positive_integer("max_steps", self.max_steps)
-        _check.positive("tolerance", self.tolerance)
-        _check.non_negative("ridge", self.ridge)
+    symmetric_only: ClassVar[bool] = True
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `init` is a first guess."""
-        matvec = shifted(matvec, self.ridge)
-        rhs, scale = normalized(rhs)
-        value, residual, spent = warm_start(matvec, rhs, scale, init)
-        target = 0.9 * self.tolerance
+        system = System.of(self, matvec, rhs)
+        value, residual, spent = system.start(init)
+        first, first_norm, target = value, _tree.norm(residual), 0.9 * self.tolerance
 
         def sweep(carry: tuple[_State, jax.Array, jax.Array, jax.Array]) -> Any:
             """Steps until the recurrence is content, then the true residual to start from again."""
             state, before, _, sweeps = carry
             state = jax.lax.while_loop(
                 lambda s: (s.step < self.max_steps) & (jnp.abs(s.residual) > target),
-                lambda s: _step(matvec, s),
+                lambda s: _step(system.matvec, s),
                 state,
             )
-            residual = _tree.add_scaled(rhs, -1.0, matvec(state.value))
+            residual = system.residual(state.value)
             norm = _tree.norm(residual)
             # Unless it is halved at least, rounding is all that is left.
             again = (norm > self.tolerance) & (norm < before / 2) & (state.step < self.max_steps)
-            return self._resumed(state, residual, again), norm, again, sweeps + again
+            return (
+                self._resumed(state, residual, again),
+                norm,
+                again,
+                sweeps + jnp.int32(again),
+            )
 
         start = self._start(value, residual)
         carry = start, jnp.full_like(start.beta, jnp.inf), jnp.bool_(True), jnp.int32(spent)
-        state, _, _, spent = jax.lax.while_loop(lambda c: c[2], sweep, carry)
-        eps = jnp.finfo(state.scale.dtype).eps
+        state, norm, _, spent = jax.lax.while_loop(lambda c: c[2], sweep, carry)
         # `||H r||` cannot be told from zero below the root of the rounding error.
-        singular = state.slope <= jnp.sqrt(eps)
-        value = _least_residual(matvec, rhs, singular, state)
+        eps = rounding(system.rhs)
+        singular = (state.slope <= eps**0.5) & (norm > self.tolerance)
+        value, residual = system.better(first, state.value, first_norm)
+        value, residual = jax.lax.cond(
+            singular,
+            lambda: _least_squares(system, state.flattest, value, residual),
+            lambda: (value, residual),
+        )
         indefinite = state.min_curvature < -eps * state.scale
-        return conclude(
-            matvec,
-            rhs,
-            scale,
+        return system.conclude(
             value,
-            self.tolerance,
+            residual=residual,
             num_steps=state.step + spent,
-            solved=jnp.where(indefinite, int(LinearStatus.INDEFINITE), 0),
-            unsolved=jnp.where(
-                singular, int(LinearStatus.SINGULAR), int(LinearStatus.NOT_CONVERGED)
-            ),
+            solved=status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.CONVERGED),
+            unsolved=status_if(singular, LinearStatus.SINGULAR, LinearStatus.NOT_CONVERGED),
             min_curvature=state.min_curvature,
             max_curvature=state.max_curvature,
-            lanczos=(state.diagonal, state.off_diagonal),
+            lanczos=state.lanczos,
         )
 
     def _start(self, value: PyTree, residual: PyTree) -> _State:
         norm = _tree.norm(residual)
         real = norm.dtype
         zero, nil = jax.tree.map(jnp.zeros_like, residual), jnp.zeros((), real)
-        unset = jnp.full(self.max_steps, jnp.nan, real)
+        unused = jnp.zeros(self.max_steps, real)
         return _State(
             step=jnp.int32(0),
             value=value,
@@ -147,14 +135,14 @@ class MINRES:
             squared_length=nil,
             min_curvature=jnp.array(jnp.inf, real),
             max_curvature=jnp.array(-jnp.inf, real),
-            diagonal=unset,
-            off_diagonal=unset,
+            lanczos=Lanczos(unused, unused, jnp.int32(0)),
         )
 
     def _resumed(self, state: _State, residual: PyTree, again: jax.Array) -> _State:
         """Begun again from a true residual, with what was seen of the spectrum so far."""
         # The Lanczos matrix falls into blocks.
-        cut = state.off_diagonal.at[state.step - 1].set(0.0)
+        diagonal, off_diagonal, count = state.lanczos
+        cut = off_diagonal.at[count - 1].set(0.0)
         return self._start(state.value, residual)._replace(
             step=state.step,
             flattest=state.flattest,
@@ -162,17 +150,34 @@ class MINRES:
             scale=state.scale,
             min_curvature=state.min_curvature,
             max_curvature=state.max_curvature,
-            diagonal=state.diagonal,
-            off_diagonal=jnp.where(again, cut, state.off_diagonal),
+            lanczos=Lanczos(diagonal, jnp.where(again, cut, off_diagonal), count),
         )
 
 
-def _least_residual(matvec: MatVec, rhs: PyTree, singular: jax.Array, state: _State) -> PyTree:
-    """The last value; of a singular system, whose later steps are noise, the flattest if better."""
-    last, flattest = (
-        _tree.norm(_tree.add_scaled(rhs, -1.0, matvec(v))) for v in (state.value, state.flattest)
-    )
-    return _tree.where(singular & ~(last <= flattest), state.flattest, state.value)
+def _least_squares(
+    system: System, flattest: PyTree, value: PyTree, residual: PyTree
+) -> tuple[PyTree, PyTree]:
+    """The solution of minimum norm among those of least residual, and its residual.
+
+    Of a singular system the later steps are noise, so the flattest iterate may be better. The
+    residual of a least-squares solution is the part of v in the null space, and so is, up to a
+    factor, what an iterate of the Krylov space has in it (Liu, Milzarek and Roosta, "Obtaining
+    pseudo-inverse solutions with MINRES", 2023, Theorem 1).
+    """
+    value, residual = _lower(value, residual, flattest, system.residual(flattest), 1.0)
+    squared = _tree.vdot(residual, residual)
+    share = _tree.vdot(residual, value) / jnp.where(squared > 0, squared, 1.0)
+    shortest = _tree.add_scaled(value, -share, residual)
+    # Removing a part of the null space changes no residual; if it does, that was none.
+    return _lower(value, residual, shortest, system.residual(shortest), 1.01)
+
+
+def _lower(
+    value: PyTree, residual: PyTree, other: PyTree, other_residual: PyTree, slack: float
+) -> tuple[PyTree, PyTree]:
+    """`other` where its residual is at most `slack` times that of `value`."""
+    better = _tree.norm(other_residual) <= slack * _tree.norm(residual)
+    return _tree.where(better, other, value), _tree.where(better, other_residual, residual)
 
 
 def _step(matvec: MatVec, state: _State) -> _State:
@@ -223,6 +228,9 @@ def _step(matvec: MatVec, state: _State) -> _State:
         squared_length=squared_length,
         min_curvature=jnp.minimum(state.min_curvature, curvature),
         max_curvature=jnp.maximum(state.max_curvature, curvature),
-        diagonal=state.diagonal.at[state.step].set(alpha),
-        off_diagonal=state.off_diagonal.at[state.step].set(beta),
+        lanczos=Lanczos(
+            state.lanczos.diagonal.at[state.step].set(alpha),
+            state.lanczos.off_diagonal.at[state.step].set(beta),
+            state.step + 1,
+        ),
     )

@@ -1,22 +1,15 @@
 """The truncated Neumann series: a cheap, biased inverse that never divides."""
 
-import dataclasses
-
 import jax
 
-from bilevel import _check, _tree
-from bilevel.linear._info import (
-    LinearSolution,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-)
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, MatVec, PyTree
+from bilevel.linear._system import Settings, System
 
 
-@dataclasses.dataclass(frozen=True)
-class Neumann:
+@settings
+class Neumann(Settings):
     """Biased: the truncated series `u = s * sum_{k < num_terms} (I - s (H + ridge I))^k v`.
 
     Prefer `CG` when the inner loss is convex. Prefer this when Hessian-vector products are noisy,
@@ -42,25 +35,16 @@ class Neumann:
     ridge: float = 0.0
     tolerance: float = 1e-6
 
-    def __post_init__(self) -> None:
-        _check.positive_integer("num_terms", self.num_terms)
-        _check.positive("step_size", self.step_size)
-        _check.non_negative("ridge", self.ridge)
-        _check.positive("tolerance", self.tolerance)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`; with `init` the series continues from it (its error keeps shrinking)."""
-        matvec = shifted(matvec, self.ridge)
-        rhs, scale = normalized(rhs)
+        system = System.of(self, matvec, rhs)
         if init is None:
-            value, spent = _tree.scale(self.step_size, rhs), self.num_terms - 1
+            value, spent = _tree.scale(self.step_size, system.rhs), self.num_terms - 1
         else:
-            value = jax.tree.map(lambda a: a / scale.astype(a.dtype), init)
-            spent = self.num_terms
+            value, spent = system.scaled(init), self.num_terms
 
         def richardson(_: jax.Array, value: PyTree) -> PyTree:
-            residual = _tree.add_scaled(rhs, -1.0, matvec(value))
-            return _tree.add_scaled(value, self.step_size, residual)
+            return _tree.add_scaled(value, self.step_size, system.residual(value))
 
         value = jax.lax.fori_loop(0, spent, richardson, value)
-        return conclude(matvec, rhs, scale, value, self.tolerance, num_steps=spent)
+        return system.conclude(value, num_steps=spent)

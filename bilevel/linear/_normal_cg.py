@@ -1,22 +1,14 @@
 """CG on the normal equations: for any matrix, at the square of its condition number."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _check, _tree
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-    warm_start,
-)
+from bilevel import _tree
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import Settings, System, rounding, status_if
 
 
 class _State(NamedTuple):
@@ -28,15 +20,16 @@ class _State(NamedTuple):
     scale: jax.Array  # estimate of ||H||
 
 
-@dataclasses.dataclass(frozen=True)
-class NormalCG:
+@settings
+class NormalCG(Settings):
     """Conjugate gradients on `H'H u = H'v`, H with its ridge: a last resort, never a default.
 
     It squares the condition number: the steps grow with the condition itself, not with its root,
     and in float32 at condition 1e4 a hypergradient computed this way was 43 % low. `MINRES` solves
     an indefinite Hessian without that price, `GMRES` an unsymmetric matrix. What it has for itself:
-    it ends at a least-squares solution where H is singular (then `info.status` says SINGULAR). It
-    cannot see the sign of the curvature. (Hestenes and Stiefel, J. Res. NBS 1952, section 10.)
+    it ends at the least-squares solution of minimum norm where H is singular (then `info.status`
+    says SINGULAR). It cannot see the sign of the curvature. (Hestenes and Stiefel, J. Res. NBS
+    1952, section 10.)
 
     Attributes:
         max_steps: steps at most, each one product with H and one with its transpose, which JAX
@@ -53,21 +46,15 @@ class NormalCG:
     tolerance: float = 1e-6
     ridge: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check.positive_integer("max_steps", self.max_steps)
-        _check.positive("tolerance", self.tolerance)
-        _check.non_negative("ridge", self.ridge)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `init` is a first guess."""
-        matvec = shifted(matvec, self.ridge)
-        rhs, scale = normalized(rhs)
-        transpose = jax.linear_transpose(matvec, rhs)
+        system = System.of(self, matvec, rhs)
+        transpose = jax.linear_transpose(system.matvec, system.rhs)
         transposed = lambda vector: transpose(vector)[0]
-        value, residual, spent = warm_start(matvec, rhs, scale, init)
-        direction = transposed(residual)
+        value, residual, spent = system.start(init)
+        first, first_norm, direction = value, _tree.norm(residual), transposed(residual)
         slope = _tree.vdot(direction, direction)
-        eps = jnp.finfo(slope.dtype).eps
+        eps = rounding(system.rhs)
 
         def flat(s: _State) -> jax.Array:
             """Whether no step can lower the residual."""
@@ -79,19 +66,16 @@ class NormalCG:
                 & (_tree.norm(s.residual) > 0.9 * self.tolerance)
                 & ~flat(s)
             ),
-            lambda s: _step(matvec, transposed, s),
+            lambda s: _step(system.matvec, transposed, s),
             _State(jnp.int32(0), value, residual, direction, slope, jnp.zeros_like(slope)),
         )
-        return conclude(
-            matvec,
-            rhs,
-            scale,
-            state.value,
-            self.tolerance,
+        # The residual falls at each step, but for rounding.
+        value, residual = system.better(first, state.value, first_norm)
+        return system.conclude(
+            value,
+            residual=residual,
             num_steps=2 * state.step + 1 + spent,
-            unsolved=jnp.where(
-                flat(state), int(LinearStatus.SINGULAR), int(LinearStatus.NOT_CONVERGED)
-            ),
+            unsolved=status_if(flat(state), LinearStatus.SINGULAR, LinearStatus.NOT_CONVERGED),
         )
 
 

@@ -1,25 +1,18 @@
 """A randomised low-rank approximation of H: an inverse of its own, or a preconditioner."""
 
-import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from bilevel import _check
-from bilevel.linear._info import (
-    LinearSolution,
-    LinearStatus,
-    MatVec,
-    PyTree,
-    conclude,
-    normalized,
-    shifted,
-)
+from bilevel._describe import settings
+from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._system import Settings, System, flattened, rounding, status_if
 
 
-@dataclasses.dataclass(frozen=True)
-class Nystrom:
+@settings
+class Nystrom(Settings):
     """Biased: the inverse of `U diag(s) U' + ridge I`, a sketch of H of the given rank.
 
     Prefer it where the spectrum of H falls fast and one cheap, fixed cost is wanted; the error is
@@ -48,39 +41,28 @@ class Nystrom:
     seed: int = 0
     tolerance: float = 1e-6
 
-    @property
-    def symmetric_only(self) -> bool:
-        """Whether the solution is right only for a symmetric matrix."""
-        return True
-
-    def __post_init__(self) -> None:
-        _check.positive_integer("rank", self.rank)
-        _check.non_negative("ridge", self.ridge)
-        _check.positive("tolerance", self.tolerance)
+    symmetric_only: ClassVar[bool] = True
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`; `init` is ignored."""
         del init
-        if self.ridge == 0:
+        if _check.is_known(self.ridge) and self.ridge == 0:
             raise ValueError(
                 "`ridge` must be > 0 for `Nystrom` as a solver, got 0: a matrix of low rank has no"
                 " inverse. Give a ridge, or use `CG(preconditioner=Nystrom(...))`."
             )
-        rhs, scale = normalized(rhs)
-        basis, spectrum, lowest = self._sketch(matvec, rhs)
-        flat, unravel = ravel_pytree(rhs)
+        system = System.of(self, matvec, rhs)
+        basis, spectrum, lowest = self._sketch(matvec, system.rhs)
+        flat, unravel = flattened(system.rhs)
         inside = basis.T @ flat
         value = basis @ (inside / (spectrum + self.ridge)) + (flat - basis @ inside) / self.ridge
-        eps = jnp.finfo(spectrum.dtype).eps
-        indefinite = lowest < -10 * eps * flat.size**0.5 * spectrum[0]
-        return conclude(
-            shifted(matvec, self.ridge),
-            rhs,
-            scale,
-            unravel(value.astype(flat.dtype)),
-            self.tolerance,
+        indefinite = lowest < -10 * rounding(rhs) * flat.size**0.5 * spectrum[0]
+        trouble = status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.CONVERGED)
+        return system.conclude(
+            unravel(value),
             num_steps=basis.shape[1],
-            trouble=jnp.where(indefinite, int(LinearStatus.INDEFINITE), 0),
+            solved=trouble,
+            unsolved=status_if(trouble > 0, LinearStatus.INDEFINITE, LinearStatus.NOT_CONVERGED),
         )
 
     def build(self, matvec: MatVec, rhs: PyTree) -> MatVec:
@@ -92,22 +74,23 @@ class Nystrom:
         ratio = jnp.where(spectrum[0] + self.ridge > 0, ratio, 1.0)  # nothing was found
 
         def apply(vector: PyTree) -> PyTree:
-            flat, unravel = ravel_pytree(vector)
+            flat, unravel = flattened(vector)
             inside = basis.T @ flat
-            return unravel((flat + basis @ ((ratio - 1) * inside)).astype(flat.dtype))
+            return unravel(flat + basis @ ((ratio - 1) * inside))
 
         return apply
 
     def _sketch(self, matvec: MatVec, rhs: PyTree) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Eigenvectors `[n, rank]`, eigenvalues, descending, and the lowest one of the core."""
-        flat, unravel = ravel_pytree(rhs)
-        rank = min(self.rank, flat.size)
-        draw = jax.random.normal(jax.random.key(self.seed), (flat.size, rank), flat.dtype)
-        test = jnp.linalg.qr(draw.astype(jnp.promote_types(flat.dtype, jnp.float32)))[0]
-        product = lambda column: ravel_pytree(matvec(unravel(column.astype(flat.dtype))))[0]
+        flat, unravel = flattened(rhs)
+        draw = jax.random.normal(
+            jax.random.key(self.seed), (flat.size, min(self.rank, flat.size)), flat.dtype
+        )
+        test = jnp.linalg.qr(draw)[0]
+        product = lambda column: flattened(matvec(unravel(column)))[0]
         image = jax.vmap(product, in_axes=1, out_axes=1)(test)
         # The shift keeps rounding from turning small eigenvalues of the core negative.
-        shift = jnp.finfo(image.dtype).eps * jnp.linalg.norm(image)
+        shift = rounding(rhs) * jnp.linalg.norm(image)
         image = image + shift * test
         core = test.T @ image
         values, vectors = jnp.linalg.eigh((core + core.T) / 2)

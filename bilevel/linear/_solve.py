@@ -3,6 +3,7 @@
 import jax
 
 from bilevel.linear._info import LinearInfo, LinearSolution, LinearSolver, MatVec, PyTree
+from bilevel.linear._system import ridge_of, shifted
 
 
 def require_general(linear_solver: LinearSolver) -> None:
@@ -11,6 +12,9 @@ def require_general(linear_solver: LinearSolver) -> None:
     Args:
         linear_solver: says so by an attribute `symmetric_only`; without one it is taken to be
             general.
+
+    Raises:
+        ValueError: it is right for symmetric matrices only.
     """
     if getattr(linear_solver, "symmetric_only", False):
         raise ValueError(
@@ -29,10 +33,10 @@ def solve(
     *,
     symmetric: bool = True,
 ) -> LinearSolution:
-    """Solve `H u = v`, differentiable in v and in what `matvec` closes over.
+    """Solve `H u = v`, differentiable in v, in what `matvec` closes over and in the solver's ridge.
 
-    The derivative solves with the same solver again: `du = H^-1 (dv - dH u)`. No derivative flows
-    through `init`, which has none at the solution.
+    The derivative solves with the same solver again: `du = (H + ridge)^-1 (dv - (dH + dridge) u)`.
+    No derivative flows through `init`, which has none at the solution, nor through a tolerance.
 
     Args:
         linear_solver: e.g. `CG()`.
@@ -51,13 +55,18 @@ def solve(
     def run(product: MatVec, b: PyTree, init: PyTree | None) -> tuple[PyTree, LinearInfo]:
         return tuple(linear_solver(product, b, init))
 
+    def run_transposed(b: PyTree) -> tuple[PyTree, LinearInfo]:
+        transposed = jax.linear_transpose(matvec, b)
+        # The first guess is for this system, not for its transpose.
+        return run(lambda vector: transposed(vector)[0], b, None)
+
     return LinearSolution(
         *jax.lax.custom_linear_solve(
-            matvec,
+            # What JAX differentiates has the ridge in it; the solver adds it to `matvec` by itself.
+            shifted(matvec, ridge_of(linear_solver, rhs)),
             rhs,
-            solve=lambda product, b: run(product, b, init),
-            # The first guess is for this system, not for its transpose.
-            transpose_solve=None if symmetric else lambda product, b: run(product, b, None),
+            solve=lambda _, b: run(matvec, b, init),
+            transpose_solve=None if symmetric else lambda _, b: run_transposed(b),
             symmetric=symmetric,
             has_aux=True,
         )

@@ -1,11 +1,10 @@
 """A wrapper that makes a linear solve raise where it was not solved."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel._describe import settings
 from bilevel.linear._info import (
     LinearInfo,
     LinearSolution,
@@ -14,8 +13,13 @@ from bilevel.linear._info import (
     MatVec,
     PyTree,
 )
+from bilevel.linear._system import Settings, check_solver
 
+# From the mildest to the worst.
 _REMEDIES = {
+    LinearStatus.ILL_CONDITIONED: "H has directions so flat that a small residual proves little:"
+    " add a `ridge`, or compute in x64; or allow the error by a looser `tolerance` (`Dense`) or"
+    " `max_error` (`Probed`).",
     LinearStatus.NOT_CONVERGED: "Give the solver more steps, a looser `tolerance`, a `ridge` or a"
     " `preconditioner`; or take `linear.Dense()`.",
     LinearStatus.INDEFINITE: "H has negative curvature, so the inner solution is no minimum: take"
@@ -27,8 +31,8 @@ _REMEDIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Strict:
+@settings
+class Strict(Settings):
     """Raise a RuntimeError at run time unless the wrapped solver says CONVERGED.
 
     Prefer it where a wrong number must not go unnoticed: a test, a paper's table. The check runs on
@@ -37,6 +41,9 @@ class Strict:
     compiled program the error, a `jax.errors.JaxRuntimeError`, which is a RuntimeError, comes when
     the result is waited for. A solution that nothing uses is not computed, and not checked. Costs
     one host call a solve.
+
+    CONVERGED speaks of the residual. To have flat directions looked at too, at the price of a
+    second solve, write `Strict(Probed(CG()))`; `Dense` looks at them by itself.
 
     Not a flag of the solvers, and neither `checkify`, which raises only where the caller transforms
     the whole program, nor `jax.debug.callback`, on whose end no number waits.
@@ -57,10 +64,7 @@ class Strict:
         return getattr(self.solver, "symmetric_only", False)
 
     def __post_init__(self) -> None:
-        if not callable(self.solver):
-            raise TypeError(
-                f"`solver` must be a linear solver such as `linear.CG()`, got {self.solver!r}."
-            )
+        check_solver("solver", self.solver)
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs` with the wrapped solver, and check how that ended."""
@@ -94,7 +98,7 @@ def _check(name: str, status: jax.Array, residual_norm: jax.Array) -> None:
     statuses, residuals = np.ravel(np.asarray(status)), np.ravel(np.asarray(residual_norm))
     failed = np.flatnonzero(statuses != LinearStatus.CONVERGED)
     if failed.size:
-        worst = LinearStatus(int(statuses[failed].max()))
+        worst = max((LinearStatus(s) for s in statuses[failed]), key=list(_REMEDIES).index)
         which = f" in {failed.size} of {statuses.size} systems" if statuses.size > 1 else ""
         raise RuntimeError(
             f"`{name}` ended {worst.name}{which}, with a relative residual of"

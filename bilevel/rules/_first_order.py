@@ -1,6 +1,5 @@
 """Rules with no second derivative or no linear solve: DARTS' finite difference, and SAMA."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,16 +7,16 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._attach import Defining, attached
-from bilevel.rules._detach import detached
-from bilevel.rules._pullback import cross_pullback
-from bilevel.solvers import Minimize, MinimizeState, Solver
-from bilevel.solvers._minimize import objective
-from bilevel.solvers._smoothness import watched
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
+from bilevel.rules._first_derivative import ParametricLoss, with_first_derivative
+from bilevel.rules._implicit_function import cross_pullback
+from bilevel.rules._solution import solution
+from bilevel.solvers import Minimize, MinimizeState, Solver, objective, watched
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FiniteDifference:
     """Biased: one gradient step from the solution, differentiated by a central difference.
 
@@ -25,7 +24,7 @@ class FiniteDifference:
         y+- = y +- e grad_y F(x, y'),    e = epsilon / ||grad_y F(x, y')||
 
     (DARTS: Liu, Simonyan and Yang, ICLR 2019, equations 7 and 8, where y is the current weight and
-    is not solved for: `FiniteDifference(lambda loss, init, outer, batch: init, s)`.) It costs four
+    is not solved for: `FiniteDifference(lambda loss, outer, init, data: init, s)`.) It costs four
     first derivatives and no second one, so it serves losses that have none. Where they have, prefer
     `OneStep(solver, Minimize(optax.sgd(s), 1))`: the same rule without the difference's error, of
     the order of `epsilon^2` and of the rounding divided by `epsilon`.
@@ -53,22 +52,22 @@ class FiniteDifference:
         _check.positive("step_size", self.step_size)
         _check.positive("epsilon", self.epsilon)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init` and take the step; returns a pytree like `init`."""
         full_loss = objective(self.solver, loss)
 
-        def solve_and_step(init: PyTree, outer: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-            inner = self.solver(loss, init, outer, batch)
-            slope = jax.grad(full_loss, argnums=1)(outer, inner, batch)
+        def solve_and_step(outer: PyTree, init: PyTree, data: PyTree) -> tuple[PyTree, PyTree]:
+            inner = self.solver(loss, outer, init, data)
+            slope = jax.grad(full_loss, argnums=1)(outer, inner, data)
             return _tree.add_scaled(inner, -self.step_size, slope), inner
 
-        value = detached(solve_and_step, init, outer, batch)
-        return attached(
-            full_loss, self._pull, value, value[1], outer, batch, once="FiniteDifference"
+        value = solution(solve_and_step, full_loss, outer, init, data)
+        return with_first_derivative(
+            self._formula, full_loss, value, value[1], outer, data, "FiniteDifference"
         )[0]
 
-    def _pull(
-        self, loss: Defining, parameters: PyTree, value: PyTree, cotangents: PyTree
+    def _formula(
+        self, loss: ParametricLoss, parameters: PyTree, value: PyTree, cotangents: PyTree
     ) -> PyTree:
         (_, inner), (cotangent, _) = value, cotangents
         leaves, merge = _tree.split_differentiable(parameters)
@@ -84,7 +83,7 @@ class FiniteDifference:
         return _tree.cotangent_like(parameters, scaled)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SAMA:
     """Biased: takes the optimizer's own step, per unit of gradient, for the inverse Hessian.
 
@@ -123,19 +122,25 @@ class SAMA:
             )
         _check.positive("scale", self.scale)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
 
-        def solve(init: PyTree, outer: PyTree, batch: PyTree) -> MinimizeState:
+        def solve(outer: PyTree, init: PyTree, data: PyTree) -> MinimizeState:
             state = self.solver.start(init)
-            return self.solver.advance(loss, state, outer, batch, 0, self.solver.num_steps)
+            return self.solver.advance(loss, outer, state, data, 0, self.solver.num_steps)
 
-        state = detached(solve, init, outer, batch)
         full_loss = self.solver.objective(loss)
-        return attached(full_loss, self._pull, state, state.inner, outer, batch, once="SAMA").inner
+        state = solution(solve, full_loss, outer, init, data)
+        return with_first_derivative(
+            self._formula, full_loss, state, state.inner, outer, data, "SAMA"
+        ).inner
 
-    def _pull(
-        self, loss: Defining, parameters: PyTree, state: MinimizeState, cotangent: MinimizeState
+    def _formula(
+        self,
+        loss: ParametricLoss,
+        parameters: PyTree,
+        state: MinimizeState,
+        cotangent: MinimizeState,
     ) -> PyTree:
         inner, opt_state = state
         value_fn = lambda y: loss(parameters, y)
@@ -151,6 +156,6 @@ class SAMA:
                 value_fn=value_fn,
             )[0]
 
-        _, pull_update = jax.vjp(update, grads)
-        adjoint = _tree.scale(-self.scale, pull_update(cotangent.inner)[0])
-        return cross_pullback(loss, parameters, inner, adjoint)
+        _, vjp = jax.vjp(update, grads)
+        adjoint = _tree.scale(-self.scale, vjp(cotangent.inner)[0])
+        return cross_pullback(jax.grad(loss, argnums=1), parameters, inner, adjoint)

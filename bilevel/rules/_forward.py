@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import Solver
 
 
@@ -21,7 +23,7 @@ class _Residuals:
     count: int = dataclasses.field(metadata={"static": True})
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Forward:
     """The gradient of the steps taken, pushed forward along with them: for few outer numbers.
 
@@ -33,7 +35,7 @@ class Forward:
     Pontil, ICML 2017, section 3.2.)
 
     It counts what is being differentiated: numbers of the outer variable, and of the start, the
-    batch or closed-over arrays too if a derivative in these is asked for.
+    data or closed-over arrays too if a derivative in these is asked for.
 
     Attributes:
         solver: any solver with a forward derivative; a `mode="mixed"` of its own, which has none,
@@ -57,14 +59,16 @@ class Forward:
             )
         _check.positive_integer("max_numbers", self.max_numbers)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
         solver: Any = self.solver
         if getattr(solver, "mode", None) == "mixed":
             solver = dataclasses.replace(solver, mode="reverse")
-        run = lambda init, outer, batch: solver(loss, init, outer, batch)
-        pure, consts = _tree.hoist(run, init, outer, batch)
-        leaves, structure = jax.tree.flatten((consts, init, outer, batch))
+        if getattr(solver, "offload", False):
+            solver = dataclasses.replace(solver, offload=False)  # no iterate waits for anything
+        run = lambda outer, init, data: solver(loss, outer, init, data)
+        pure, consts = _tree.hoist(run, outer, init, data)
+        leaves, structure = jax.tree.flatten((consts, outer, init, data))
 
         @jax.custom_vjp
         def solve(leaves: list[Any]) -> PyTree:

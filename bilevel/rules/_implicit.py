@@ -1,40 +1,42 @@
 """The implicit gradient: differentiates the solution, not the steps that led to it."""
 
-import dataclasses
+import jax
+import jax.numpy as jnp
 
-from bilevel import linear
-from bilevel._problem import Loss, PyTree
+from bilevel import _derivatives, linear
+from bilevel._describe import settings
+from bilevel._hypergrad_status import implicit_status
+from bilevel._problem import Batch, BilevelProblem, Loss, check_alike
+from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
-from bilevel.linear._solve import require_general
-from bilevel.rules._attach import Defining, attached
-from bilevel.rules._detach import detached
-from bilevel.rules._pullback import Optimality, pullback_of
-from bilevel.solvers import Solver
-from bilevel.solvers._minimize import innermost, objective
+from bilevel.rules._evidence import Hypergradient, HypergradInfo
+from bilevel.rules._implicit_function import Optimality, moving_root, residual_of, root_pullback
+from bilevel.rules._solution import solution
+from bilevel.solvers import Solver, innermost, objective
 
 
 def implicit_gradient(
     loss: Loss,
-    inner: PyTree,
     outer: PyTree,
-    batch: PyTree,
+    inner: PyTree,
+    data: PyTree,
     linear_solver: LinearSolver,
     optimality: Optimality | None = None,
 ) -> PyTree:
-    """`inner` itself, carrying the implicit gradient of `argmin_y loss(outer, y, batch)`.
+    """`inner` itself, carrying the implicit gradient of `argmin_y loss(outer, y, data)`.
 
     For a solution found by other means: another library, a closed form, a checkpoint. Its
-    derivatives with respect to `outer`, `batch` and whatever `loss` closes over are those of the
-    exact minimiser, evaluated at `inner`; with respect to `inner` it has none. Reverse mode only,
-    any number of times.
+    derivatives with respect to `outer`, `data` and whatever `loss` closes over are those of the
+    exact minimiser, evaluated at `inner`; with respect to `inner` it has none. Forward and reverse
+    mode, any number of times.
 
     Args:
-        loss: `loss(outer, inner, batch) -> scalar`, twice differentiable, minimised by `inner`.
-        inner: pytree of floating arrays.
+        loss: `loss(outer, inner, data) -> scalar`, twice differentiable, minimised by `inner`.
         outer: pytree.
-        batch: pytree; integer leaves are fine.
+        inner: pytree of floating arrays.
+        data: pytree; integer leaves are fine.
         linear_solver: e.g. `linear.CG()`; with `optimality`, one of general systems.
-        optimality: `(loss, outer, inner, batch) -> residual` like `inner`, zero at the solution.
+        optimality: `(loss, outer, inner, data) -> residual` like `inner`, zero at the solution.
             None: the solution minimises `loss`, and the residual is its gradient.
 
     Returns:
@@ -44,15 +46,14 @@ def implicit_gradient(
         ValueError: when differentiated, the residual is not like `inner`, or `linear_solver` needs
             a symmetric system and `optimality` is given.
     """
-    defining, pull_back = pullback_of(loss, optimality)
+    minimised = optimality is None
+    criterion = loss if minimised else residual_of(loss, optimality)
+    parametric, parameters = _derivatives.gathered(criterion, outer, inner, data)
+    residual = jax.grad(parametric, argnums=1) if minimised else parametric
+    return moving_root(residual, linear_solver, parameters, inner, symmetric=minimised)
 
-    def pull(defined: Defining, parameters: PyTree, inner: PyTree, cotangent: PyTree) -> PyTree:
-        return pull_back(defined, linear_solver, parameters, inner, cotangent).cotangents
 
-    return attached(defining, pull, inner, inner, outer, batch)
-
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class Implicit:
     """The gradient of the exact minimiser, by the implicit function theorem.
 
@@ -65,7 +66,7 @@ class Implicit:
     Attributes:
         solver: finds the solution, no derivative is taken of it: any `Solver`.
         linear_solver: solves for the adjoint; see `bilevel.linear`.
-        optimality: `(loss, outer, inner, batch) -> residual`, a pytree like the inner variable that
+        optimality: `(loss, outer, inner, data) -> residual`, a pytree like the inner variable that
             vanishes at the solution, where that is not a stationary point of the loss. The matrix
             of the linear system is then its Jacobian, which is not symmetric. None: the solver's
             own word (`ProximalGradient`, `FixedPoint` know theirs), else the gradient of the loss.
@@ -87,11 +88,11 @@ class Implicit:
                 )
         if self.optimality is not None and not callable(self.optimality):
             raise TypeError(
-                "`optimality` must be a function `(loss, outer, inner, batch) -> residual`, or"
+                "`optimality` must be a function `(loss, outer, inner, data) -> residual`, or"
                 f" None, got {self.optimality!r}."
             )
         if self.condition is not None:
-            require_general(self.linear_solver)
+            linear.require_general(self.linear_solver)
 
     @property
     def condition(self) -> Optimality | None:
@@ -99,12 +100,48 @@ class Implicit:
         own = getattr(innermost(self.solver), "optimality", None)
         return own if self.optimality is None else self.optimality
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`, with an implicit gradient."""
-        inner = self.solve(loss, init, outer, batch)
+        inner = self.solve(loss, outer, init, data)
         full_loss = objective(self.solver, loss)
-        return implicit_gradient(full_loss, inner, outer, batch, self.linear_solver, self.condition)
+        return implicit_gradient(full_loss, outer, inner, data, self.linear_solver, self.condition)
 
-    def solve(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def solve(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """The solution alone, a constant to differentiation."""
-        return detached(lambda *args: self.solver(loss, *args), init, outer, batch)
+        run = lambda *args: self.solver(loss, *args)
+        criterion = residual_of(objective(self.solver, loss), self.condition)
+        return solution(run, criterion, outer, init, data)
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        outer: PyTree,
+        init: PyTree,
+        batch: Batch,
+        adjoint: PyTree | None = None,
+    ) -> Hypergradient:
+        """The hypergradient with the evidence of its linear solve; see `bilevel.hypergradient`."""
+        inner = self(problem.inner_loss, outer, init, batch.inner)
+        check_alike("the solver's result", inner, "init", init)
+        value, (direct, cotangent) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(
+            outer, inner, batch.outer
+        )
+        if batch.linear is None:
+            loss, data = objective(self.solver, problem.inner_loss), batch.inner
+        else:
+            loss, data = problem.inner_loss, batch.linear
+        residual = residual_of(loss, self.condition)
+        implicit = root_pullback(
+            lambda outer, inner: residual(outer, inner, data),
+            self.linear_solver,
+            outer,
+            inner,
+            cotangent,
+            adjoint,
+            symmetric=self.condition is None,
+        )
+        hypergrad = jax.tree.map(jnp.add, direct, implicit.cotangents)
+        _, found, stationarity, solved = implicit
+        status = implicit_status(stationarity, found, solved, cotangent, inner, init)
+        info = HypergradInfo.of(value, hypergrad, stationarity, solved, status)
+        return Hypergradient(value, hypergrad, inner, found, info)

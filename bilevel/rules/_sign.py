@@ -1,17 +1,18 @@
 """The sign trick: a lower level whose gradient with respect to the outer variable is zero."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import optax
 
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._detach import detached
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
+from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class SignUnrolled:
     """Biased: signSGD steps, whose exact unrolled gradient is zero, stand for the minimiser.
 
@@ -45,9 +46,11 @@ class SignUnrolled:
         """The same steps with nothing known of their derivative; unrolled, it must agree."""
         return Minimize(optax.sign_sgd(self.step_size), self.num_steps, self.minibatch, "none")
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
-        inner = detached(lambda *args: self.solver(loss, *args), init, outer, batch)
+        solver = self.solver
+        run = lambda *args: solver(loss, *args)
+        inner = solution(run, solver.objective(loss), outer, init, data)
         # The steps do not depend on where they start, so `dy_K / dy_0` is the identity: add a zero
         # that has this derivative.
         return jax.tree.map(lambda y, y0: y + (y0 - jax.lax.stop_gradient(y0)), inner, init)

@@ -1,14 +1,14 @@
 """Gradients through the last inner steps only."""
 
-import dataclasses
+from bilevel import _check, _derivatives
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
+from bilevel.rules._solution import solution
+from bilevel.solvers import Minimize, Solver, objective
 
-from bilevel import _check
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._detach import detached
-from bilevel.solvers import Minimize, Solver
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class Truncated:
     """Biased: unrolls the last `last` inner steps and treats the iterate before them as constant.
 
@@ -42,18 +42,18 @@ class Truncated:
                 f" num_steps={self.solver.num_steps}."
             )
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
         dropped = self.solver.num_steps - self.last
         state = self.solver.start(init)
         if dropped:
-            state = detached(
-                lambda s, x, b: self.solver.advance(loss, s, x, b, 0, dropped), state, outer, batch
+            state = _derivatives.constant(
+                lambda x, s, d: self.solver.advance(loss, x, s, d, 0, dropped), outer, state, data
             )
-        return self.solver.advance(loss, state, outer, batch, dropped, self.last).inner
+        return self.solver.advance(loss, outer, state, data, dropped, self.last).inner
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class OneStep:
     """Biased: differentiates one more step from the solution, and nothing before it.
 
@@ -83,7 +83,8 @@ class OneStep:
                     f" got {getattr(self, name)!r}."
                 )
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`, then take one differentiable step; returns a pytree like `init`."""
-        inner = detached(lambda *args: self.solver(loss, *args), init, outer, batch)
-        return self.step(loss, inner, outer, batch)
+        run = lambda *args: self.solver(loss, *args)
+        inner = solution(run, objective(self.solver, loss), outer, init, data)
+        return self.step(loss, outer, inner, data)

@@ -1,17 +1,17 @@
 """Gradients through a window of inner steps at a random place."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 
-from bilevel import _check
-from bilevel._problem import Loss, PyTree
-from bilevel.rules._detach import detached
+from bilevel import _check, _derivatives
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import Minimize, MinimizeState
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RandomWindow:
     """Biased: stops after a random number of inner steps, and unrolls the last `window` of them.
 
@@ -30,9 +30,9 @@ class RandomWindow:
         solver: a `Minimize`, whose optimizer state and minibatches go on across the cut.
         window: steps to differentiate, at least 1 and at most the solver's `num_steps`; memory
             grows with it.
-        key: takes the random key out of the inner batch, e.g. `lambda batch: batch["key"]`. The
+        key: takes the random key out of the inner data, e.g. `lambda data: data["key"]`. The
             key is data: put a new one there for every outer step, or every step cuts at one place.
-            The loss, and the solver's `minibatch`, see the batch as it is, key included.
+            The loss, and the solver's `minibatch`, see the data as it is, key included.
 
     Raises:
         TypeError: `solver` is not a `Minimize`, or `key` is not callable.
@@ -50,8 +50,8 @@ class RandomWindow:
             )
         if not callable(self.key):
             raise TypeError(
-                "`key` must be a function that takes the random key out of the inner batch, such as"
-                f' `lambda batch: batch["key"]`, got {self.key!r}.'
+                "`key` must be a function that takes the random key out of the inner data, such as"
+                f' `lambda data: data["key"]`, got {self.key!r}.'
             )
         _check.positive_integer("window", self.window)
         if self.window > self.solver.num_steps:
@@ -60,14 +60,14 @@ class RandomWindow:
                 f" num_steps={self.solver.num_steps}."
             )
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take a random number of steps from `init`; returns a pytree like `init`."""
         places = self.solver.num_steps - self.window + 1
-        dropped = jax.random.randint(self.key(batch), (), 0, places)
+        dropped = jax.random.randint(self.key(data), (), 0, places)
 
-        def skip(state: MinimizeState, outer: PyTree, batch: PyTree) -> MinimizeState:
-            step = lambda index, state: self.solver.step(loss, state, outer, batch, index)
+        def skip(outer: PyTree, state: MinimizeState, data: PyTree) -> MinimizeState:
+            step = lambda index, state: self.solver.step(loss, outer, state, data, index)
             return jax.lax.fori_loop(0, dropped, step, state)
 
-        state = detached(skip, self.solver.start(init), outer, batch)
-        return self.solver.advance(loss, state, outer, batch, dropped, self.window).inner
+        state = _derivatives.constant(skip, outer, self.solver.start(init), data)
+        return self.solver.advance(loss, outer, state, data, dropped, self.window).inner

@@ -1,6 +1,15 @@
-"""Inner solvers: anything callable as `(loss, init, outer, batch) -> inner`."""
+"""Inner solvers: anything callable as `(loss, outer, init, data) -> inner`."""
 
-from bilevel.solvers._minimize import Minimize, MinimizeState, Solver, stacked
+from bilevel.solvers._minibatches import averaged, stacked
+from bilevel.solvers._minimize import Minimize, MinimizeState
+from bilevel.solvers._protocol import (
+    Solver,
+    innermost,
+    last_loss,
+    layers,
+    objective,
+    require_smooth,
+)
 from bilevel.solvers._proximal import (
     FixedPoint,
     ProjectedGradient,
@@ -8,6 +17,7 @@ from bilevel.solvers._proximal import (
     ProximalState,
 )
 from bilevel.solvers._reversible import ReversibleSGD
+from bilevel.solvers._smoothness import differentiable_once, watched
 
 __all__ = [
     "FixedPoint",
@@ -18,5 +28,13 @@ __all__ = [
     "ProximalState",
     "ReversibleSGD",
     "Solver",
+    "averaged",
+    "differentiable_once",
+    "innermost",
+    "last_loss",
+    "layers",
+    "objective",
+    "require_smooth",
     "stacked",
+    "watched",
 ]

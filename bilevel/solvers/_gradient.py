@@ -1,16 +1,14 @@
 """The inner gradient, with a backward pass that is forward-over-reverse."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from bilevel import _tree
-from bilevel._problem import PyTree
+from bilevel import _derivatives, _tree
+from bilevel._tree import PyTree
 
 MODES = ("mixed", "reverse")
 
@@ -19,14 +17,6 @@ def check_mode(mode: str) -> None:
     """Raise a ValueError unless `mode` is one of `MODES`."""
     if mode not in MODES:
         raise ValueError(f'`mode` must be "mixed" or "reverse", got {mode!r}.')
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Residuals:
-    inner: PyTree
-    consts: tuple[Any, ...]
-    moving: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
 def value_and_grad(
@@ -40,9 +30,9 @@ def value_and_grad(
         d/de grad_{y,p} G(y + e u, p) = (H u, (d/dp grad_y G)' u),
 
     one forward derivative of one reverse pass: H is symmetric, so that nothing is transposed twice.
-    Here p is every array that `loss` closes over and that is being differentiated. Only (y, p) is
-    stored. Where the gradient of the loss has no forward derivative (it calls a `custom_vjp` in its
-    own backward pass, as some fused kernels do), the backward pass falls back to "reverse".
+    Here p is every floating array that `loss` closes over. Only (y, p) is stored. Where the
+    gradient of the loss has no forward derivative (it calls a `custom_vjp` in its own backward
+    pass, as some fused kernels do), the backward pass falls back to "reverse".
 
     Args:
         loss: `inner -> scalar`.
@@ -57,34 +47,31 @@ def value_and_grad(
     def gradient(inner: PyTree, consts: tuple[Any, ...]) -> tuple[jax.Array, PyTree]:
         return jax.value_and_grad(pure, argnums=1)(consts, inner)
 
-    def forward(inner: PyTree, consts: Any) -> tuple[tuple[jax.Array, PyTree], _Residuals]:
-        moving = tuple(
-            i for i, c in enumerate(consts) if c.perturbed and _tree.is_differentiable(c.value)
-        )
+    def forward(inner: PyTree, consts: Any) -> tuple[tuple[jax.Array, PyTree], Any]:
         inner, consts = jax.tree.map(lambda primal: primal.value, (inner, consts))
-        return gradient(inner, consts), _Residuals(inner, consts, moving)
+        return gradient(inner, consts), (inner, consts)
 
-    def backward(residuals: _Residuals, cotangents: Any) -> tuple[PyTree, PyTree]:
-        inner_bar, moving_bar = _joint_product(pure, residuals, *cotangents)
-        given = dict(zip(residuals.moving, moving_bar, strict=True))
-        return inner_bar, tuple(given.get(i) for i in range(len(consts)))
+    def backward(residuals: Any, cotangents: Any) -> tuple[PyTree, PyTree]:
+        # Of every floating constant, perturbed or not: JAX drops what nothing needs. Which ones are
+        # perturbed must not decide here: JAX keeps one structure of residuals for all patterns.
+        return _joint_product(pure, *residuals, *cotangents)
 
     gradient.defvjp(forward, backward, symbolic_zeros=True)
     return gradient(inner, consts)
 
 
 def _joint_product(
-    pure: Callable[..., jax.Array], residuals: _Residuals, value_bar: Any, grads_bar: PyTree
+    pure: Callable[..., jax.Array],
+    inner: PyTree,
+    consts: tuple[Any, ...],
+    value_bar: Any,
+    grads_bar: PyTree,
 ) -> tuple[PyTree, tuple[Any, ...]]:
-    """Cotangents of `inner` and of the moving constants."""
-    inner, consts = residuals.inner, residuals.consts
-    moving = tuple(consts[i] for i in residuals.moving)
+    """Cotangents of `inner` and of the constants."""
+    moving, merge = _tree.split_differentiable(consts)
 
-    def loss(inner: PyTree, moving: tuple[Any, ...]) -> jax.Array:
-        merged = list(consts)
-        for i, const in zip(residuals.moving, moving, strict=True):
-            merged[i] = const
-        return pure(tuple(merged), inner)
+    def loss(inner: PyTree, moving: list[Any]) -> jax.Array:
+        return pure(merge(moving), inner)
 
     slopes = jax.grad(loss, argnums=(0, 1))
     direction = jax.tree.map(_instantiate, grads_bar, is_leaf=_is_zero)
@@ -92,37 +79,16 @@ def _joint_product(
     def forward_over_reverse(inner: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:
         return jax.jvp(lambda y: slopes(y, moving), (inner,), (direction,))
 
-    if _has_forward_derivative(forward_over_reverse, inner, direction):
+    if _derivatives.has_forward_derivative(forward_over_reverse, inner, direction):
         first, second = forward_over_reverse(inner, direction)
     else:
         first, pull = jax.vjp(slopes, inner, moving)
         second = pull((direction, jax.tree.map(jnp.zeros_like, moving)))
     # Only line searches and the like look at the value, so this term is rarely there.
-    return second if _is_zero(value_bar) else _tree.add_scaled(second, value_bar, first)
-
-
-def _has_forward_derivative(product: Callable[..., Any], *args: PyTree) -> bool:
-    """Whether tracing `product` raises nothing and leaves no `custom_vjp` to be pushed forward.
-
-    Inside a trace JAX notices the latter only when it compiles, too late to take another way.
-    """
-    try:
-        return not _calls(jax.make_jaxpr(product)(*args).jaxpr, "custom_lin")
-    except Exception:  # whatever a primitive without a forward rule raises; reverse raises its own
-        return False
-
-
-def _calls(jaxpr: Any, name: str) -> bool:
-    """Whether a primitive called `name` occurs in `jaxpr` or in any function that it calls."""
-    inside = [
-        part.jaxpr if isinstance(part, jex.core.ClosedJaxpr) else part
-        for equation in jaxpr.eqns
-        for part in jax.tree.leaves(list(equation.params.values()))
-        if isinstance(part, jex.core.ClosedJaxpr | jex.core.Jaxpr)
-    ]
-    return any(equation.primitive.name == name for equation in jaxpr.eqns) or any(
-        _calls(part, name) for part in inside
+    inner_bar, moving_bar = (
+        second if _is_zero(value_bar) else _tree.add_scaled(second, value_bar, first)
     )
+    return inner_bar, _tree.cotangent_like(consts, moving_bar)
 
 
 def _is_zero(leaf: Any) -> bool:

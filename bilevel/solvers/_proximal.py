@@ -1,6 +1,5 @@
 """Constrained and non-smooth lower levels: proximal and projected gradient, fixed points."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat
 
 
@@ -20,7 +21,7 @@ class ProximalState(NamedTuple):
     momentum: jax.Array  # the t of FISTA
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ProximalGradient:
     """Minimises `loss(x, y) + R(x, y)` where R has a proximal operator: the lasso and its kin.
 
@@ -67,9 +68,9 @@ class ProximalGradient:
         _remat.check(self.remat, False, self.num_steps)
         _gradient.check_mode(self.mode)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise from `init`; returns a pytree like `init`."""
-        return self.advance(loss, self.start(init), outer, batch, 0, self.num_steps).inner
+        return self.advance(loss, outer, self.start(init), data, 0, self.num_steps).inner
 
     def start(self, init: PyTree) -> ProximalState:
         """The state before the first step."""
@@ -80,22 +81,22 @@ class ProximalGradient:
     def advance(
         self,
         loss: Loss,
-        state: ProximalState,
         outer: PyTree,
-        batch: PyTree,
+        state: ProximalState,
+        data: PyTree,
         first: int | jax.Array,
         count: int,
     ) -> ProximalState:
         """Take the steps `first, ..., first + count - 1`."""
-        step = lambda state, index: self.step(loss, state, outer, batch, index)
+        step = lambda state, index: self.step(loss, outer, state, data, index)
         return _remat.scan_steps(step, state, first + jnp.arange(count), self.remat)
 
     def step(
-        self, loss: Loss, state: ProximalState, outer: PyTree, batch: PyTree, index: jax.Array
+        self, loss: Loss, outer: PyTree, state: ProximalState, data: PyTree, index: jax.Array
     ) -> ProximalState:
-        """Take one step; `index` is not needed, as every step sees the whole batch."""
+        """Take one step; `index` is not needed, as every step sees all of the data."""
         del index
-        inner = self._move(loss, outer, state.extrapolated, batch, self.mode)
+        inner = self._move(loss, outer, state.extrapolated, data, self.mode)
         if not self.accelerate:
             return ProximalState(inner, inner, state.momentum)
         change = jax.tree.map(jnp.subtract, inner, state.inner)
@@ -105,17 +106,17 @@ class ProximalGradient:
         extrapolated = _tree.add_scaled(inner, (momentum - 1) / following, change)
         return ProximalState(inner, extrapolated, following)
 
-    def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, batch: PyTree) -> PyTree:
+    def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """The gradient mapping `(y - prox(y - s grad)) / s`, zero at the solution."""
-        moved = self._move(loss, outer, inner, batch, "reverse")
+        moved = self._move(loss, outer, inner, data, "reverse")
         return jax.tree.map(lambda a, b: (a - b) / self.step_size, inner, moved)
 
-    def _move(self, loss: Loss, outer: PyTree, point: PyTree, batch: PyTree, mode: str) -> PyTree:
-        grads = _gradient.value_and_grad(lambda y: loss(outer, y, batch), point, mode)[1]
+    def _move(self, loss: Loss, outer: PyTree, point: PyTree, data: PyTree, mode: str) -> PyTree:
+        grads = _gradient.value_and_grad(lambda y: loss(outer, y, data), point, mode)[1]
         return self.prox(outer, _tree.add_scaled(point, -self.step_size, grads), self.step_size)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ProjectedGradient:
     """Minimises `loss(x, y)` over y in a convex set, by `ProximalGradient` with a projection.
 
@@ -159,14 +160,14 @@ class ProjectedGradient:
             prox, self.step_size, self.num_steps, self.accelerate, self.remat, self.mode
         )
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise from `init`, which need not lie in the set; returns a pytree like `init`."""
-        return self.solver(loss, init, outer, batch)
+        return self.solver(loss, outer, init, data)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FixedPoint:
-    """Iterates your own map, `y = map(x, y, batch)`: an equilibrium in place of a minimum.
+    """Iterates your own map, `y = map(x, y, data)`: an equilibrium in place of a minimum.
 
     The inner loss of the problem is not looked at. Alone it is unrolled;
     `Implicit(FixedPoint(...), linear.Dense(symmetric=False))` differentiates `y* = map(x, y*)` by
@@ -174,7 +175,7 @@ class FixedPoint:
     the map, which converge where the map is a contraction.
 
     Attributes:
-        map: `(outer, inner, batch) -> inner`, differentiable; converges where its derivative in the
+        map: `(outer, inner, data) -> inner`, differentiable; converges where its derivative in the
             inner variable is a contraction, at the rate of its norm.
         num_steps: iterations; more lowers the inner error.
         remat: see `Minimize`.
@@ -191,19 +192,19 @@ class FixedPoint:
     def __post_init__(self) -> None:
         if not callable(self.map):
             raise TypeError(
-                f"`map` must be a function `(outer, inner, batch) -> inner`, got {self.map!r}."
+                f"`map` must be a function `(outer, inner, data) -> inner`, got {self.map!r}."
             )
         _check.positive_integer("num_steps", self.num_steps)
         _remat.check(self.remat, False, self.num_steps)
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Iterate from `init`; `loss` is ignored. Returns a pytree like `init`."""
         del loss
-        step = lambda inner, _: self.map(outer, inner, batch)
+        step = lambda inner, _: self.map(outer, inner, data)
         init = _tree.strengthen(init)
         return _remat.scan_steps(step, init, jnp.arange(self.num_steps), self.remat)
 
-    def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, batch: PyTree) -> PyTree:
+    def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """`y - map(x, y)`: zero at the fixed point; `loss` is ignored."""
         del loss
-        return jax.tree.map(jnp.subtract, inner, self.map(outer, inner, batch))
+        return jax.tree.map(jnp.subtract, inner, self.map(outer, inner, data))

@@ -3,16 +3,15 @@
 from collections.abc import Callable
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 
-from bilevel import _check, _tree
+from bilevel import _check
 from bilevel._problem import PyTree
+from bilevel.solvers._offload import offloaded
 
 Step = Callable[[PyTree, jax.Array], PyTree]
 
 # A recursion that splits by b stores b log_b(T) iterates: 4 log_4 = 2 log_2, at half the levels.
 _BRANCHES = 4
-_STORED = "bilevel.stored_iterate"
 
 
 def check(remat: str | int, offload: bool, num_steps: int) -> None:
@@ -78,20 +77,4 @@ def _scan(step: Step, state: PyTree, indices: jax.Array) -> PyTree:
 def _checkpointed(step: Step, offload: bool = False) -> Step:
     """`step`, of which only the incoming state is stored."""
     # Inside a scan XLA cannot undo the recomputation, so no barrier is needed.
-    if not offload:
-        return jax.checkpoint(step, prevent_cse=False)
-    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_STORED],
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
-
-    def named(state: PyTree, index: jax.Array) -> PyTree:
-        # The copy is what the backward pass starts from; the original is not kept.
-        state = jax.tree.map(
-            lambda a: checkpoint_name(a, _STORED) if _tree.is_differentiable(a) else a, state
-        )
-        return step(state, index)
-
-    return jax.checkpoint(named, prevent_cse=False, policy=policy)
+    return offloaded(step) if offload else jax.checkpoint(step, prevent_cse=False)

@@ -1,6 +1,5 @@
 """Momentum SGD that is run backwards, bit by bit, in place of storing its iterates."""
 
-import dataclasses
 import fractions
 import functools
 from typing import Any, NamedTuple
@@ -9,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
-from bilevel._problem import Loss, PyTree
+from bilevel._describe import settings
+from bilevel._problem import Loss
+from bilevel._tree import PyTree
 from bilevel.solvers import _gradient
 from bilevel.solvers._smoothness import differentiable_once
 
@@ -26,7 +27,7 @@ class _Fixed(NamedTuple):
     overflow: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ReversibleSGD:
     """SGD with momentum whose unrolled gradient recomputes the iterates by running backwards.
 
@@ -85,11 +86,11 @@ class ReversibleSGD:
         ratio = fractions.Fraction(self.momentum).limit_denominator(_MAX_DENOMINATOR)
         return ratio.numerator, ratio.denominator
 
-    def __call__(self, loss: Loss, init: PyTree, outer: PyTree, batch: PyTree) -> PyTree:
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
         init = _tree.strengthen(init)
         pure, consts = _tree.hoist(
-            lambda parameters, y: loss(parameters[0], y, parameters[1]), (outer, batch), init
+            lambda parameters, y: loss(parameters[0], y, parameters[1]), (outer, data), init
         )
         defined = lambda parameters, y: pure(parameters[0], parameters[1:], y)
 
@@ -110,7 +111,7 @@ class ReversibleSGD:
             return inner_bar, _tree.cotangent_like(parameters, leaves_bar)
 
         solve.defvjp(forward, backward)
-        return solve(init, (consts, outer, batch))
+        return solve(init, (consts, outer, data))
 
     def _run(self, loss: Any, init: PyTree, parameters: PyTree) -> tuple[_Fixed, list[PyTree]]:
         """The last state, and the filled buffers of each segment, in order."""

@@ -96,7 +96,7 @@ def _check_composition(solver: Solver, case: Case, inner: PyTree, hypergrad: PyT
 
     def closed_over(outer: PyTree) -> jax.Array:
         loss = lambda _, y, b: case.problem.inner_loss(outer, y, b)
-        inner = solver(loss, case.init, None, case.batch.inner)
+        inner = solver(loss, None, case.init, case.batch.inner)
         return case.problem.outer_loss(outer, inner, case.batch.outer)
 
     message = f"{case}: the gradient through a loss that closes over `outer` differs"
@@ -105,7 +105,7 @@ def _check_composition(solver: Solver, case: Case, inner: PyTree, hypergrad: PyT
 
 def _composed(solver: Solver, case: Case) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:
     def composed(outer: PyTree) -> tuple[jax.Array, PyTree]:
-        inner = solver(case.problem.inner_loss, case.init, outer, case.batch.inner)
+        inner = solver(case.problem.inner_loss, outer, case.init, case.batch.inner)
         return case.problem.outer_loss(outer, inner, case.batch.outer), inner
 
     return composed

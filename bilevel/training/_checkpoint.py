@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel._problem import PyTree
+from bilevel.training._files import FolderError, sync_below, told
+from bilevel.training._identity import check_identity
 
-FORMAT = 1
+FORMAT = 2
 STEP_DIGITS = 9
-
-
-class FolderError(RuntimeError):
-    """A run's folder that cannot be used or written; the message says what is safe."""
+ABOUT = ("format", "step", "identity", "leaves", "checksums", "num_lines")
 
 
 class Checkpoints:
@@ -27,13 +26,22 @@ class Checkpoints:
         folder: where; made at the first save.
         keep: newest ones to keep; older ones are deleted after each save.
         identity: what a checkpoint must have in common with the run that reads it, as JSON.
+        changed: settings of the identity that may differ.
 
     Raises:
         ImportError: Orbax is not installed.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        keep: int,
+        identity: Mapping[str, Any],
+        changed: Sequence[str] = (),
+    ) -> None:
         self.folder, self.keep, self.identity = folder.absolute(), keep, dict(identity)
+        self.changed = changed
+        self.num_lines = 0  # of metrics, on the disk before the next checkpoint
         self._orbax = _import_orbax()
 
     def steps(self) -> list[int]:
@@ -42,12 +50,23 @@ class Checkpoints:
         # Orbax writes to another name and renames at the end: a name without suffix is complete.
         return sorted(int(path.name) for path in found if path.is_dir())
 
+    def safe(self) -> str:
+        """What is not lost, and what to do: the end of every message about this folder."""
+        steps = self.steps()
+        kept = f"Step {steps[-1]} is safe in this folder" if steps else "No step is saved in it"
+        return f"{kept}. Free space or mend the folder and its permissions, then resume."
+
     def save(self, step: int, carry: PyTree) -> None:
         """Write one checkpoint, then delete those beyond `keep`.
 
         Raises:
             FolderError: it cannot be written; earlier checkpoints are untouched.
         """
+        if not self.folder.parent.is_dir():  # Orbax would make another in its place
+            raise FolderError(
+                f"{self.folder.parent} is gone, and the run that was in it. Put it back to resume"
+                " from its last checkpoint, or begin again in a folder that stays."
+            )
         ocp, leaves = self._orbax, _plain_leaves(carry)
         about = {
             "format": FORMAT,
@@ -55,6 +74,7 @@ class Checkpoints:
             "identity": self.identity,
             "leaves": _signature(carry),
             "checksums": [_checksum(leaf) for leaf in leaves],
+            "num_lines": self.num_lines,
         }
         target = self._path(step)
         arguments = ocp.args.Composite(
@@ -64,33 +84,32 @@ class Checkpoints:
         try:
             with self._checkpointer() as checkpointer:
                 checkpointer.save(target, args=arguments, force=True)
-            self._delete_old()
+            if jax.process_index() == 0:
+                sync_below(target)
+                self._delete_old()
         # Orbax lets errors of several kinds through, some of them bare `Exception`s.
         except Exception as error:
             raise FolderError(
                 f"The checkpoint of step {step} cannot be written to {target}: {_first_line(error)}"
-                f" {self._advice()}"
+                f" {self.safe()}"
             ) from error
 
     def restore(self, like: PyTree) -> PyTree | None:
         """The newest checkpoint, placed on devices as `like` is; None if there is none.
 
+        Afterwards `num_lines` is the number of lines of metrics that were on the disk with it.
+
         Raises:
             FolderError: it is of another version, another problem or another run, or damaged.
         """
-        self._delete_remains()
-        steps = self.steps()
+        with told(self.folder, self.safe):
+            self._delete_remains()
+            steps = self.steps()
         if not steps:
             return None
         source = self._path(steps[-1])
-        about = self._read(source, about=self._orbax.args.JsonRestore())["about"]
-        if about.get("format") != FORMAT:
-            raise FolderError(
-                f"{source} has checkpoint format {about.get('format')!r}, this version of bilevel"
-                f" reads format {FORMAT}. Resume with the version that wrote it, or start anew in"
-                " another folder."
-            )
-        check_identity(source, about["identity"], self.identity)
+        about = self._about(source)
+        check_identity(source, about["identity"], self.identity, self.changed)
         _check_leaves(source, about["leaves"], _signature(like))
         plain = _plain_leaves(like)
         abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in plain]
@@ -100,7 +119,22 @@ class Checkpoints:
         sums = zip(map(_checksum, leaves), about["checksums"], strict=True)
         if any(now != then for now, then in sums if None not in (now, then)):
             raise self._damaged(source, "its numbers are not those that were saved.")
+        self.num_lines = about["num_lines"]
         return _like(like, leaves)
+
+    def _about(self, source: pathlib.Path) -> dict[str, Any]:
+        about = self._read(source, about=self._orbax.args.JsonRestore())["about"]
+        if not isinstance(about, dict) or "format" not in about:
+            raise self._damaged(source, "it does not say what it is.")
+        if about["format"] != FORMAT:
+            raise FolderError(
+                f"{source} has checkpoint format {about['format']!r}, this version of bilevel"
+                f" reads format {FORMAT}. Resume with the version that wrote it, or begin again in"
+                " another folder."
+            )
+        if lacks := [key for key in ABOUT if key not in about]:
+            raise self._damaged(source, f"it lacks {', '.join(lacks)}.")
+        return about
 
     def _read(self, source: pathlib.Path, **items: Any) -> Any:
         try:
@@ -111,20 +145,14 @@ class Checkpoints:
 
     def _damaged(self, source: pathlib.Path, reason: str) -> FolderError:
         others = [s for s in self.steps() if s != int(source.name)]
-        rest = f"resume from step {others[-1]}" if others else "start anew"
+        rest = f"resume from step {others[-1]}" if others else "begin again"
         return FolderError(f"{source} is damaged: {reason} Delete that folder to {rest}.")
 
-    def _advice(self) -> str:
-        steps = self.steps()
-        safe = f"Step {steps[-1]} is safe in this folder" if steps else "No step was saved yet"
-        return f"{safe}. Free space or mend the folder's permissions, then resume."
-
     def _delete_old(self) -> None:
-        if jax.process_index() == 0:
-            for step in self.steps()[: -self.keep]:
-                old = self._path(step)
-                # Under its own name, a half deleted one would pass for complete.
-                shutil.rmtree(old.rename(old.with_suffix(".deleted")))
+        for step in self.steps()[: -self.keep]:
+            old = self._path(step)
+            # Under its own name, a half deleted one would pass for complete.
+            shutil.rmtree(old.rename(old.with_suffix(".deleted")))
 
     def _delete_remains(self) -> None:
         """Remove what a process left that was killed while it saved or deleted."""
@@ -139,34 +167,13 @@ class Checkpoints:
         return self._orbax.Checkpointer(self._orbax.CompositeCheckpointHandler("carry", "about"))
 
 
-def check_identity(
-    source: pathlib.Path, found: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-    """Raise a FolderError that names the first setting in which a saved run and this one differ."""
-    for path, here, there in _differences("", expected, found):
-        raise FolderError(
-            f"{source} is of another run: `{path}` was {there!r} there and is {here!r} now. Restore"
-            " that setting to resume, or start anew in another folder."
-        )
-
-
-def _differences(path: str, here: Any, there: Any) -> list[tuple[str, Any, Any]]:
-    if isinstance(here, Mapping) and isinstance(there, Mapping):
-        keys = [*here, *(key for key in there if key not in here)]
-        parts = (
-            _differences(f"{path}.{key}".strip("."), here.get(key), there.get(key)) for key in keys
-        )
-        return [difference for part in parts for difference in part]
-    return [] if here == there else [(path, here, there)]
-
-
 def _check_leaves(source: pathlib.Path, found: list[Any], expected: list[Any]) -> None:
     there, here = dict(found), dict(expected)
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
             raise FolderError(
                 f"{source} is of another problem: it has {there.get(name, 'nothing')} at `{name}`,"
-                f" this run {here.get(name, 'nothing')}. Start anew in another folder."
+                f" this run {here.get(name, 'nothing')}. Begin again in another folder."
             )
 
 

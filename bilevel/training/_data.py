@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import _check, sampling
+from bilevel._describe import settings
 from bilevel._problem import Batch, PyTree
 
 Data = Batch | Callable[[jax.Array, PyTree], Batch] | Iterator[Batch]
@@ -91,7 +92,7 @@ def _check_function(function: Callable[[jax.Array, PyTree], Batch], arrays: PyTr
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Minibatches:
     """Random examples in each step: `fit(..., data=Minibatches(inner=32), arrays=train)`.
 
@@ -113,6 +114,7 @@ class Minibatches:
     Raises:
         ValueError: a size is neither None nor an integer >= 1, or, when called, exceeds the number
             of examples without `replace`.
+        TypeError: when called, `arrays` is no `Batch`.
     """
 
     inner: int | None = None
@@ -128,6 +130,13 @@ class Minibatches:
 
     def __call__(self, step: jax.Array, arrays: Batch) -> Batch:
         """The batch of step `step`."""
+        if not isinstance(arrays, Batch):
+            got = "none" if arrays is None else f"a {type(arrays).__name__}"
+            raise TypeError(
+                "`Minibatches` draw from `arrays`, a `Batch` of whole data sets, and there are"
+                f" {got}: write `fit(..., data=Minibatches(...),"
+                " arrays=Batch(inner=train, outer=valid))`."
+            )
         if isinstance(self.seed, tuple):
             seeds = jnp.asarray(self.seed, jnp.uint32)
             return jax.vmap(lambda seed: self._draw(seed, step, arrays))(seeds)

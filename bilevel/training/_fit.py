@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 
 from bilevel import _check
 from bilevel._algorithm import Algorithm, State
 from bilevel._problem import PyTree
+from bilevel.training._callbacks import Callback, Callbacks, Watch
 from bilevel.training._data import Data, Source, as_source
-from bilevel.training._folder import RunFolder
+from bilevel.training._folder import RunFolder, kept_config
+from bilevel.training._identity import identity
 from bilevel.training._progress import ProgressLine
 from bilevel.training._recorder import recorder
 from bilevel.training._run import FitResult, Run
@@ -24,20 +26,6 @@ class NonFiniteError(ArithmeticError):
     """A step left the finite numbers. With a folder, the last good state is saved there."""
 
 
-class Report(NamedTuple):
-    """What a callback sees after a chunk of steps.
-
-    Attributes:
-        step: steps taken.
-        state: of the algorithm. Copy what you keep: the next chunk reuses its memory.
-        metrics: the numbers of the latest step, by name.
-    """
-
-    step: int
-    state: State
-    metrics: dict[str, Any]
-
-
 def fit(
     algorithm: Algorithm,
     state: State,
@@ -48,7 +36,9 @@ def fit(
     folder: RunFolder | str | os.PathLike[str] | None = None,
     nan_policy: NanPolicy = "raise",
     stop_when: StopRule | Callable[[Any], jax.Array] | None = None,
-    callbacks: Sequence[Callable[[Report], bool | None]] = (),
+    callbacks: Sequence[Callback] = (),
+    every: int | None = None,
+    watch: Watch | None = None,
     chunk: int | None = None,
     progress: bool | None = None,
 ) -> FitResult:
@@ -77,20 +67,27 @@ def fit(
         stop_when: ends the run early: a traceable function of the info such as
             `lambda info: info.hypergrad_norm < 1e-4`, or `Patience(20)`. With `Seeds`, once it
             holds for every seed in the same step.
-        callbacks: called with a `Report` after each chunk; one that returns True ends the run (with
-            several processes, it must do so in all of them).
-        chunk: steps between two looks of the host: fewer make progress, callbacks and Ctrl-C more
-            prompt and cost more. None chooses about half a second's worth.
+        callbacks: called with a `Report` after each `every` steps. A dictionary of numbers that one
+            returns goes to `metrics.jsonl`, TensorBoard, the progress line and the result; True
+            ends the run (with several processes, it must come in all of them).
+        every: steps between two calls of the callbacks, counted from the start of the whole run, so
+            that no machine and no interruption moves them; None for `num_steps // 100`, at least 1.
+            The last state is seen if `every` divides `num_steps`.
+        watch: keeps the state at which one of the callbacks' numbers was best:
+            `Watch("accuracy", highest=True)`. It takes the memory of one more state.
+        chunk: most steps between two looks of the host: fewer make progress and Ctrl-C more prompt
+            and cost more. None chooses about half a second's worth.
         progress: show the progress line; None shows it where standard error is a terminal.
 
     Returns:
         The last state, the metrics, and why it ended.
 
     Raises:
-        TypeError: `data` or `stop_when` is of the wrong kind, or `data` yields no `Batch`.
-        ValueError: `num_steps` or `chunk` is not an integer >= 1, `nan_policy` is unknown, "skip"
-            with one fixed batch (the same step would fail for ever), `arrays` without a use, or
-            `data` that closes over more than a megabyte.
+        TypeError: `data`, `stop_when`, `callbacks` or `watch` is of the wrong kind, `data` yields
+            no `Batch`, or a callback returns something else than numbers.
+        ValueError: `num_steps`, `chunk` or `every` is not an integer >= 1, `nan_policy` is unknown,
+            "skip" with one fixed batch (the same step would fail for ever), `arrays` without a use,
+            `data` that closes over more than a megabyte, or no callback returns what `watch` names.
         NonFiniteError: see `nan_policy`.
         FolderError: see `RunFolder`; the folder is in use, of another run, damaged or full.
         Interrupted: see `folder`.
@@ -98,26 +95,23 @@ def fit(
     _check.positive_integer("num_steps", num_steps)
     if chunk is not None:
         _check.positive_integer("chunk", chunk)
-    source = as_source(data, arrays)
+    source, rule = as_source(data, arrays), as_rule(stop_when)
     _check_policy(nan_policy, source)
+    asked = Callbacks(callbacks, every, num_steps, watch)
+    place = folder if isinstance(folder, RunFolder) or folder is None else RunFolder(folder)
+    about: dict[str, Any] = {}
+    if place is not None:
+        about = identity(algorithm, source, rule, nan_policy, kept_config(place.config))
+        about |= {"every": repr(every), "watch": repr(watch)}
     with (
-        recorder(folder, algorithm, num_steps) as kept,
+        recorder(place, about, num_steps) as kept,
         listening(active=folder is not None) as requests,
     ):
-        run = Run(algorithm, state, source, num_steps, as_rule(stop_when), nan_policy, chunk, kept)
+        run = Run(algorithm, state, source, num_steps, rule, nan_policy, chunk, kept, asked)
         line = ProgressLine(num_steps, progress if jax.process_index() == 0 else False)
         try:
-            while (reason := run.reason()) is None:
-                row = run.take_chunk(requests)
-                line.update(run.step, row)
-                if run.signal_number:
-                    break
-                if not row:
-                    continue  # the iterator had nothing left, so there is nothing to report
-                report = Report(run.step, run.carry.state, row)
-                if any([callback(report) is True for callback in callbacks]):
-                    reason = run.ended = "callback"
-                    break
+            while run.reason() is None and not run.signal_number:
+                line.update(run.step, run.take_chunk(requests))
         finally:
             line.close()
         run.save()
@@ -125,8 +119,8 @@ def fit(
             interrupted = Interrupted(number, run.step, kept.resume_text(run.step))
             print(interrupted.text, file=line.stream, flush=True)
             raise interrupted
-        if reason == "non_finite" and nan_policy == "raise":
-            raise NonFiniteError(run.describe_failure())
+        if run.reason() == "non_finite" and nan_policy == "raise":
+            raise NonFiniteError(run.message())
         return run.result()
 
 

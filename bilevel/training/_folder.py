@@ -9,12 +9,9 @@ events/         TensorBoard, where asked for
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,15 +19,16 @@ from typing import Any
 import jax
 
 from bilevel import _check
-from bilevel._algorithm import Algorithm
-from bilevel._version import __version__
-from bilevel.training._checkpoint import FolderError, check_identity
+from bilevel._describe import settings
+from bilevel.training._checkpoint import Checkpoints
+from bilevel.training._files import FolderError, read_json, told, write_whole
+from bilevel.training._identity import check_identity
 
 # A resumed run may differ from its beginning in these.
 FREE_SETTINGS = ("num_steps", "overwrite", "progress", "resume")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RunFolder:
     """Where `fit` keeps a run, and how: `fit(..., folder=RunFolder("runs/a", resume=True))`.
 
@@ -39,6 +37,9 @@ class RunFolder:
             lock needs a POSIX system.
         resume: True: go on from the last checkpoint, or begin if there is none, so that one command
             serves for both. False: a folder that holds a run is refused.
+        changed: settings that a resumed run has on purpose otherwise than its beginning, each
+            named as the refusal of that run names it, or by a part of that name from the left:
+            `("algorithm.outer_optimizer",)`. Its numbers are then those of no unbroken run.
         config: settings of the run to store, a dataclass or a dictionary. A resumed run must have
             the same, apart from `num_steps`, `resume`, `overwrite` and `progress`.
         resume_command: what an interrupted run tells its user to type, e.g.
@@ -51,11 +52,12 @@ class RunFolder:
 
     Raises:
         ValueError: a number of steps is not an integer >= 1.
-        TypeError: `config` cannot be written as JSON.
+        TypeError: `config` cannot be written as JSON, or `changed` holds no names.
     """
 
     path: str | os.PathLike[str]
     resume: bool = False
+    changed: tuple[str, ...] = ()
     config: Any = None
     resume_command: str | None = None
     checkpoint_every: int | None = None
@@ -67,35 +69,43 @@ class RunFolder:
         for name in ("checkpoint_every", "keep", "log_every"):
             if getattr(self, name) is not None:
                 _check.positive_integer(name, getattr(self, name))
+        if isinstance(self.changed, str) or not all(isinstance(n, str) for n in self.changed):
+            raise TypeError(
+                f"`changed` must be a tuple of names of settings, got {self.changed!r}."
+            )
         plain_config(self.config)
 
 
-def claim(path: pathlib.Path, resume: bool, about: dict[str, Any]) -> None:
+def claim(folder: RunFolder, about: dict[str, Any], checkpoints: Checkpoints) -> None:
     """Write `run.json`, or check it against this run."""
+    path = pathlib.Path(folder.path)
     file = path / "run.json"
-    if not file.exists():
-        content = json.dumps(about, indent=1) + "\n"
-        temporary = path / ".run.json.tmp"
-        try:
-            temporary.write_text(content)
-            os.replace(temporary, file)
-        except OSError as error:
-            raise FolderError(f"{file} cannot be written: {error.strerror}.") from error
-        return
-    if not resume:
+    if not folder.resume and (file.exists() or checkpoints.steps()):
         raise FolderError(
             f"{path} holds a run already. Pass `RunFolder({str(path)!r}, resume=True)` to go on"
             " with it, or name another folder."
         )
-    there = json.loads(file.read_text())
-    check_identity(path, there["identity"], about["identity"])
-    for key in ("versions", "devices"):
-        if there[key] != about[key]:
+    if file.exists():
+        there = read_json(file, ("identity", "devices"), lambda: _without(file, checkpoints))
+        check_identity(path, there["identity"], about["identity"], folder.changed)
+        if there["devices"] != about["devices"]:
             warnings.warn(
-                f"{path} was begun with {key} {there[key]} and goes on with {about[key]}: the"
-                " numbers may differ in their last digits from those of an uninterrupted run.",
+                f"{path} was begun with devices {there['devices']} and goes on with"
+                f" {about['devices']}: the numbers may differ in their last digits from those of"
+                " an uninterrupted run.",
                 stacklevel=2,
             )
+        if there == about:
+            return
+    with told(file, checkpoints.safe):
+        write_whole(file, json.dumps(about, indent=1) + "\n")
+
+
+def _without(file: pathlib.Path, checkpoints: Checkpoints) -> str:
+    """How to go on without `run.json`."""
+    steps = checkpoints.steps()
+    safe = f"Step {steps[-1]} is safe: a checkpoint tells for itself whose it is. " if steps else ""
+    return f"{safe}Delete {file.name}, and the next run writes it again."
 
 
 @contextlib.contextmanager
@@ -103,50 +113,43 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold the folder's lock, which the system releases however the process ends."""
     import fcntl  # not on every system, and only needed here
 
-    try:
+    advice = lambda: "Nothing was changed. Free space, or name a folder that can be written."
+    with told(path, advice):
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("a+")
-    except OSError as error:
-        raise FolderError(
-            f"{path} cannot be written: {error.strerror}. Name a folder that can."
-        ) from error
+        # Without a buffer, so that a full disk shows here and not once more when it is closed.
+        file = (path / ".lock").open("a+b", buffering=0)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise FolderError(
-                f"{path} is in use by process {file.read().strip() or 'unknown'}. Wait for it to"
-                " end, or name another folder: two runs in one folder would mix their data."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with told(path, advice):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                owner = file.read().decode(errors="replace").strip() or "unknown"
+                raise FolderError(
+                    f"{path} is in use by process {owner}. Wait for it to end, or name another"
+                    " folder: two runs in one folder would mix their data."
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield
 
 
-def describe(folder: RunFolder, algorithm: Algorithm) -> dict[str, Any]:
-    """What `run.json` says: `identity` must be equal on resume, the rest should."""
+def kept_config(config: Any) -> Any:
+    """The settings of a run that a resumed one must share."""
+    plain = plain_config(config)
+    if isinstance(plain, dict):
+        plain = {name: value for name, value in plain.items() if name not in FREE_SETTINGS}
+    return plain
+
+
+def devices() -> dict[str, Any]:
+    """What the numbers of a run depend on in their last digits only."""
     device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "optax", "numpy")
-    config = plain_config(folder.config)
-    if isinstance(config, dict):
-        config = {name: value for name, value in config.items() if name not in FREE_SETTINGS}
     return {
-        "identity": {
-            "bilevel": __version__,
-            # Without the addresses that functions print.
-            "algorithm": re.sub(r" at 0x[0-9a-f]+", "", repr(algorithm)),
-            "config": config,
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
-        "devices": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-        },
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
     }
 
 

@@ -113,8 +113,8 @@ class Loop:
         following = Carry(
             state=self._constrain(_select(finite, state, carry.state)),
             memory=_tree.where(failed, carry.memory, memory),
-            step=carry.step + ~failed,
-            num_skipped=carry.num_skipped + (bad & self.skip),
+            step=carry.step + (~failed).astype(jnp.int32),
+            num_skipped=carry.num_skipped + (bad & self.skip).astype(jnp.int32),
             failed=failed,
             stopped=jnp.all(stop) & ~failed,
         )

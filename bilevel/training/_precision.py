@@ -1,16 +1,16 @@
 """Mixed precision: a loss computed in bfloat16 under float32 variables."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._describe import settings
 from bilevel._problem import Loss, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class MixedPrecision:
     """A loss that computes forward and backward in `dtype`; variables stay as they are.
 

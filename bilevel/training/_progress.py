@@ -26,17 +26,23 @@ class ProgressLine:
         self.num_steps = num_steps
         self._begin: tuple[float, int] | None = None
         self._width = 0
+        self._own: dict[str, float] = {}
 
     def update(self, step: int, row: dict[str, Any]) -> None:
-        """Show the numbers of the latest step; with `Seeds`, their mean."""
-        if not self.show:
+        """Show the numbers of the latest step; with `Seeds`, their mean.
+
+        Numbers of callbacks, plain floats that do not come at every step, stay until the next ones.
+        """
+        if not self.show or not row:
             return
+        self._own |= {name: value for name, value in row.items() if isinstance(value, float)}
         now = time.perf_counter()
         begin, first = self._begin = self._begin or (now, step)
         parts = [f"step {step}/{self.num_steps}"]
         parts += [
             f"{label} {np.mean(row[name]):.4g}" for name, label in SHOWN.items() if name in row
         ]
+        parts += [f"{name} {value:.4g}" for name, value in self._own.items() if name not in SHOWN]
         if step > first and now > begin:
             rate = (step - first) / (now - begin)
             parts += [f"{rate:.3g} steps/s", f"{clock((self.num_steps - step) / rate)} left"]

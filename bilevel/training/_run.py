@@ -1,13 +1,19 @@
 """A run under way: the host's side of the loop, between two calls of the compiled one."""
 
+import collections
 import time
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bilevel._algorithm import Algorithm, State
+from bilevel._problem import Batch
+from bilevel.training._callbacks import Best, Callbacks, Report
 from bilevel.training._data import Source, next_batch
+from bilevel.training._failure import describe_failure
 from bilevel.training._loop import Carry, Loop
 from bilevel.training._metrics import Rows
 from bilevel.training._recorder import Recorder
@@ -34,6 +40,10 @@ class FitResult(NamedTuple):
         num_skipped: of these, the ones dropped by `nan_policy="skip"`.
         reason: why it ended: "finished", "stop_when", "non_finite", "callback", or "data" for an
             iterator that came to its end.
+        message: the same in a sentence.
+        best: the state at which the number of `watch` was best, its step and value, from before a
+            resumption too; None if nothing was watched or met.
+        evaluations: what the callbacks of this call returned: `{"step": 50, "accuracy": 0.9}`.
     """
 
     state: State
@@ -41,6 +51,16 @@ class FitResult(NamedTuple):
     num_steps: int
     num_skipped: int
     reason: Reason
+    message: str
+    best: Best | None
+    evaluations: list[dict[str, float]]
+
+
+class Saved(NamedTuple):
+    """What a checkpoint of a run holds."""
+
+    carry: Carry
+    best: Best | None
 
 
 class Run:
@@ -56,8 +76,10 @@ class Run:
         nan_policy: str,
         chunk: int | None,
         kept: Recorder,
+        callbacks: Callbacks,
     ) -> None:
         self.source, self.num_steps, self.kept = source, num_steps, kept
+        self.callbacks = callbacks
         self.ended: Reason | None = None
         self.signal_number = 0
         self.history: list[Rows] = []
@@ -67,15 +89,20 @@ class Run:
         capacity = 1 if source.iterator is not None else largest
         self.loop = Loop(algorithm, source.batch_at, rule, nan_policy == "skip", capacity, state)
         self.first_batch = None
+        # Those under way on the device, to look at if a step fails.
+        self.recent: collections.deque[tuple[int, Batch]] = collections.deque((), STEPS_IN_FLIGHT)
         arrays = source.arrays
         if source.iterator is not None:
             arrays = self.first_batch = next_batch(source.iterator, 0)
             if arrays is None:
                 raise ValueError("`data` is an iterator that yields nothing.")
         start = self.loop.start(state, arrays)
-        carry = kept.restore(start)
-        self.carry: Carry = carry._replace(failed=start.failed)
-        self.step = int(carry.step)
+        callbacks.begin(start.state)
+        saved = kept.restore(Saved(start, callbacks.best)) or Saved(start, callbacks.best)
+        callbacks.best = saved.best
+        self.carry: Carry = saved.carry._replace(failed=start.failed)
+        self.step = int(self.carry.step)
+        kept.begin(self.step)
         self._skip_batches(self.step)
 
     def reason(self) -> Reason | None:
@@ -90,30 +117,37 @@ class Run:
         return self.ended
 
     def take_chunk(self, requests: Requests) -> dict[str, Any]:
-        """Take one chunk of steps, record it, save where due; returns the last step's metrics."""
+        """Take one chunk of steps, record it, save where due; returns the last step's numbers."""
         begin, first = time.perf_counter(), self.step
-        limit = min(self.num_steps, first + self.pace.length)
-        if (at := self.kept.limit(first)) is not None:
-            limit = min(limit, at)
+        limits = (self.num_steps, self.kept.limit(first), self.callbacks.limit(first))
+        limit = min(first + self.pace.length, *(at for at in limits if at is not None))
         rows = self._advance(first, limit)
         self.step = int(self.carry.step)
         num_rows = self.step - first + bool(self.carry.failed)
         rows = {name: values[:num_rows].copy() for name, values in rows.items()}
+        self.pace.adapt(num_rows, time.perf_counter() - begin)
+        last = {name: values[-1] for name, values in rows.items() if num_rows}
+        scalars: dict[str, float] = {}
         if num_rows:
             self.history.append(rows)
-            self.kept.record(first + 1, rows)
+            try:
+                if self.step > first:
+                    report = Report(self.step, self.carry.state, last)
+                    scalars, ends = self.callbacks(report)
+                    self.ended = "callback" if ends else self.ended
+            finally:
+                self.kept.record(first + 1, rows, scalars)
         due = self.kept.due(self.step)
-        self.pace.adapt(num_rows, time.perf_counter() - begin)
         # Read late, so that a signal during this chunk ends the run after it.
         received = requests.received
         self.pace.length, due, self.signal_number = _agreed(self.pace.length, due, received)
         if due:
             self.save()
-        return {name: values[-1] for name, values in rows.items()} if num_rows else {}
+        return last | scalars
 
     def save(self) -> None:
-        """Keep the carry."""
-        self.kept.save(self.step, self.carry)
+        """Keep what the run needs to go on."""
+        self.kept.save(self.step, Saved(self.carry, self.callbacks.best))
 
     def result(self) -> FitResult:
         """What `fit` returns."""
@@ -121,23 +155,34 @@ class Run:
         metrics = {name: np.concatenate([rows[name] for rows in self.history]) for name in names}
         reason = self.reason()
         assert reason is not None
-        state, num_skipped = self.carry.state, int(self.carry.num_skipped)
-        return FitResult(state, metrics, self.step, num_skipped, reason)
+        if reason == "data":
+            warnings.warn(self.message(), stacklevel=3)
+        return FitResult(
+            self.carry.state,
+            metrics,
+            self.step,
+            int(self.carry.num_skipped),
+            reason,
+            self.message(),
+            self.callbacks.result(),
+            self.callbacks.scalars,
+        )
 
-    def describe_failure(self) -> str:
-        """The message of a `NonFiniteError`."""
-        last = {name: values[-1] for name, values in self.history[-1].items()}
-        bad = [n for n, v in last.items() if n != "finite" and not np.all(np.isfinite(v))]
-        seen = (
-            f"its info has {', '.join(f'{n} {last[n]}' for n in bad)}"
-            if bad
-            else ("its info is finite, the state after it is not")
-        )
-        return (
-            f"Step {self.step + 1} left the finite numbers: {seen}. Lower the step sizes (an inner"
-            " loss can outgrow its step size as the outer variable moves), or choose"
-            ' `nan_policy="stop"` to keep the last good state, "skip" to drop such steps.'
-        )
+    def message(self) -> str:
+        """Why the run ended."""
+        done = f"{self.step} of {self.num_steps} steps"
+        match self.reason():
+            case "finished":
+                return f"All {self.num_steps} steps were taken."
+            case "stop_when":
+                return f"`stop_when` held after {done}."
+            case "callback":
+                return f"A callback ended the run after {done}."
+            case "data":
+                return f"The iterator `data` came to its end after {done}."
+            case _:
+                last = {name: values[-1] for name, values in self.history[-1].items()}
+                return describe_failure(self.step + 1, last, self._failed_batch())
 
     def _advance(self, first: int, limit: int) -> Rows:
         if self.source.iterator is None:
@@ -149,12 +194,19 @@ class Run:
             if batch is None:
                 self.ended = "data"
                 break
+            self.recent.append((step, batch))
             self.carry, rows = self.loop.advance(self.carry, batch, step + 1)
             pieces.append(rows)
-            if len(pieces) % STEPS_IN_FLIGHT == 0:
-                jax.block_until_ready(self.carry.step)
+            looks = len(pieces) % STEPS_IN_FLIGHT == 0
+            if looks and (self.carry.failed or self.carry.stopped):  # which waits for the device
+                break
         pieces = jax.device_get(pieces)
         return {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]} if pieces else {}
+
+    def _failed_batch(self) -> Batch:
+        if self.source.iterator is not None:
+            return dict(self.recent)[self.step]
+        return self.source.batch_at(jnp.int32(self.step), self.source.arrays)
 
     def _next(self, step: int) -> Any:
         batch, self.first_batch = self.first_batch, None

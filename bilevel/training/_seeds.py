@@ -1,15 +1,14 @@
 """Many seeds in one compiled program: an algorithm, vmapped."""
 
-import dataclasses
-
 import jax
 
 from bilevel import _check
 from bilevel._algorithm import Algorithm, Info, State
+from bilevel._describe import settings
 from bilevel._problem import Batch, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Seeds:
     """An algorithm that takes each step for `num_seeds` independent runs at once.
 

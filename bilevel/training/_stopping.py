@@ -5,7 +5,6 @@ remembers something from step to step. Since it runs at every step on the device
 same step however it was cut into chunks or interrupted.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check
+from bilevel._describe import settings
 from bilevel._problem import PyTree
 
 
@@ -28,7 +28,7 @@ class StopRule(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Patience:
     """Stop once `metric` has not fallen for `num_steps` steps: `Patience(20)`.
 
@@ -67,7 +67,7 @@ class Patience:
         return info.value if self.metric is None else self.metric(info)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class When:
     """A plain function of the info as a `StopRule`; None never stops."""
 

@@ -68,7 +68,7 @@ def test_the_convexified_hypergradient_is_exact(setting, x64):
     def value(step):
         moved = jax.tree.map(lambda a, b: a + step * b, outer, direction)
         return method.outer_loss(
-            moved, method.exact(moved, params).solver(method.inner_loss, params, moved, seen), seen
+            moved, method.exact(moved, params).solver(method.inner_loss, moved, params, seen), seen
         )
 
     slope = (value(1e-5) - value(-1e-5)) / 2e-5

@@ -85,7 +85,7 @@ def test_weights_by_implicit_cg_are_those_of_the_closed_form(pool, x64):
 def test_the_exact_solver_has_the_derivative_of_its_steps(x64):
     """In the weights and in the data, against finite differences."""
     phi, target = (jax.random.normal(jax.random.key(i), (6, n)) for i, n in enumerate((3, 2)))
-    solve = jax.jit(lambda w, data: RidgeSolver(0.3)(None, None, w, data))
+    solve = jax.jit(lambda w, data: RidgeSolver(0.3)(None, w, None, data))
     check_grads(solve, (jnp.linspace(0.5, 2.0, 6), Data(phi, target)), order=1, modes=["rev"])
 
 

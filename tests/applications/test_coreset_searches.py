@@ -114,15 +114,15 @@ def test_masks_are_trained_on_their_own_points():
     """As many points as the mask holds, in a room that does not depend on the mask."""
     rooms = []
 
-    def solver(loss, init, outer, batch):
+    def solver(loss, outer, init, data):
         rooms.append(len(outer))
-        return jnp.stack([jnp.sum(outer > 0), jnp.sum(outer), jnp.vdot(outer, batch.points.y)])
+        return jnp.stack([jnp.sum(outer > 0), jnp.sum(outer), jnp.vdot(outer, data.points.y)])
 
     points = Points(jnp.zeros((100, 1)), jnp.arange(100))
     seen = Seen(points, jax.random.key(0), jnp.float32(0.0))
     for rows in ([7], [3, 5, 90], []):
         mask = jnp.zeros(100).at[jnp.array(rows, int)].set(1.0)
-        count, total, mean = OnMask(solver, 4)(None, None, mask, seen)
+        count, total, mean = OnMask(solver, 4)(None, mask, None, seen)
         assert int(count) == len(rows) and float(total) == pytest.approx(float(len(rows) > 0))
         assert float(mean) == pytest.approx(np.mean(rows) if rows else 0.0)
     assert rooms == [13, 13, 13]

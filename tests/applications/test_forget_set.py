@@ -3,7 +3,6 @@
 import dataclasses
 import html.parser
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 
 from applications import forget_set
-from applications.components import networks
+from applications.components import networks, work
 from applications.components.data import load
 from applications.components.errors import InputError, NonFiniteError
 from applications.components.training import initialise
 from applications.forget_set import FORGET_SETS, Config, run
-from applications.unlearning import selection
+from applications.unlearning import selection, set_archive
 from applications.unlearning.methods import METHODS
-from applications.unlearning.recipes import RECIPES
 from applications.unlearning.searching import search, search_seeds
 from applications.unlearning.selection import Search, first_weights
 from bilevel import training
@@ -57,7 +55,8 @@ def test_every_set_method_and_seed_has_a_row(digits):
     assert seen == {(f, m, s) for f in FORGET_SETS for m in METHODS for s in (0, 1, 2)}
     for row in content["rows"]:
         assert all(0 <= row[metric] <= 100 for metric in PERCENTAGES) and row["seconds"] >= 0
-    assert content["config"]["budget"] == 0.1 and content["config"]["epochs"] == 30
+    config = content["config"]
+    assert config["budget"] == 0.1 and config["decided"]["recipe"]["epochs"] == 30
     assert content["versions"]["jax"] == jax.__version__ and content["device"]["platform"]
 
 
@@ -67,17 +66,16 @@ def test_the_no_op_row_is_the_original_model(digits):
         assert np.ptp([row["TA"] for row in rows if row["seed"] == seed]) < 1e-9
 
 
-def test_sets_and_scores_are_saved(digits):
+def test_sets_and_scores_are_saved_in_the_owners_order(digits):
     folder, result = digits
+    archive = set_archive.read(folder / "result.npz")
     num_points = len(result.dataset.train.y)
-    for seed in (0, 1, 2):
-        scores = np.load(folder / f"scores_seed{seed}.npy")
-        worst = np.load(folder / f"worst_case_seed{seed}.npy")
+    assert archive.seeds.tolist() == [0, 1, 2] and archive.names.tolist() == list(FORGET_SETS)
+    for scores, worst in zip(archive.scores, archive.of("worst_case"), strict=True):
         assert scores.shape == (num_points,) and len(np.unique(worst)) == round(0.1 * num_points)
         assert abs(scores.sum() - len(worst)) < 1e-3 and 0 <= scores.min() <= scores.max() <= 1
-        chosen, others = scores[worst], np.delete(scores, worst)
-        assert chosen.min() >= others.max()
-        assert len(np.load(folder / f"random_seed{seed}.npy")) == 10  # draws
+        chosen = np.isin(archive.rows, worst)
+        assert scores[chosen].min() >= scores[~chosen].max()
 
 
 class Links(html.parser.HTMLParser):
@@ -99,7 +97,7 @@ def test_the_report_is_one_file_that_loads_nothing(digits):
     page.feed((digits[0] / "report.html").read_text())
     assert len(page.sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    for words in ("No certified privacy guarantee", "The hardest to forget", "Classes", "Scores"):
+    for words in ("No certified privacy guarantee", "The hardest to forget", "errs on 0.00 %"):
         assert words in page.text
     for name in ("worst_case_images", "random_images", "classes", "scores", "search"):
         assert (digits[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -189,18 +187,50 @@ def test_seeds_together_are_the_searches_of_each(small_search):
 
 
 def test_seeds_together_from_the_command(tmp_path):
-    result = quick(tmp_path, num_seeds=2)
+    result = quick(tmp_path, seeds=(0, 1), together=True)
     assert [repetition.seed for repetition in result.repetitions] == [0, 1]
 
 
-def test_resuming_a_run_finds_its_searches(tmp_path):
-    """What an interruption leaves behind is used, and removed at the end."""
-    config = Config(output=tmp_path / "out", num_train=300, epochs=2, outer_steps=2, seeds=(0,))
-    left = forget_set.search_folder(config, "seed0")
-    pathlib.Path(left.path).mkdir(parents=True)
-    run(dataclasses.replace(config, resume=True, random_draws=1))
-    assert not (tmp_path / "out" / "searches").exists()
-    assert (tmp_path / "out" / "result.json").exists()
+def test_a_killed_run_goes_on_without_redoing_a_finished_piece(tmp_path, monkeypatch):
+    """Killed at the last method: nothing but its scores is computed, and the rows are equal."""
+    whole = quick(tmp_path)
+    left = tmp_path / "out" / "pieces" / "seed0" / "highest_loss" / "FT.npz"
+    left.unlink()
+    made, keep = [], work.Run.keep
+
+    def watched(self, name, make):
+        return keep(self, name, lambda: made.append(name) or make())
+
+    monkeypatch.setattr(work.Run, "keep", watched)
+    again = quick(tmp_path, resume=True)
+    assert made == ["seed0/highest_loss/FT"]
+    without = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert without(again.rows) == without(whole.rows)
+
+
+def test_your_data_your_model_and_your_method(tmp_path):
+    """A table of numbers with a tiny class, a factory of a linen module, and a function."""
+    rng = np.random.default_rng(0)
+    y = np.array(["a"] * 60 + ["b"] * 60 + ["c"] * 6)
+    x = rng.normal(size=(126, 4)) + 2 * (y[:, None] == "b")
+    result = run(
+        Config(output=tmp_path / "out", seeds=(0,), outer_steps=2, epochs=2, random_draws=1,
+               methods=("tests.applications.test_forget_set:noisy", "GA")),
+        dataset={"x_train": x, "y_train": y, "name": "mine"},
+        model=lambda num_classes: networks.MLP(num_classes, (8,)),
+    )  # fmt: skip
+    methods = [row["method"] for row in result.rows[:4]]
+    assert methods == ["Retrain", "GA", "tests.applications.test_forget_set:noisy", "none"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "fewer than 10 training points: c (5)" in page and "serve as test points" in page
+    assert not (tmp_path / "out" / "random_images.png").exists()
+    with np.load(tmp_path / "out" / "result.npz") as arrays:
+        assert set(arrays["rows"]) < set(range(126))
+
+
+def noisy(task, key):
+    """A method of one's own."""
+    return jax.tree.map(lambda a: a + 0.01 * jax.random.normal(key, a.shape), task.original)
 
 
 def test_a_search_that_diverges_names_step_and_reason(small_search):
@@ -229,14 +259,13 @@ BAD = {
     "outer rate": (dict(outer_rate=1e5), "`outer_rate` must stay below 1 / gamma"),
     "outer steps": (dict(outer_steps=0), "`outer_steps` must be a number > 0, got 0"),
     "sign step": (dict(sign_step=-1e-3), "`sign_step` must be a number > 0"),
-    "number of seeds": (dict(num_seeds=0), "`num_seeds` must be an integer >= 1, got 0"),
     "no seeds": (dict(seeds=()), "`seeds` must be at least one"),
     "seed twice": (dict(seeds=(1, 1)), "each once, got"),
     "too many points": (dict(num_train=5000), "`num_train` must lie between 0 and 1297"),
     "no points": (dict(num_train=0), "leave no training points"),
     "batch too large": (dict(batch_size=299), "`batch_size` must not exceed"),
     "no such folder": (
-        dict(dataset="fashion_mnist", data_dir="nowhere"),
+        dict(data="fashion_mnist", data_dir="nowhere"),
         "nowhere.* cannot be read .*Pass `--data-dir`",
     ),
 }
@@ -250,21 +279,10 @@ def test_bad_settings(name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_recipe_fits_its_data():
-    for (dataset, lower), recipe in RECIPES.items():
-        config = Config(dataset=dataset, lower=lower)
-        assert config.recipe == recipe
-        assert set(dataclasses.asdict(recipe)) <= set(config.resolved())
-
-
 def command(capsys, *arguments):
     """Exit code and what was printed."""
-    import sys
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["forget_set", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            forget_set.main()
+    with pytest.raises(SystemExit) as stop:
+        forget_set.main(list(arguments))
     captured = capsys.readouterr()
     return stop.value.code, captured.out + captured.err
 

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from applications.components import networks
+from applications.components import models, networks
+from applications.components.attacks import attack_accuracy
 from applications.components.curvature import example_gradients
+from applications.components.data import from_arrays
 from applications.components.errors import InputError, NonFiniteError
 from applications.components.points import Points
 from applications.components.training import Recipe, cross_entropy
 from applications.unlearning import lira, searching, selection
-from applications.unlearning.evaluation import evaluate
-from applications.unlearning.methods import METHODS, Setting, Task, fit, retained, unlearn
+from applications.unlearning.evaluation import Judges, judgements, to_rows
+from applications.unlearning.methods import METHODS, Task, retained, unlearn
 from applications.unlearning.metrics import (
     Metrics,
     Predictions,
@@ -68,9 +70,21 @@ def test_tiny_losses_can_still_be_ranked():
     np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-5)
 
 
-def small_setting(**options):
+def small_task(**options):
     recipe = Recipe(**(dict(num_epochs=3, batch_size=10, learning_rate=0.1) | options))
-    return Setting(networks.MLP(2, (4,)), recipe, recipe)
+    arrays = *map(np.asarray, blobs()), *map(np.asarray, blobs())
+    model = models.make(networks.MLP(2, (4,)), from_arrays(*arrays))
+    return Task(model, recipe, recipe, blobs())
+
+
+def untrained(**options):
+    task = small_task(**options)
+    return task.replace(original=task.model.init(jax.random.key(0), task.points.x))
+
+
+def judged(task, draws, methods=METHODS):
+    key = jax.random.key(1)
+    return to_rows(judgements(task, np.array(draws), methods, Judges(task.points), key))
 
 
 def blobs(num_points=40):
@@ -80,48 +94,40 @@ def blobs(num_points=40):
     return Points(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32))
 
 
-def test_evaluate_averages_over_draws_and_keeps_the_no_op_untouched():
-    setting, points = small_setting(), blobs()
-    original = setting.model.init(jax.random.key(0), points.x)
-    draws = np.array([[0, 1, 2], [3, 4, 5]])
-    rows = evaluate(setting, original, points, points, draws, jax.random.key(1))
+def test_scores_are_averaged_over_draws_and_the_no_op_is_untouched():
+    task = untrained()
+    rows = judged(task, [[0, 1, 2], [3, 4, 5]])
     assert [row["method"] for row in rows] == list(METHODS)
     assert all(row["draws"] == 2 for row in rows)
     none = next(row for row in rows if row["method"] == "none")
-    logits = setting.model.apply(original, points.x)
-    accuracy = 100 * np.mean(np.argmax(logits, axis=1) == points.y)
-    assert none["TA"] == pytest.approx(accuracy)
+    logits = task.model.apply(task.original, task.points.x)
+    assert none["TA"] == pytest.approx(100 * np.mean(np.argmax(logits, axis=1) == task.points.y))
+
+
+def test_a_method_scores_the_same_whatever_is_beside_it():
+    """Keys come from names, not from places in a table."""
+    task, without = untrained(), lambda row: {k: v for k, v in row.items() if k != "seconds"}
+    alone = {name: METHODS[name] for name in ("FT", "Retrain")}
+    rows, few = ({r["method"]: r for r in judged(task, [[0, 1]], m)} for m in (METHODS, alone))
+    assert without(rows["FT"]) == without(few["FT"])
 
 
 def test_retrain_never_sees_the_forgotten_points():
     """Poisoned points would turn it into NaN."""
-    setting, points = small_setting(), blobs()
+    points = blobs()
     poisoned = points._replace(x=points.x.at[:3].set(jnp.nan))
-    forget = np.arange(3, dtype=np.int32)
-    task = Task(None, poisoned, jnp.asarray(forget), jnp.asarray(retained(forget, 40)))
-    params = unlearn(METHODS["Retrain"], setting, task, jax.random.key(0))
+    task = untrained().replace(points=poisoned).forgetting(np.arange(3))
+    params = unlearn(METHODS["Retrain"], task, jax.random.key(0))
     assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(params))
 
 
 def test_every_row_is_compared_with_retrain_of_the_same_draw():
-    setting, points = small_setting(), blobs()
-    original = setting.model.init(jax.random.key(0), points.x)
-    draws = np.array([[0, 1, 2], [3, 4, 5]])
-    rows = evaluate(setting, original, points, points, draws, jax.random.key(1))
-    retrain, finetune, none = rows
+    retrain, finetune, none = judged(untrained(), [[0, 1, 2], [3, 4, 5]])
     assert retrain["gap"] == retrain["divergence"] == 0.0
     assert none["divergence"] > finetune["divergence"] > 0  # the original is untrained here
     assert none["gap"] > 0
-    with pytest.raises(InputError, match="`methods` must begin with 'Retrain', got ..none"):
-        evaluate(
-            setting,
-            original,
-            points,
-            points,
-            draws,
-            jax.random.key(1),
-            methods={"none": METHODS["none"]},
-        )
+    with pytest.raises(InputError, match="`methods` must hold 'Retrain', got ..none"):
+        judged(untrained(), [[0]], {"none": METHODS["none"]})
 
 
 def test_the_gap_is_the_mean_distance_of_four_numbers():
@@ -139,29 +145,27 @@ def test_the_attack_point_by_point_tells_apart_what_differs():
     rng = np.random.default_rng(0)
     base = 3 * rng.normal(size=30)
     same = base + rng.normal(size=(2, 40, 30))
-    assert abs(lira.attack_accuracy(*same) - 50) < 3
-    assert lira.attack_accuracy(same[0] + 10, same[1]) == 100.0
+    assert abs(attack_accuracy(*same) - 50) < 3
+    assert attack_accuracy(same[0] + 10, same[1]) == 100.0
     # A population attack sees nothing here: the points shift in both directions.
     shifts = np.where(np.arange(30) % 2, 3.0, -3.0)
-    assert lira.attack_accuracy(same[0] + shifts, same[1]) > 90
-    assert lira.attack_accuracy(np.zeros((4, 2)), np.zeros((4, 2))) == 50.0
+    assert attack_accuracy(same[0] + shifts, same[1]) > 90
+    assert attack_accuracy(np.zeros((4, 2)), np.zeros((4, 2))) == 50.0
 
 
 @pytest.mark.parametrize("shapes", [((2, 5), (2, 5)), ((4, 5), (4, 6)), ((4,), (4,))])
 def test_attacks_that_cannot_be(shapes):
     with pytest.raises(InputError, match=r"must both be \[K, m\] with K >= 3 models"):
-        lira.attack_accuracy(*(np.zeros(shape) for shape in shapes))
+        attack_accuracy(*(np.zeros(shape) for shape in shapes))
 
 
 def test_shadow_models_are_trained_at_once_and_differ():
-    setting, points, forget = small_setting(), blobs(), np.arange(3, dtype=np.int32)
-    every, keys = jnp.arange(40, dtype=jnp.int32), jax.random.split(jax.random.key(0), 3)
-    models_ = lira.originals(setting, points, every, keys)
-    task = Task(None, points, jnp.asarray(forget), jnp.asarray(retained(forget, 40)))
-    seen = lira.population(METHODS["none"], setting, task, models_, keys)
+    task, keys = small_task(), jax.random.split(jax.random.key(0), 3)
+    points, forgetting = task.points, task.forgetting(np.arange(3))
+    seen = lira.population(METHODS["none"], forgetting, lira.originals(task, keys), keys)
     for number in range(3):
-        alone = fit(setting, points, every, keys[number])
-        prob = jax.nn.softmax(setting.model.apply(alone, points.x[:3]))
+        alone = task.fit(task.every, keys[number])
+        prob = jax.nn.softmax(task.model.apply(alone, points.x[:3]))
         own = prob[jnp.arange(3), points.y[:3]]
         np.testing.assert_allclose(seen[number], jnp.log(own / (1 - own)), rtol=1e-3)
     assert float(jnp.min(jnp.std(seen, axis=0))) > 0
@@ -169,43 +173,42 @@ def test_shadow_models_are_trained_at_once_and_differ():
 
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_call_a_wrong_label_hard(name):
-    setting, points = small_setting(num_epochs=20), blobs()
-    points = points._replace(y=points.y.at[7].set(1 - points.y[7]))
-    every = jnp.arange(40, dtype=jnp.int32)
-    original = fit(setting, points, every, jax.random.key(0))
-    scores = np.asarray(SCORES[name](setting, points, original, jax.random.key(1)))
-    assert scores.shape == (40,) and np.isfinite(scores).all()
+    task = small_task(num_epochs=20)
+    points = task.points._replace(y=task.points.y.at[7].set(1 - task.points.y[7]))
+    task = task.replace(points=points)
+    task = task.replace(original=task.fit(task.every, jax.random.key(0)))
+    found = np.asarray(SCORES[name](task, jax.random.key(1)))
+    assert found.shape == (40,) and np.isfinite(found).all()
     if name == "moderate":  # which has the tails of either kind first
-        outputs = np.asarray(setting.model.apply(original, points.x))
+        features = np.asarray(task.model.features(task.original, points.x))
         expected = np.zeros(40)
         for label in (0, 1):
             own = np.asarray(points.y) == label
-            distance = np.linalg.norm(outputs[own] - np.median(outputs[own], axis=0), axis=1)
+            distance = np.linalg.norm(features[own] - features[own].mean(axis=0), axis=1)
             expected[own] = -np.abs(distance - np.median(distance))
-        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     else:
-        assert scores.argmax() == 7
+        assert found.argmax() == 7
 
 
 def test_self_influence_is_a_quadratic_form_of_the_gradient():
-    setting, points = small_setting(), blobs()
-    params = setting.model.init(jax.random.key(0), points.x)
-    gradients = np.asarray(example_gradients(setting.model, params, points), np.float64)
+    task = untrained()
+    gradients = np.asarray(example_gradients(task.model, task.original, task.points), np.float64)
     matrix = gradients.T @ gradients / 40 + 1e-2 * np.eye(gradients.shape[1])
     expected = np.sum(gradients * np.linalg.solve(matrix, gradients.T).T, axis=1)
-    found = SCORES["influence"](setting, points, params, jax.random.key(0))
+    found = SCORES["influence"](task, jax.random.key(0))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def searched(rule="sign", groups=None, num_forget=4, **options):
-    setting, points = small_setting(), blobs()
+    task = small_task()
     choice = selection.Search(
-        setting.model, num_forget, 1, 10, 1e-3, 1e-2, gamma=0.0, rule=rule, **options
+        task.model, num_forget, 1, 10, 1e-3, 1e-2, gamma=0.0, rule=rule, **options
     )
-    params = fit(setting, points, jnp.arange(40, dtype=jnp.int32), jax.random.key(0))
+    params = task.fit(task.every, jax.random.key(0))
     size = 40 if groups is None else 2
     start = jnp.full(size, num_forget / size, jnp.float32)
-    return searching.search(choice, points, params, start, 2, jax.random.key(1), groups=groups)
+    return searching.search(choice, task.points, params, start, 2, jax.random.key(1), groups=groups)
 
 
 def test_classes_are_a_search_over_groups():
@@ -241,10 +244,8 @@ def test_a_search_that_diverges_names_the_step_size_of_its_rule(rule, name):
 
 
 def test_a_method_that_diverges_is_named():
-    setting, points = small_setting(learning_rate=1e30), blobs()
-    original = setting.model.init(jax.random.key(0), points.x)
     with pytest.raises(NonFiniteError, match="method Retrain diverged"):
-        evaluate(setting, original, points, points, np.array([[0, 1]]), jax.random.key(1))
+        judged(untrained(learning_rate=1e30), [[0, 1]])
 
 
 @pytest.mark.parametrize(

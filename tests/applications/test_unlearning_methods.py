@@ -10,7 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from applications.components import curvature, networks
+from applications.components import curvature, models, networks
+from applications.components.data import from_arrays
 from applications.components.errors import InputError
 from applications.components.points import Points
 from applications.components.training import Recipe, cross_entropy, logits
@@ -25,7 +26,7 @@ from applications.unlearning.influence import (
     woodbury_solve,
 )
 from applications.unlearning.layers import CFk, EUk
-from applications.unlearning.methods import FineTune, Setting, Task, fit, retained, unlearn
+from applications.unlearning.methods import FineTune, Task, retained, unlearn
 from applications.unlearning.relabel import (
     BoundaryExpand,
     BoundaryShrink,
@@ -37,7 +38,6 @@ from applications.unlearning.sparse import L1Sparse, magnitude_mask, sparsity_of
 from applications.unlearning.zoo import METHOD_OF, NAMES, Strengths, all_methods
 
 RECIPE = Recipe(4, batch_size=10, learning_rate=0.05, schedule="constant")
-SETTING = Setting(networks.MLP(2, (4,)), RECIPE, RECIPE)
 KEY = jax.random.key(7)
 METHODS = all_methods(RECIPE, Strengths())
 
@@ -49,20 +49,28 @@ def task():
     x = rng.normal(size=(40, 2, 2, 1)) + 1.5 * y[:, None, None, None]
     points = Points(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32))
     forget = np.array([0, 3, 5, 8, 11, 20], np.int32)
-    original = fit(SETTING, points, jnp.arange(40, dtype=jnp.int32), jax.random.key(0))
-    rows = jnp.asarray(forget), jnp.asarray(retained(forget, 40))
+    dataset = from_arrays(np.asarray(points.x), y, np.asarray(points.x), y)
+    dense = Task(models.make(networks.MLP(2, (4,)), dataset), RECIPE, RECIPE, points)
+    original = dense.fit(dense.every, jax.random.key(0))
     # A mask of ones, so that the tests of pruned models share the compiled programs.
-    return Task(original, points, *rows, mask=jax.tree.map(jnp.ones_like, original))
+    mask = jax.tree.map(jnp.ones_like, original)
+    return dense.replace(original=original, mask=mask).forgetting(forget)
+
+
+def linear_task():
+    """The same points, and a model without hidden layers."""
+    dataset = from_arrays(*map(np.asarray, task().points), *map(np.asarray, task().points))
+    return task().replace(model=models.make(networks.MLP(2, ()), dataset))
 
 
 def run(method, **changes):
-    return unlearn(method, SETTING, task()._replace(**changes), KEY)
+    return unlearn(method, task().replace(**changes), KEY)
 
 
 @jax.jit
 def losses(params, rows):
     points = task().points
-    return cross_entropy(logits(SETTING.model, params, points.x[rows]), points.y[rows])
+    return cross_entropy(logits(task().model, params, points.x[rows]), points.y[rows])
 
 
 def vector(params):
@@ -96,7 +104,7 @@ def test_ascent_raises_the_loss_of_the_forget_set():
 def test_scrub_leaves_its_teacher_on_the_forget_set():
     x = task().points.x[task().forget]
     teacher, *students = (
-        logits(SETTING.model, params, x)
+        logits(task().model, params, x)
         for params in (task().original, run(SCRUB(RECIPE, 0)), run(SCRUB(RECIPE, 4)))
     )
     follows, leaves = (float(jnp.mean(divergence(teacher, s))) for s in students)
@@ -135,7 +143,7 @@ def test_random_labels_are_drawn_for_the_forget_set_alone():
 
 def test_salun_moves_the_salient_half_and_is_random_labels_at_one():
     method = SalUn(RECIPE, 0.5)
-    saliency = vector(method.saliency(SETTING, task()))
+    saliency = vector(method.saliency(task()))
     moved = vector(run(method)) != vector(task().original)
     assert int(jnp.sum(moved)) == moved.size // 2
     assert float(jnp.min(saliency[moved])) >= float(jnp.max(saliency[~moved]))
@@ -143,17 +151,17 @@ def test_salun_moves_the_salient_half_and_is_random_labels_at_one():
 
 
 def test_boundary_shrink_finds_another_class_and_moves_towards_it():
-    linear = dataclasses.replace(SETTING, model=networks.MLP(2, ()))
+    linear = linear_task()
     x, y = task().points.x[task().forget], task().points.y[task().forget]
     params = linear.model.init(KEY, x)
     far, near = (BoundaryShrink(RECIPE, bound) for bound in (50.0, 0.0))
-    assert far.nearest_class(linear, params, x, y).tolist() == (1 - y).tolist()
+    assert far.nearest_class(linear.model, params, x, y).tolist() == (1 - y).tolist()
     own = jnp.argmax(logits(linear.model, params, x), axis=-1)
-    assert near.nearest_class(linear, params, x, y).tolist() == own.tolist()
+    assert near.nearest_class(linear.model, params, x, y).tolist() == own.tolist()
     method = BoundaryShrink(RECIPE)
-    labels = method.nearest_class(SETTING, task().original, x, y)
+    labels = method.nearest_class(task().model, task().original, x, y)
     before, after = (
-        jnp.mean(cross_entropy(logits(SETTING.model, p, x), labels))
+        jnp.mean(cross_entropy(logits(task().model, p, x), labels))
         for p in (task().original, run(method))
     )
     assert jnp.any(labels != y) and after < before
@@ -173,8 +181,8 @@ def test_last_layers_alone_move_and_all_layers_are_the_full_method():
         assert equal(params["Dense_0"], task().original["params"]["Dense_0"])
         assert not equal(params["Dense_1"], task().original["params"]["Dense_1"])
     # Re-initialised once, not in every epoch: then this would not be Retrain.
-    anew = fit(SETTING, task().points, task().retain, KEY)
-    assert equal(run(EUk(RECIPE, 2)), anew)
+    again = task().fit(task().retain, KEY)
+    assert equal(run(EUk(RECIPE, 2)), again)
     assert equal(run(CFk(RECIPE, 2)), run(FineTune(RECIPE)))
     with pytest.raises(InputError, match="`num_layers` must not exceed the 2 layers"):
         run(CFk(RECIPE, 3))
@@ -192,8 +200,7 @@ def test_l1_shrinks_and_soft_thresholds_leave_zeros():
 
 
 def test_magnitude_pruning_keeps_the_largest_weights_and_all_biases():
-    rows = jnp.arange(40, dtype=jnp.int32)
-    params, mask = sparse.prune_and_fit(SETTING, task().points, rows, KEY, 0.75)
+    params, mask = sparse.prune_and_fit(task().replace(mask=None), KEY, 0.75)
     kept = [m for m in jax.tree.leaves(mask) if m.ndim > 1]
     assert sum(int(jnp.sum(m)) for m in kept) == 6  # of 24
     assert all(bool(jnp.all(m == 1)) for m in jax.tree.leaves(mask) if m.ndim == 1)
@@ -225,7 +232,7 @@ def test_influence_is_retraining_to_first_order(x64):
     points = Points(jnp.asarray(rng.normal(size=(60, 2, 1, 1))), jnp.arange(60) % 3)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(KEY, points.x[:1]))
     original = trained_to_the_end(model, params, points, jnp.full(60, 1 / 60), ridge)
-    setting, errors = Setting(model, RECIPE, RECIPE), []
+    errors = []
     method = Influence(ridge, tolerance=1e-10, chunk=7)
     for size in (3, 12):
         # Of one class only, so that the sets pull in one direction and sizes can be compared.
@@ -233,8 +240,8 @@ def test_influence_is_retraining_to_first_order(x64):
         retain = retained(forget, 60)
         weight = jnp.zeros(60).at[retain].set(1 / len(retain))
         exact = vector(trained_to_the_end(model, params, points, weight, ridge))
-        case = Task(original, points, jnp.asarray(forget), jnp.asarray(retain))
-        solution = jax.jit(method.solve, static_argnums=0)(setting, case, KEY)
+        case = Task(model, RECIPE, RECIPE, points, original).forgetting(forget)
+        solution = jax.jit(method.solve)(case, KEY)
         assert bool(solution.info.converged)
         errors.append(jnp.linalg.norm(vector(original) + vector(solution.value) - exact))
         assert errors[-1] < 0.5 * jnp.linalg.norm(exact - vector(original))
@@ -248,10 +255,10 @@ def test_influence_of_some_points_solves_with_their_curvature():
 
     @jax.jit
     def both_sides():
-        value = method.solve(SETTING, task(), KEY).value
+        value = method.solve(task(), KEY).value
         weight = jnp.full(10, 0.1)
-        image = curvature.gauss_newton_product(SETTING.model, task().original, some, weight, value)
-        return vector(image) + 0.3 * vector(value), vector(removal_gradient(SETTING, task()))
+        image = curvature.gauss_newton_product(task().model, task().original, some, weight, value)
+        return vector(image) + 0.3 * vector(value), vector(removal_gradient(task()))
 
     found, expected = both_sides()
     np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.linalg.norm(expected)))
@@ -308,22 +315,22 @@ def test_removal_gradient_is_that_of_the_change_of_weights():
     mean = functools.partial(mean, task().original)
     every = vector(mean(jnp.arange(40)))
     change = every - vector(mean(task().retain))  # mean over all, minus mean over those to retain
-    found = vector(jax.jit(removal_gradient, static_argnums=(0, 2))(SETTING, task(), 7))
+    found = vector(jax.jit(removal_gradient, static_argnums=1)(task(), 7))
     np.testing.assert_allclose(found, change, rtol=1e-4, atol=1e-6)
 
 
 def test_fisher_noise_is_capped_and_larger_in_the_last_layer():
     method = FisherForgetting(alpha=1e-8, largest=1e-3)
-    deviation = method.deviation(SETTING, task())["params"]
+    deviation = method.deviation(task())["params"]
     fisher = curvature.squared_gradients(
-        SETTING.model,
+        task().model,
         task().original,
         Points(task().points.x[task().retain], task().points.y[task().retain]),
     )["params"]
     for layer, factor in (("Dense_0", 1.0), ("Dense_1", 10.0)):
         expected = factor * np.minimum(np.sqrt(1e-8 / vector(fisher[layer])), 1e-3)
         np.testing.assert_allclose(vector(deviation[layer]), expected, rtol=1e-5)
-    more = vector(FisherForgetting(alpha=1e-6, largest=1.0).deviation(SETTING, task()))
+    more = vector(FisherForgetting(alpha=1e-6, largest=1.0).deviation(task()))
     assert bool(jnp.all(more >= vector(deviation)))
 
 

@@ -1,0 +1,47 @@
+"""Files that appear complete or not at all."""
+
+import io
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+Arrays = dict[str, np.ndarray]
+Keep = Callable[[str, Callable[[], Mapping[str, Any]]], Arrays]
+"""`(name, make) -> arrays`: reads what is kept under a name, or makes and keeps it."""
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name first, so nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read an `.npz` file of plain arrays.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}). Delete it to compute it again.") from error
+
+
+def recompute(name: str, make: Callable[[], Mapping[str, Any]]) -> Arrays:
+    """Keep nothing: the `Run.keep` of a job that has no folder."""
+    del name
+    return {key: np.asarray(value) for key, value in make().items()}

@@ -1,1 +1,0 @@
-"""Parts that several algorithms are built from; each paper's file adds what is its own."""
