@@ -1,10 +1,10 @@
 """Random and aimed systems against the promise of CONVERGED: `python -m benchmarks.linear_suite`.
 
 Each problem is solved by eight solvers in both precisions: dimension 1 to 200, condition 1 to 1e8,
-a third indefinite, right-hand sides at random or aimed at the stiff directions, so that the
-flat ones are hardly in them. CONVERGED promises a true residual of at most the tolerance; of
-`Dense` also an error of at most a few times the tolerance, and of `Probed` one within a few times its bound. The
-table counts how solves ended, and those that broke the promise.
+a third indefinite, right-hand sides at random or aimed, so that flat directions are hardly in them.
+CONVERGED promises a true residual of at most the tolerance; of `Dense` also an error of at most a
+few times the tolerance, and of `Probed` one within a few times its bound. The table counts how
+solves ended, and those that broke the promise.
 """
 
 import collections
