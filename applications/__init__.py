@@ -8,5 +8,7 @@ PAGES = (
     "coreset",
     "coreset_stream",
     "condensation",
+    "calibration",
+    "bayes_error",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

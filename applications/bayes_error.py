@@ -9,12 +9,13 @@ results and what they mean.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from .bounding import bolt_report, gaussians, outer_losses, training
+from .bounding.bolt_report import Result
 from .components import frame
 from .components.data import Dataset, load
 from .components.errors import check_numbers
@@ -49,22 +50,6 @@ class Config(frame.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, "epochs", "learning_rate", "batch_size")
-
-
-class Result(NamedTuple):
-    """What a run found; the part that was not asked for is empty.
-
-    Attributes:
-        two: distance, truth and bound of two Gaussians, see `gaussians.two_classes`.
-        three: bounds of three classes by their order, see `gaussians.three_classes`.
-        tuned: by `(what is tuned, outer loss)`, errors before and after, `[seeds, 2]`.
-        rows: for each seed and loss, the trained classifier.
-    """
-
-    two: dict[str, np.ndarray]
-    three: dict[str, Any]
-    tuned: dict[tuple[str, str], np.ndarray]
-    rows: list[dict[str, Any]]
 
 
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:

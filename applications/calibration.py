@@ -9,13 +9,14 @@ docs/applications/calibration.md has results and what they mean.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .calibrating import calibration_report, study
+from .calibrating.calibration_report import Result
 from .calibrating.calibrators import CALIBRATORS
 from .components import frame
 from .components.calibration import quality
@@ -62,22 +63,6 @@ class Config(frame.Config):
             raise InputError(
                 f"`num_points` must be at least two numbers >= 20, got {self.num_points}."
             )
-
-
-class Result(NamedTuple):
-    """What a run found; the part that was not asked for is empty.
-
-    Attributes:
-        sizes: for each number of points the best number of bins and the risks.
-        slopes: exponents in the number of points.
-        shifted: for each way to handle a shift of the prior, `[seeds, 2]` of R_cal and R_sha.
-        rows: for each seed and calibrator what its probabilities are worth.
-    """
-
-    sizes: list[dict[str, Any]]
-    slopes: dict[str, float]
-    shifted: dict[str, np.ndarray]
-    rows: list[dict[str, Any]]
 
 
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:

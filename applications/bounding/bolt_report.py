@@ -1,6 +1,6 @@
 """What the bound on the Bayes error gave, as tables on the console, files and one page."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -9,9 +9,6 @@ from ..components import plots, report
 from ..components.judging import spread
 from ..components.output import environment, to_json
 from ..components.work import Run
-
-if TYPE_CHECKING:
-    from ..bayes_error import Result
 
 COLUMNS = {
     "truth": "the Bayes error, known for Gaussians",
@@ -23,7 +20,23 @@ COLUMNS = {
 }
 
 
-def finding(result: "Result") -> str:
+class Result(NamedTuple):
+    """What a run found; the part that was not asked for is empty.
+
+    Attributes:
+        two: distance, truth and bound of two Gaussians, see `gaussians.two_classes`.
+        three: bounds of three classes by their order, see `gaussians.three_classes`.
+        tuned: by `(what is tuned, outer loss)`, errors before and after, `[seeds, 2]`.
+        rows: for each seed and loss, the trained classifier.
+    """
+
+    two: dict[str, np.ndarray]
+    three: dict[str, Any]
+    tuned: dict[tuple[str, str], np.ndarray]
+    rows: list[dict[str, Any]]
+
+
+def finding(result: Result) -> str:
     """The result in one sentence."""
     if result.rows:
         mean = {name: np.mean(_column(result, name, "accuracy")) for name in _losses(result)}
@@ -39,7 +52,7 @@ def finding(result: "Result") -> str:
     )
 
 
-def show(result: "Result", run: Run) -> None:
+def show(result: Result, run: Run) -> None:
     """Print the tables."""
     run.console.print(finding(result), style="bold")
     for title, table in tables(result).items():
@@ -47,7 +60,7 @@ def show(result: "Result", run: Run) -> None:
     run.console.print(f"{run.seconds:.0f} s.")
 
 
-def write(result: "Result", run: Run) -> None:
+def write(result: Result, run: Run) -> None:
     """Write `result.json`, `report.html`, the picture, and `result.npz`."""
     tuned = {f"{what}, {name}": errors for (what, name), errors in result.tuned.items()}
     payload = {"config": run.settings, **environment(), "seconds": run.seconds}
@@ -67,7 +80,7 @@ def write(result: "Result", run: Run) -> None:
     run.write_arrays(_arrays(result))
 
 
-def tables(result: "Result") -> dict[str, report.Table]:
+def tables(result: Result) -> dict[str, report.Table]:
     """Every table by its title."""
     if result.rows:
         return {"Classifiers by the loss that trained them": trained_table(result)}
@@ -78,14 +91,14 @@ def tables(result: "Result") -> dict[str, report.Table]:
     }
 
 
-def two_table(result: "Result") -> report.Table:
+def two_table(result: Result) -> report.Table:
     """Bound beside truth at each distance."""
     rows = zip(result.two["distance"], result.two["truth"], result.two["bound"].T, strict=True)
     cells = [[f"{d:g}", f"{truth:.4f}", spread(list(bound), 4)] for d, truth, bound in rows]
     return report.Table(["distance", "truth", "bound"], cells, num_text=0)
 
 
-def three_table(result: "Result") -> report.Table:
+def three_table(result: Result) -> report.Table:
     """The bound of each order."""
     three = result.three
     rows = zip(three["orders"], three["chain"], three["tied"], strict=True)
@@ -96,7 +109,7 @@ def three_table(result: "Result") -> report.Table:
     return report.Table(["order", "truth", "bound", "tied"], cells)
 
 
-def tuned_table(result: "Result") -> report.Table:
+def tuned_table(result: Result) -> report.Table:
     """Errors before and after, and the paired difference to cross-entropy."""
     cells = []
     for (what, name), errors in result.tuned.items():
@@ -107,7 +120,7 @@ def tuned_table(result: "Result") -> report.Table:
     return report.Table(headers, cells, num_text=2)
 
 
-def trained_table(result: "Result") -> report.Table:
+def trained_table(result: Result) -> report.Table:
     """Every loss, mean and deviation."""
     columns = {"accuracy": 2, "brier": 4, "calibration": 4, "refinement": 4, "bound": 4}
     cells = [
@@ -117,14 +130,14 @@ def trained_table(result: "Result") -> report.Table:
     return report.Table(["loss", *columns], cells)
 
 
-def draw(result: "Result") -> bytes:
+def draw(result: Result) -> bytes:
     """The bound and the truth over the distance of the means."""
     bound, truth = result.two["bound"], result.two["truth"]
     lines = {"bound": (bound.mean(axis=0), bound.std(axis=0)), "truth": (truth, 0 * truth)}
     return plots.spreads(list(result.two["distance"]), lines, "distance of the means", "error")
 
 
-def _arrays(result: "Result") -> dict[str, Any]:
+def _arrays(result: Result) -> dict[str, Any]:
     if result.rows:
         return {key: np.array([row[key] for row in result.rows]) for key in result.rows[0]}
     tuned = {f"{what}: {name}": errors for (what, name), errors in result.tuned.items()}
@@ -140,9 +153,9 @@ def _half_width(differences: np.ndarray) -> float:
     return float(quantile * differences.std(ddof=1) / np.sqrt(count))
 
 
-def _losses(result: "Result") -> list[str]:
+def _losses(result: Result) -> list[str]:
     return list(dict.fromkeys(row["loss"] for row in result.rows))
 
 
-def _column(result: "Result", loss: str, name: str) -> list[float]:
+def _column(result: Result, loss: str, name: str) -> list[float]:
     return [row[name] for row in result.rows if row["loss"] == loss]

@@ -1,6 +1,6 @@
 """What a recalibration found, as tables on the console, files and one page."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,9 +8,6 @@ from ..components import plots, report
 from ..components.judging import spread
 from ..components.output import environment, to_json
 from ..components.work import Run
-
-if TYPE_CHECKING:
-    from ..calibration import Result
 
 COLUMNS = {
     "best B": "number of bins of least risk, by exact risks that no user has",
@@ -23,7 +20,23 @@ COLUMNS = {
 }
 
 
-def finding(result: "Result") -> str:
+class Result(NamedTuple):
+    """What a run found; the part that was not asked for is empty.
+
+    Attributes:
+        sizes: for each number of points the best number of bins and the risks.
+        slopes: exponents in the number of points.
+        shifted: for each way to handle a shift of the prior, `[seeds, 2]` of R_cal and R_sha.
+        rows: for each seed and calibrator what its probabilities are worth.
+    """
+
+    sizes: list[dict[str, Any]]
+    slopes: dict[str, float]
+    shifted: dict[str, np.ndarray]
+    rows: list[dict[str, Any]]
+
+
+def finding(result: Result) -> str:
     """The result in one sentence."""
     if result.rows:
         names = list(dict.fromkeys(row["calibrator"] for row in result.rows))
@@ -47,7 +60,7 @@ def finding(result: "Result") -> str:
     )
 
 
-def show(result: "Result", run: Run) -> None:
+def show(result: Result, run: Run) -> None:
     """Print the tables."""
     run.console.print(finding(result), style="bold")
     for title, table in tables(result).items():
@@ -55,7 +68,7 @@ def show(result: "Result", run: Run) -> None:
     run.console.print(f"{run.seconds:.0f} s.")
 
 
-def write(result: "Result", run: Run) -> None:
+def write(result: Result, run: Run) -> None:
     """Write `result.json`, `report.html`, the picture, and `result.npz`."""
     facts = environment()
     payload = {"config": run.settings, **facts, "seconds": run.seconds, **result._asdict()}
@@ -72,7 +85,7 @@ def write(result: "Result", run: Run) -> None:
     run.write_arrays(_arrays(result))
 
 
-def tables(result: "Result") -> dict[str, report.Table]:
+def tables(result: Result) -> dict[str, report.Table]:
     """Every table by its title."""
     if result.rows:
         return {"Probabilities before and after": quality_table(result)}
@@ -84,7 +97,7 @@ def tables(result: "Result") -> dict[str, report.Table]:
     }
 
 
-def sizes_table(result: "Result") -> report.Table:
+def sizes_table(result: Result) -> report.Table:
     """Best bins and risks."""
     cells = [
         [
@@ -102,7 +115,7 @@ def sizes_table(result: "Result") -> report.Table:
     return report.Table(headers, cells)
 
 
-def shift_table(result: "Result") -> report.Table:
+def shift_table(result: Result) -> report.Table:
     """Risks of each way, mean and deviation."""
     cells = [
         [name, *(spread(list(part), 4) for part in (*risks.T, risks.sum(axis=1)))]
@@ -111,7 +124,7 @@ def shift_table(result: "Result") -> report.Table:
     return report.Table(["way", "R_cal", "R_sha", "risk"], cells)
 
 
-def quality_table(result: "Result") -> report.Table:
+def quality_table(result: Result) -> report.Table:
     """What the probabilities of each calibrator are worth."""
     names = dict.fromkeys(row["calibrator"] for row in result.rows)
     columns = {"accuracy": 2, "brier": 4, "calibration": 4, "refinement": 4}
@@ -122,7 +135,7 @@ def quality_table(result: "Result") -> report.Table:
     return report.Table(["calibrator", "accuracy", "Brier", "calibration", "refinement"], cells)
 
 
-def draw(result: "Result") -> bytes:
+def draw(result: Result) -> bytes:
     """Least risk, and that of the rule, over the number of points."""
     lines = {
         name: (np.log10([np.mean(r[key]) for r in result.sizes]), np.zeros(len(result.sizes)))
@@ -132,7 +145,7 @@ def draw(result: "Result") -> bytes:
     return plots.spreads(places, lines, "labelled points", "log10 of the risk")
 
 
-def _arrays(result: "Result") -> dict[str, Any]:
+def _arrays(result: Result) -> dict[str, Any]:
     if result.rows:
         return {key: np.array([row[key] for row in result.rows]) for key in result.rows[0]}
     names = {"num_points": [r["num_points"] for r in result.sizes]}
@@ -143,7 +156,7 @@ def _arrays(result: "Result") -> dict[str, Any]:
     return {name: np.array(values) for name, values in names.items()} | ways
 
 
-def _column(result: "Result", calibrator: str, name: str) -> list[float]:
+def _column(result: Result, calibrator: str, name: str) -> list[float]:
     return [row[name] for row in result.rows if row["calibrator"] == calibrator]
 
 

@@ -146,7 +146,7 @@ def log_temperature(logits: jax.Array, labels: jax.Array, weights: Any = None) -
 
     data = jax.lax.stop_gradient((logits, weights))
     fitted = jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.zeros((), logits.dtype))
-    return implicit_gradient(loss, fitted, (logits, weights), None, linear.Dense())
+    return implicit_gradient(loss, (logits, weights), fitted, None, linear.Dense())
 
 
 def quality(logits: Any, labels: Any) -> dict[str, float]:
