@@ -54,7 +54,7 @@ def _fitted_bound(key: jax.Array, distance: jax.Array) -> jax.Array:
         "out": jnp.full(8, 0.3),
         "bias": jnp.zeros(()),
     }
-    net = Minimize(optax.adam(0.05), NUM_STEPS)(loss, init, None, draw(train_key, NUM_TRAIN))
+    net = Minimize(optax.adam(0.05), NUM_STEPS)(loss, None, init, draw(train_key, NUM_TRAIN))
     return loss(None, net, draw(test_key, NUM_TEST))
 
 

@@ -89,7 +89,7 @@ def _tune(
     batch = Batch(inner=(x[train], noisy[train]), outer=(x[held_out], noisy[held_out]))
 
     def error(outer: PyTree) -> jax.Array:
-        trained = Minimize(descent, NUM_FINAL_STEPS)(inner_loss, model, outer, batch.inner)
+        trained = Minimize(descent, NUM_FINAL_STEPS)(inner_loss, outer, model, batch.inner)
         return jnp.mean(jnp.argmax(_logits(trained, x[judged]), axis=1) != y[judged])
 
     state, _ = run(algorithm, algorithm.init(start, model), batch, NUM_OUTER_STEPS)
