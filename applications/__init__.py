@@ -10,5 +10,6 @@ PAGES = (
     "condensation",
     "calibration",
     "bayes_error",
+    "trigger_key",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""
