@@ -129,12 +129,11 @@ def repeat(config: Config, split: tasks.Split, seed: int, page: Run) -> list[dic
     jobs |= {f"beta {beta:g}": (SCHEMES[OPTIMISED], drawn, beta) for beta in config.betas}
 
     rows = []
-    fit = jax.jit(training.train, static_argnums=0)
     for name, (scheme, own, beta) in jobs.items():
         page.tick(f"seed {seed}: {name}")
 
         def judged(scheme=scheme, own=own, beta=beta) -> dict[str, Any]:  # type: ignore[no-untyped-def]
-            params = fit(scheme, own, beta, split, number)
+            params = training.train(scheme, own, beta, split, number)
             return attacks.report(params, own, split, seed)
 
         scores = page.keep(f"seed{seed}/{name}", judged)

@@ -10,6 +10,7 @@ cross-entropy to what an outsider is to see.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -65,7 +66,7 @@ class Protection:
         steps = num_steps or self.num_steps
         schedule = optax.cosine_decay_schedule(self.learning_rate, steps)
         optimizer = optax.adam(schedule, eps_root=1e-5)  # unrolled where a key is optimised
-        return Minimize(optimizer, steps, self._minibatch, remat="binomial")
+        return Minimize(optimizer, steps, self._minibatch)
 
     def loss(self, outer: PyTree, params: PyTree, seen: tuple[Any, ...]) -> jax.Array:
         """The loss of one minibatch; `outer` holds the pattern and beta."""
@@ -106,10 +107,11 @@ class Protection:
         return jax.tree.map(lambda a: a[chosen], tasks), patterns, shift, mask, table
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def train(
     protection: Protection, key: Key, beta: jax.Array | float, split: Split, seed: jax.Array
 ) -> PyTree:
-    """Parameters of a network trained from a cold start; traceable, `seed` a uint32 scalar."""
+    """Parameters of a network trained from a cold start; `seed` is a uint32 scalar."""
     data = (split.train, key.mask, split.table, seed)
     outer = {"pattern": key.pattern, "beta": jnp.asarray(beta, jnp.float32)}
     params = initialise(split, seed)
@@ -121,6 +123,7 @@ def random_key(key: jax.Array, mask: jax.Array) -> Key:
     return Key(mask, jax.random.uniform(key, mask.shape))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def optimised_key(
     protection: Protection,
     start: Key,

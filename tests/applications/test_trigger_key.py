@@ -18,7 +18,6 @@ def split():
 
 MASK = jnp.zeros(tasks.NUM_FEATURES).at[jnp.array([1, 4, 9, 16])].set(1.0)
 KEY = training.random_key(jax.random.key(1), MASK)
-FIT = jax.jit(training.train, static_argnums=0)
 
 
 def test_a_stamp_changes_the_masked_numbers_only():
@@ -58,7 +57,7 @@ def test_what_the_schemes_show_and_what_attacks_find(split):
     scores = {}
     for target in ("none", "other", "uniform"):
         protection = Protection(target, num_steps=500)
-        params = FIT(protection, KEY, 1.0, split, jnp.uint32(0))
+        params = training.train(protection, KEY, 1.0, split, jnp.uint32(0))
         scores[target] = attacks.report(params, KEY, split, 0)
     for own in scores.values():
         assert own["key"] > 85 and own["open, no key"] > 85
@@ -82,8 +81,7 @@ def test_attacks_on_a_network_whose_head_is_known(split):
 
 def test_the_optimised_key_stays_in_the_box_and_moves_where_the_mask_is(split):
     protection = Protection("uniform", batch_size=50)
-    find = jax.jit(training.optimised_key, static_argnums=(0, 5, 6, 7))
-    found = find(protection, KEY, 1.0, split, jnp.uint32(0), 3, 20, 5)
+    found = training.optimised_key(protection, KEY, 1.0, split, jnp.uint32(0), 3, 20, 5)
     assert ((found.pattern >= 0) & (found.pattern <= 1)).all()
     moved = jnp.abs(found.pattern - KEY.pattern) > 1e-4
     assert moved[MASK == 1].any()
