@@ -62,6 +62,8 @@ def test_probed_sees_what_the_right_hand_side_hardly_contains(solver, flat, stat
     rhs = jnp.zeros(20, dtype).at[0].set(1.0).at[-1].set(3e-7)
     assert bool(solver(lambda u: curvature * u, rhs).info.converged)  # a residual cannot know
     info = linear.Probed(solver)(lambda u: curvature * u, rhs).info
+    if flat == 1e-8 and dtype == "float32":  # below the rounding error of the largest
+        status = LinearStatus.SINGULAR
     assert int(info.status) == status
     with pytest.raises(RuntimeError, match="ILL_CONDITIONED.*so flat"):
         weak = curvature.at[-1].set(1e-6)

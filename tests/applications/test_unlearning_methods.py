@@ -335,7 +335,7 @@ def test_fisher_noise_is_capped_and_larger_in_the_last_layer():
 
 
 def test_every_method_but_retrain_and_none_has_a_strength():
-    fields = [field.name for field in dataclasses.fields(Strengths)]
+    fields = [field.name for field in dataclasses.fields(Strengths) if field.name != "origin"]
     assert list(METHOD_OF) == fields and NAMES[0] == "Retrain" and NAMES[-1] == "none"
     assert set(METHOD_OF.values()) == set(NAMES) - {"Retrain", "Retrain again", "none"}
     for field, name in METHOD_OF.items():
