@@ -101,7 +101,7 @@ LABELS = {
         [0, -1],
         3,
         ValueError,
-        r"`labels` must lie in \[0, 3\), got -1 at entry 1 and 1 such",
+        r"must lie in \[0, 3\), got -1 at entry 1 and 1 such",
     ),
     "too large": ([[0, 3]], 3, ValueError, "got 3 at entry 1"),
     "floating": ([0.0], 3, TypeError, "`labels` must be an array of integers, got float64"),

@@ -11,8 +11,8 @@ from bilevel._problem import PyTree
 def distance(projection: Callable[[PyTree], PyTree], tree: PyTree) -> jax.Array:
     """`||x - P(x)||`: 0 for a point of the set, up to rounding.
 
-    The `init` of an algorithm projects the outer variable, without a warning, as zeros are the usual
-    start and seldom in the set. A start that lies outside is moved by that: ask first, if you do
+    The `init` of an algorithm projects the outer variable, without a warning: zeros are the usual
+    start, and seldom in the set. A start that lies outside is moved by that: ask first, if you do
     not want it to be.
 
     Args:
