@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._tree import PyTree
 
@@ -48,11 +48,7 @@ class BilevelProblem:
 
     def __post_init__(self) -> None:
         for name in ("outer_loss", "inner_loss"):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"`{name}` must be a function `(outer, inner, data) -> scalar`,"
-                    f" got {getattr(self, name)!r}."
-                )
+            _check.function(name, getattr(self, name), "`(outer, inner, data) -> scalar`")
 
 
 def check_is_problem(value: Any) -> None:

@@ -73,16 +73,26 @@ INPUTS = {
         lambda: Minimize(0.1, 10),
         r"`optimizer` must be an Optax transformation such as `optax.sgd\(0.1\)`, got 0.1",
     ),
-    "solver not callable": (lambda: Implicit(3), "`solver` must be callable"),
+    "solver not callable": (lambda: Implicit(3), "`solver` must be a function such as `Minimize"),
     "linear solver not callable": (
         lambda: Implicit(SOLVER, "cg"),
-        r"`linear_solver` must be callable, such as `linear.CG\(\)`, got 'cg'",
+        r"`linear_solver` must be a function such as `linear.CG\(\)`, got 'cg'",
     ),
+    "solver class": (
+        lambda: Implicit(Minimize),
+        r"`solver` must be a function .*, got the class `Minimize` itself. Make an instance",
+    ),
+    "linear solver class": (lambda: Implicit(SOLVER, linear.CG), "got the class `CG` itself"),
+    "step class": (lambda: OneStep(SOLVER, Minimize), "got the class `Minimize` itself"),
+    "loss class": (lambda: BilevelProblem(SUM, Minimize), "got the class `Minimize` itself"),
     "truncating a rule": (
         lambda: Truncated(Implicit(SOLVER), 2),
         "`solver` must be a `Minimize`, whose steps can be cut",
     ),
-    "one step of a number": (lambda: OneStep(SOLVER, 0.1), "`step` must be a solver"),
+    "one step of a number": (
+        lambda: OneStep(SOLVER, 0.1),
+        "`step` must be a function such as",
+    ),
     "problem of another type": (
         lambda: DoubleLoop(SUM, SOLVER, optax.sgd(0.1)),
         "`problem` must be a `BilevelProblem`",

@@ -334,7 +334,7 @@ def test_bfloat16_is_close(name):
 SOLVER = Minimize(optax.sgd(0.1), 4)
 KEY = lambda batch: batch
 BAD = {
-    "Forward": (lambda: Forward(3), TypeError, "`solver` must be a solver"),
+    "Forward": (lambda: Forward(3), TypeError, "`solver` must be a function such as"),
     "Forward count": (lambda: Forward(SOLVER, 0), ValueError, "`max_numbers` must be an integer"),
     "window solver": (
         lambda: RandomWindow(SignUnrolled(0.1, 4), 2, KEY),

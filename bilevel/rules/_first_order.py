@@ -45,10 +45,7 @@ class FiniteDifference:
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        if not callable(self.solver):
-            raise TypeError(
-                f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
-            )
+        _check.solver("solver", self.solver)
         _check.positive("step_size", self.step_size)
         _check.positive("epsilon", self.epsilon)
 

@@ -45,10 +45,7 @@ class Forward:
     max_numbers: int = 64
 
     def __post_init__(self) -> None:
-        if not callable(self.solver):
-            raise TypeError(
-                f"`solver` must be a solver such as `Minimize(...)`, got {self.solver!r}."
-            )
+        _check.solver("solver", self.solver)
         _check.positive_integer("max_numbers", self.max_numbers)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:

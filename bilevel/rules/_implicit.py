@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bilevel import _derivatives, linear
+from bilevel import _check, _derivatives, linear
 from bilevel._describe import settings
 from bilevel._hypergrad_status import implicit_status
 from bilevel._problem import Batch, BilevelProblem, Loss, check_alike
@@ -81,16 +81,11 @@ class Implicit:
     optimality: Optimality | None = None
 
     def __post_init__(self) -> None:
-        for name, example in (("solver", "Minimize(...)"), ("linear_solver", "linear.CG()")):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"`{name}` must be callable, such as `{example}`, got {getattr(self, name)!r}."
-                )
-        if self.optimality is not None and not callable(self.optimality):
-            raise TypeError(
-                "`optimality` must be a function `(loss, outer, inner, data) -> residual`, or"
-                f" None, got {self.optimality!r}."
-            )
+        _check.solver("solver", self.solver)
+        _check.linear_solver("linear_solver", self.linear_solver)
+        if self.optimality is not None:
+            what = "`(loss, outer, inner, data) -> residual`, or None"
+            _check.function("optimality", self.optimality, what)
         if self.condition is not None:
             linear.require_general(self.linear_solver)
 

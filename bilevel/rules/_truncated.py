@@ -76,12 +76,8 @@ class OneStep:
     step: Solver
 
     def __post_init__(self) -> None:
-        for name in ("solver", "step"):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"`{name}` must be a solver such as `Minimize(optax.sgd(0.1), 1)`,"
-                    f" got {getattr(self, name)!r}."
-                )
+        _check.solver("solver", self.solver)
+        _check.solver("step", self.step, "Minimize(optax.sgd(0.1), 1)")
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`, then take one differentiable step; returns a pytree like `init`."""

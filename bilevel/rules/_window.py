@@ -48,11 +48,8 @@ class RandomWindow:
             raise TypeError(
                 f"`solver` must be a `Minimize`, whose steps can be cut, got {self.solver!r}."
             )
-        if not callable(self.key):
-            raise TypeError(
-                "`key` must be a function that takes the random key out of the inner data, such as"
-                f' `lambda data: data["key"]`, got {self.key!r}.'
-            )
+        what = 'that takes the random key out of the inner data, such as `lambda data: data["key"]`'
+        _check.function("key", self.key, what)
         _check.positive_integer("window", self.window)
         if self.window > self.solver.num_steps:
             raise ValueError(

@@ -58,11 +58,8 @@ class ProximalGradient:
     mode: str = "mixed"
 
     def __post_init__(self) -> None:
-        if not callable(self.prox):
-            raise TypeError(
-                "`prox` must be a function `(outer, point, step_size) -> point` such as"
-                f" `proximal.L1(0.1)`, got {self.prox!r}."
-            )
+        what = "`(outer, point, step_size) -> point` such as `proximal.L1(0.1)`"
+        _check.function("prox", self.prox, what)
         _check.positive("step_size", self.step_size)
         _check.positive_integer("num_steps", self.num_steps)
         _remat.check(self.remat, False, self.num_steps)
@@ -145,11 +142,8 @@ class ProjectedGradient:
     mode: str = "mixed"
 
     def __post_init__(self) -> None:
-        if not callable(self.projection):
-            raise TypeError(
-                "`projection` must be a function of the inner variable such as"
-                f" `projections.Simplex()`, got {self.projection!r}."
-            )
+        what = "of the inner variable such as `projections.Simplex()`"
+        _check.function("projection", self.projection, what)
         _ = self.solver  # checks the other settings
 
     @property
@@ -190,10 +184,7 @@ class FixedPoint:
     remat: str | int = "step"
 
     def __post_init__(self) -> None:
-        if not callable(self.map):
-            raise TypeError(
-                f"`map` must be a function `(outer, inner, data) -> inner`, got {self.map!r}."
-            )
+        _check.function("map", self.map, "`(outer, inner, data) -> inner`")
         _check.positive_integer("num_steps", self.num_steps)
         _remat.check(self.remat, False, self.num_steps)
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss, PyTree
 
@@ -39,10 +39,7 @@ class MixedPrecision:
     dtype: Any = jnp.bfloat16
 
     def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise TypeError(
-                f"`loss` must be a function `(outer, inner, batch) -> scalar`, got {self.loss!r}."
-            )
+        _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
         if not jnp.issubdtype(self.dtype, jnp.floating):
             raise TypeError(
                 f"`dtype` must be a floating type such as `jnp.bfloat16`, got {self.dtype!r}."
