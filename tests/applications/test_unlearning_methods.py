@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -364,3 +365,26 @@ def test_bad_settings(name):
     make, message = BAD[name]
     with pytest.raises(InputError, match=message):
         make()
+
+
+class Normed(nn.Module):
+    """A model with statistics."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(4)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(2, name="a_head")(x)
+
+
+@pytest.mark.parametrize("method", [Influence(), WoodFisher()], ids=["influence", "wood-fisher"])
+def test_a_newton_step_leaves_statistics_as_they_are(method):
+    """They are no parameters: the derivative by them is zero, and so is the step."""
+    points = task().points
+    dataset = from_arrays(*map(np.asarray, points), *map(np.asarray, points))
+    normed = Task(models.make(Normed(), dataset), RECIPE, RECIPE, points)
+    normed = normed.replace(original=normed.fit(normed.every, KEY)).forgetting(np.arange(3))
+    params = unlearn(method, normed, KEY)
+    assert equal(params["batch_stats"], normed.original["batch_stats"])
+    assert not equal(params["params"], normed.original["params"])
+    assert bool(jnp.all(jnp.isfinite(vector(params))))
