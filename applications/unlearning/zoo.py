@@ -154,22 +154,12 @@ def as_method(method: Any) -> Method:
     return Partial(method) if is_leaf else method
 
 
+_RENAMED = {"NegGrad": "NegGrad+", "EU": "EU-1", "CF": "CF-1", "l1": "l1-sparse",
+            "l1_prox": "l1-prox"}  # fmt: skip
 METHOD_OF = {
-    "FT": "FT",
-    "GA": "GA",
-    "NegGrad": "NegGrad+",
-    "SCRUB": "SCRUB",
-    "RL": "RL",
-    "SalUn": "SalUn",
-    "BS": "BS",
-    "BE": "BE",
-    "EU": "EU-1",
-    "CF": "CF-1",
-    "l1": "l1-sparse",
-    "l1_prox": "l1-prox",
-    "IU": "IU",
-    "WoodFisher": "WoodFisher",
-    "FF": "FF",
+    field.name: _RENAMED.get(field.name, field.name)
+    for field in dataclasses.fields(Strengths)
+    if field.name != "origin"
 }
 """The method that each of the `Strengths` belongs to."""
 
