@@ -23,7 +23,7 @@ class RandomLabels:
     """Train on everything, the forget set with new labels drawn in each epoch.
 
     Labels are uniform over all classes, the true one included, as in the released code of SalUn
-    and of Fan et al., ECCV 2024, and forgotten and retained points are shuffled together. (Golatkar,
+    and of Fan et al., ECCV 2024; forgotten and retained points are shuffled together. (Golatkar,
     Achille and Soatto, CVPR 2020.)
 
     Attributes:

@@ -120,7 +120,7 @@ class Setting(NamedTuple):
         return {
             "model": self.task.model.name,
             "recipe": dataclasses.asdict(self.recipe),
-            "strengths": dataclasses.asdict(self.strengths),
+            "strengths": self.strengths._asdict(),
         }
 
 

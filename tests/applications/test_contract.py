@@ -6,7 +6,7 @@ import pytest
 from applications.components.training import Recipe, train
 from applications.unlearning.contract import check_unlearner
 from applications.unlearning.methods import METHODS
-from applications.unlearning.zoo import Strengths, all_methods
+from applications.unlearning.zoo import all_methods
 
 
 def changed(change):
@@ -35,7 +35,7 @@ def peeking(task, key):
 
 @pytest.mark.parametrize("name", ["FT", "none", "RL"])
 def test_methods_of_the_table_obey(name):
-    check_unlearner(all_methods(Recipe(1, 10), Strengths())[name])
+    check_unlearner(all_methods(Recipe(1, 10))[name])
 
 
 def test_retrain_never_looks_at_what_it_forgets():

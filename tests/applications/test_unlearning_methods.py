@@ -36,11 +36,11 @@ from applications.unlearning.relabel import (
     largest_share,
 )
 from applications.unlearning.sparse import L1Sparse, magnitude_mask, sparsity_of
-from applications.unlearning.zoo import METHOD_OF, NAMES, Strengths, all_methods
+from applications.unlearning.zoo import DEFAULTS, NAMES, all_methods
 
 RECIPE = Recipe(4, batch_size=10, learning_rate=0.05, schedule="constant")
 KEY = jax.random.key(7)
-METHODS = all_methods(RECIPE, Strengths())
+METHODS = all_methods(RECIPE)
 
 
 @functools.cache
@@ -336,11 +336,10 @@ def test_fisher_noise_is_capped_and_larger_in_the_last_layer():
 
 
 def test_every_method_but_retrain_and_none_has_a_strength():
-    fields = [field.name for field in dataclasses.fields(Strengths) if field.name != "origin"]
-    assert list(METHOD_OF) == fields and NAMES[0] == "Retrain" and NAMES[-1] == "none"
-    assert set(METHOD_OF.values()) == set(NAMES) - {"Retrain", "Retrain again", "none"}
-    for field, name in METHOD_OF.items():
-        stronger = dataclasses.replace(Strengths(), **{field: 3 * getattr(Strengths(), field)})
+    assert NAMES[0] == "Retrain" and NAMES[-1] == "none"
+    assert {*DEFAULTS.values} == {*NAMES} - {"Retrain", "Retrain again", "none"}
+    for name, value in DEFAULTS.values.items():
+        stronger = DEFAULTS.changed([f"{name}={3 * value}"])
         assert all_methods(RECIPE, stronger)[name] != METHODS[name]
 
 
