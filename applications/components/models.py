@@ -53,6 +53,10 @@ class Model:
     apply: Callable[[Variables, jax.Array], jax.Array]
     step: Callable[[Variables, jax.Array, jax.Array], tuple[jax.Array, Variables]] | None = None
 
+    def has_statistics(self, x: Any) -> bool:
+        """Whether there are variables beside the parameters, which training moves too."""
+        return len(jax.eval_shape(self.init, jax.random.key(0), x[:1])) > 1
+
     def features(self, variables: Variables, x: jax.Array) -> jax.Array:
         """What the classifier, a dense last layer, sees of each point: `[batch, width]`.
 
