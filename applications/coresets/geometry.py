@@ -8,39 +8,32 @@ import numpy as np
 import sklearn.cluster
 
 from .kernels import squared_distances
-from .pool import Coreset, Pool
+from .pool import Coreset, Pool, by_class
 
 
-def uniform(pool: Pool, size: int, seed: int) -> Coreset:
+def uniform(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
     """At random, without replacement."""
-    return Coreset.unweighted(np.random.default_rng(seed).permutation(len(pool.y))[:size])
+    return Coreset.of(rng.permutation(len(pool.y))[:size])
 
 
-def balanced(pool: Pool, size: int, seed: int) -> Coreset:
+def balanced(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
     """At random, with equal class counts as far as the pool and the size allow."""
-    rng = np.random.default_rng(seed)
-    queues = [rng.permutation(np.flatnonzero(pool.y == c)) for c in range(pool.num_classes)]
-    # Round robin in a random order of the classes, which decides who gets the odd points.
-    turns = [
-        queue[turn]
-        for turn in range(max(map(len, queues)))
-        for queue in (queues[c] for c in rng.permutation(pool.num_classes))
-        if turn < len(queue)
-    ]
-    return Coreset.unweighted(np.array(turns[:size]))
+    draw = lambda members, count: rng.permutation(len(members))[:count]
+    return by_class(draw, pool.y, size, rng)
 
 
-def k_center(pool: Pool, size: int, seed: int) -> Coreset:
+def k_center(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
     """Each point is the farthest from those before (Gonzalez, Theor. Comput. Sci. 1985).
 
     Covers the pool within twice the best radius, outliers included.
     """
-    first = np.random.default_rng(seed).integers(len(pool.y))
-    return Coreset.unweighted(_farthest(pool.flat, first, size))
+    return Coreset.of(farthest(jnp.asarray(pool.flat), rng.integers(len(pool.y)), size))
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _farthest(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
+def farthest(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
+    """Rows of `x[n, d]`: `first`, then each time the one farthest from all before, `[size]`."""
+
     def step(nearest: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         point = jnp.argmax(nearest)
         nearest = jnp.minimum(nearest, squared_distances(x, x[point][None])[:, 0])
@@ -50,52 +43,67 @@ def _farthest(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
     return jax.lax.scan(step, begin, length=size)[1]
 
 
-def k_means(pool: Pool, size: int, seed: int) -> Coreset:
+def k_means(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
     """The point nearest to each of `size` k-means centres."""
-    means = sklearn.cluster.KMeans(size, n_init=1, random_state=seed).fit(pool.flat)
-    distances = np.array(
-        squared_distances(jnp.asarray(means.cluster_centers_), jnp.asarray(pool.flat))
-    )
+    return Coreset.of(nearest_to_means(pool.flat, size, rng))
+
+
+def nearest_to_means(flat: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of `flat[n, d]` nearest to each of its `size` k-means centres, each row once."""
+    seed = int(rng.integers(2**31))
+    means = sklearn.cluster.KMeans(size, n_init=1, random_state=seed).fit(flat)
+    centres = jnp.asarray(means.cluster_centers_)
+    distances = np.array(squared_distances(centres, jnp.asarray(flat)))
     rows: list[int] = []
     for row in distances:
         row[rows] = np.inf
         rows.append(int(np.argmin(row)))
-    return Coreset.unweighted(np.array(rows))
+    return np.array(rows)
 
 
-def herding(pool: Pool, size: int, seed: int) -> Coreset:
+def herding(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
     """Class by class, points whose running mean follows that of the class.
 
     (Welling, ICML 2009; by class as Rebuffi et al., iCaRL, CVPR 2017, algorithm 4.)
     """
-    del seed
-    ranked = [_herd(pool.flat, np.flatnonzero(pool.y == c), size) for c in range(pool.num_classes)]
-    turns = [queue[turn] for turn in range(size) for queue in ranked if turn < len(queue)]
-    return Coreset.unweighted(np.array(turns[:size]))
+    del rng
+    flat = pool.flat
+    return by_class(lambda members, count: herd(flat[members], count), pool.y, size)
 
 
-def _herd(x: np.ndarray, members: np.ndarray, size: int) -> list[int]:
-    points = x[members] / np.linalg.norm(x[members], axis=1, keepdims=True).clip(1e-12)
+def herd(x: np.ndarray, size: int) -> np.ndarray:
+    """Rows of `x[n, d]`, scaled to length 1, whose running mean stays nearest to the mean."""
+    points = x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
     mean, total, chosen = points.mean(0), np.zeros(x.shape[1]), list[int]()
-    for step in range(min(size, len(members))):
+    for step in range(size):
         distances = np.linalg.norm(mean - (total + points) / (step + 1), axis=1)
         distances[chosen] = np.inf
         chosen.append(int(np.argmin(distances)))
         total += points[chosen[-1]]
-    return [int(members[i]) for i in chosen]
+    return np.array(chosen)
 
 
-def moderate(pool: Pool, size: int, seed: int) -> Coreset:
-    """Class by class, points whose distance to the class mean is nearest to the median distance.
+def kernel_herd(kernel: np.ndarray, size: int) -> np.ndarray:
+    """The same in the space of a kernel `[n, n]` (Chen, Welling and Smola, UAI 2010)."""
+    mean, total, chosen = kernel.mean(0), np.zeros(len(kernel)), list[int]()
+    for step in range(size):
+        score = mean - total / (step + 1)
+        score[chosen] = -np.inf
+        chosen.append(int(np.argmax(score)))
+        total += kernel[chosen[-1]]
+    return np.array(chosen)
 
-    (Xia et al., "Moderate Coreset", ICLR 2023. Differs from the paper in that distances are between
-    pixels, not between features of a trained network.)
-    """
-    del seed
-    ranked = []
-    for label in range(pool.num_classes):
-        members = np.flatnonzero(pool.y == label)
-        distances = np.linalg.norm(pool.flat[members] - pool.flat[members].mean(0), axis=1)
-        ranked.append(members[np.argsort(np.abs(distances - np.median(distances)))])
-    turns = [queue[turn] for turn in range(size) for queue in ranked if turn < len(queue)]
-    return Coreset.unweighted(np.array(turns[:size]))
+
+@functools.partial(jax.jit, static_argnames="size")
+def facility_location(similarity: jax.Array, size: int) -> jax.Array:
+    """Greedily, points that raise `sum_i max_j similarity[i, j]` most: rows `[size]`."""
+
+    def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple, jax.Array]:
+        best, free = carry
+        gained = jnp.sum(jnp.maximum(similarity - best[:, None], 0.0), axis=0)
+        point = jnp.argmax(jnp.where(free, gained, -jnp.inf))
+        return (jnp.maximum(best, similarity[:, point]), free.at[point].set(False)), point
+
+    count = len(similarity)
+    begin = jnp.full(count, jnp.min(similarity)), jnp.ones(count, bool)
+    return jax.lax.scan(step, begin, length=size)[1]
