@@ -9,7 +9,7 @@ Strongly convex below, so that the implicit gradient is well defined for any los
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,70 +71,30 @@ class Proxy:
         fit = jnp.vdot(w, losses(self.loss, data.phi @ b, data.target))
         return fit + self.ridge / 2 * jnp.sum(b * b)
 
-    def closed_form(self) -> bilevel.Solver:
-        """The exact solver of squared loss; its derivative is the closed form."""
-        return RidgeSolver(self.ridge)
-
     def implicit(
         self, num_steps: int = 50, max_steps: int = 100, tolerance: float = 1e-6
     ) -> bilevel.Implicit:
         """The library's rule: the exact solver, or L-BFGS, and conjugate gradients."""
-        cg = bilevel.linear.CG(max_steps, tolerance)
-        if self.loss == "squared":
-            return bilevel.Implicit(self.closed_form(), cg)
-        return bilevel.Implicit(bilevel.Minimize(optax.lbfgs(), num_steps), cg)
+        exact = RidgeSolver(self.ridge)
+        solver = exact if self.loss == "squared" else bilevel.Minimize(optax.lbfgs(), num_steps)
+        return bilevel.Implicit(solver, bilevel.linear.CG(max_steps, tolerance))
 
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSolver:
-    """Exact minimiser of G for squared loss: one factorisation of a `[d, d]` matrix.
+    """Exact minimiser of G for squared loss; differentiating it is the closed form.
 
-    Its first derivative, by implicit differentiation, uses the same factor again.
-
-    Attributes:
-        ridge: of G.
+    The derivative of a linear solve uses its factor again, so nothing need be derived by hand.
     """
 
     ridge: float
 
-    def __call__(self, loss: Any, outer: jax.Array, init: jax.Array, data: Data) -> jax.Array:
-        """The minimiser at weights `outer`; differentiable, which gives the closed form."""
+    def __call__(self, loss: Any, outer: jax.Array, init: Any, data: Data) -> jax.Array:
+        """The minimiser `[d, C]` at weights `outer`."""
         del loss, init
-        return _solve(self.ridge, outer, data)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solve(ridge: float, w: jax.Array, data: Data) -> jax.Array:
-    return _solve_forward(ridge, w, data)[0]
-
-
-def _solve_forward(ridge: float, w: jax.Array, data: Data) -> tuple[jax.Array, Any]:
-    weighted = w[:, None] * data.phi
-    eye = jnp.eye(data.phi.shape[1], dtype=data.phi.dtype)
-    factor = jnp.linalg.cholesky(data.phi.T @ weighted + ridge * eye, symmetrize_input=False)
-    b = _solve_factored(factor, weighted.T @ data.target)
-    return b, (factor, w, data, b)
-
-
-def _solve_backward(ridge: float, residuals: Any, cotangent: jax.Array) -> Any:
-    """By the same factor, where autodiff would go through that of the factorisation.
-
-    With `A v = cotangent`, it is `-(d/d(w, data)) <v, grad_b G>`.
-    """
-    factor, w, data, b = residuals
-    v = _solve_factored(factor, cotangent)
-
-    def along(w: jax.Array, data: Data) -> jax.Array:
-        return -jnp.vdot(w, jnp.sum((data.phi @ v) * (data.phi @ b - data.target), axis=1))
-
-    return jax.grad(along, argnums=(0, 1))(w, data)
-
-
-def _solve_factored(factor: jax.Array, rhs: jax.Array) -> jax.Array:
-    return cast(jax.Array, jax.scipy.linalg.cho_solve((factor, True), rhs))
-
-
-_solve.defvjp(_solve_forward, _solve_backward)
+        weighted = outer[:, None] * data.phi
+        eye = jnp.eye(data.phi.shape[1], dtype=data.phi.dtype)
+        return jnp.linalg.solve(data.phi.T @ weighted + self.ridge * eye, weighted.T @ data.target)
 
 
 @functools.partial(jax.jit, static_argnames=("proxy", "solver", "num_steps"))
