@@ -7,33 +7,30 @@ its source. docs/applications/condensation.md has results and what they mean.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import sklearn.cluster
 
 from .components import frame
 from .components.errors import InputError, check_names, check_numbers
 from .components.judging import Judge
-from .components.models import Model, make
+from .components.models import make
 from .components.points import Dataset, Points
 from .components.work import Run
 from .condensing import condensation_report
+from .condensing.baselines import SELECTORS, k_means, real_rows
 from .condensing.condensation_report import JUDGES, Result
 from .condensing.condense import Budget, Course, condense
-from .condensing.methods import METHODS, ON_IMAGES, recipes
-from .condensing.synthetic import ConvNet, Real, Synthetic, centred, first_rows, labelled, make_real
-from .coresets import geometry
+from .condensing.methods import METHODS, Recipe, recipes
+from .condensing.synthetic import ConvNet, Real, centred, first_rows, labelled, make_real
 
 PAGE = "condensation"
-REAL = ("random", "herding", "k_center", "k_means_real")
-"""Baselines that take real points of each class."""
-BASELINES = (*REAL, "k_means", "all")
+BASELINES = ("random", *SELECTORS, "k_means", "all")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,16 +83,14 @@ class Setting(NamedTuple):
     Attributes:
         dataset: to condense.
         real: its training points by class.
-        model: to condense for; `smooth` is the same with second derivatives.
-        smooth: see there.
+        recipes: the methods that suit it.
         judges: by title.
         test: points to judge on.
     """
 
     dataset: Dataset
     real: Real
-    model: Model
-    smooth: Model
+    recipes: dict[str, Recipe]
     judges: dict[str, Judge]
     test: Points
 
@@ -114,19 +109,18 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         NonFiniteError: a condensation or a network diverged.
     """
     setting = prepared(config, config.load(dataset), model)
-    known = [*BASELINES, *method_names(setting)]
+    known = [*BASELINES, *setting.recipes]
     names = config.methods or tuple(known)
     check_names("methods", names, known)
-    learned = sum(name not in BASELINES for name in names)
+    decided = {"model": setting.judges["network"].model.name, "methods": names}
+    steps = len(config.seeds) * config.num_steps * len({*names} - {*BASELINES})
     rows, sets = list[dict[str, Any]](), dict[tuple[str, int], dict[str, np.ndarray]]()
-    decided = {"model": setting.model.name}
-    steps = len(config.seeds) * learned * config.num_steps
     with Run(PAGE, config, setting.dataset, decided, steps) as page:
         for seed in config.seeds:
             for name in names:
-                kept = page.keep(
-                    f"seed{seed}/{name}", lambda n=name, s=seed: piece(config, setting, n, s, page)
-                )
+                tick = functools.partial(page.tick, f"seed {seed}: {name}")
+                make = functools.partial(condensed, config, setting, name, seed, tick)
+                kept = page.keep(f"seed{seed}/{name}", make)
                 rows += table_rows(kept, name, seed)
                 if name != "all":
                     sets[name, seed] = {part: kept[part] for part in ("x", "y", "rows")}
@@ -141,154 +135,100 @@ def prepared(config: Config, dataset: Dataset, model: Any) -> Setting:
     if dataset.kind == "tokens":
         raise InputError("`data` must be images or vectors: tokens have no gradient.")
     if config.half:
-        if dataset.kind != "images":
-            raise InputError("`half` is for images.")
-        parts = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
-        halves = {name: Points(halved(points.x), points.y) for name, points in parts.items()}
-        dataset = dataclasses.replace(dataset, **halves)
+        dataset = halved(dataset)
     real = make_real(dataset.train, dataset.num_classes, config.ipc)
+    images = dataset.kind == "images"
     if model is None and config.model is None:
-        vectors = dataset.kind == "vectors"
-        plain, smooth = (
-            make(ConvNet(dataset.num_classes, config.width, kind, vectors=vectors), dataset)
-            for kind in (False, True)
-        )
+        net = functools.partial(ConvNet, dataset.num_classes, config.width, vectors=not images)
+        plain, smooth = make(net(), dataset), make(net(smooth=True), dataset)
     else:
         plain = smooth = config.build(dataset, model)
-    made = jax.eval_shape(plain.init, jax.random.key(0), real.x[:1])
-    if set(made) != {"params"}:
+    if set(jax.eval_shape(plain.init, jax.random.key(0), real.x[:1])) != {"params"}:
         raise InputError("`model` must have no statistics such as BatchNorm's: use another norm.")
-    how = {"num_steps": config.judge_steps, "networks": config.networks, "adam": True}
-    mlp = make("mlp", dataset)
-    judges = {name: Judge(mlp if name == "mlp" else plain, learning_rate=3e-3, **how)
-              for name in JUDGES}  # fmt: skip
-    test = Points(*(array[: config.num_test] for array in config.judged(dataset)))
-    return Setting(dataset, real, plain, smooth, judges, test.on_device())
+    judges = {
+        name: Judge(network, config.judge_steps, 3e-3, config.networks, adam=True)
+        for name, network in zip(JUDGES, (plain, plain, make("mlp", dataset)), strict=True)
+    }
+    test = Points(*(array[: config.num_test] for array in config.judged(dataset))).on_device()
+    return Setting(dataset, real, recipes(plain, smooth, config.ipc, images), judges, test)
 
 
-def method_names(setting: Setting) -> list[str]:
-    """The learning methods that suit the data."""
-    images = setting.dataset.kind == "images"
-    return [name for name in METHODS if images or name not in ON_IMAGES]
-
-
-def piece(config: Config, setting: Setting, name: str, seed: int, page: Run) -> dict[str, Any]:
-    """Condense by one method with one seed, and judge the sets along its way."""
+def condensed(
+    config: Config, setting: Setting, name: str, seed: int, tick: Callable[[], None]
+) -> dict[str, Any]:
+    """One method with one seed: its sets, and their accuracies on the way."""
     key, num_classes = jax.random.key(seed), setting.dataset.num_classes
-    judge_key = frame.named_key(key, "judge")
-    rows = np.full(num_classes * config.ipc, -1)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(frame.named_key(key, name))))
+    train, begin = setting.dataset.train, time.perf_counter()
+    rows = np.asarray(first_rows(setting.real, config.ipc, frame.named_key(key, "start")))
+    real = True
     if name == "all":
-        x, labels = setting.dataset.train
-        found = {"step": [0], "seconds": [0.0], "compile_seconds": [0.0]}
-        y = np.asarray(centred(num_classes))[labels]
-        return found | judged(setting, [(x, y, labels)], judge_key)
-    if name in REAL:
-        course, rows = chosen(config, setting, name, key)
-    else:
-        course = learned_course(config, setting, name, key, page)
-    outers = [point.outer for point in course]
-    found = {part: [getattr(point, part) for point in course]
-             for part in ("step", "seconds", "compile_seconds")}  # fmt: skip
-    found |= judged(setting, [(o.x, o.y, o.labels) for o in outers], judge_key)
-    owner_rows = np.where(rows < 0, -1, setting.dataset.train_rows[rows])
-    return found | {"x": outers[-1].x, "y": outers[-1].y, "rows": owner_rows}
-
-
-def judged(setting: Setting, sets: list[tuple[Any, Any, Any]], key: jax.Array) -> dict[str, Any]:
-    """Accuracies: of the first judge for every set on the way, of the others for the last."""
-    found: dict[str, Any] = {}
-    for title, judge in setting.judges.items():
-        seen = sets if title == JUDGES[0] else sets[-1:]
-        own = frame.named_key(key, title)
-        found[title] = [
-            judge.accuracies(Points(x, labels if title == "classes" else y), setting.test, own)
-            for x, y, labels in seen
-        ]
-    return found
-
-
-def table_rows(kept: dict[str, np.ndarray], name: str, seed: int) -> list[dict[str, Any]]:
-    """A row for each checkpoint of a piece."""
-    rows, count = [], len(kept["step"])
-    for number in range(count):
-        row: dict[str, Any] = {"method": name, "seed": seed, "checkpoint": number + 1}
-        row["step"] = int(kept["step"][number])
-        row |= {part: float(kept[part][number]) for part in ("seconds", "compile_seconds")}
-        row[JUDGES[0]] = kept[JUDGES[0]][number].tolist()
-        if number == count - 1:
-            row |= {judge: kept[judge][0].tolist() for judge in JUDGES[1:]}
-        rows.append(row)
-    return rows
-
-
-def chosen(
-    config: Config, setting: Setting, name: str, key: jax.Array
-) -> tuple[list[Course], np.ndarray]:
-    """Real points of each class as a set, and their rows among the training points."""
-    begin = time.perf_counter()
-    if name == "random":
-        rows = np.asarray(first_rows(setting.real, config.ipc, frame.named_key(key, "start")))
-    else:
-        selectors: dict[str, Callable[[np.ndarray, np.random.Generator], Any]] = {
-            "herding": lambda flat, rng: geometry.herd(flat, config.ipc),
-            "k_center": lambda flat, rng: geometry.farthest(
-                jnp.asarray(flat), rng.integers(len(flat)), config.ipc
-            ),
-            "k_means_real": lambda flat, rng: geometry.nearest_to_means(flat, config.ipc, rng),
-        }
-        rng, train = generator(key, name), setting.dataset.train
-        members = [np.flatnonzero(train.y == label) for label in range(len(setting.real.table))]
-        flat = train.x.reshape(len(train.x), -1)
-        rows = np.concatenate([own[np.asarray(selectors[name](flat[own], rng))] for own in members])
-    outer = labelled(setting.real.x[rows], len(setting.real.table))
-    return [Course(0, time.perf_counter() - begin, 0.0, outer)], rows
-
-
-def learned_course(
-    config: Config, setting: Setting, name: str, key: jax.Array, page: Run
-) -> list[Course]:
-    """The synthetic sets of one method along its way."""
+        y = np.asarray(centred(num_classes))[train.y]
+        accuracies = judged(setting, [Points(train.x, y)], train.y, key)
+        return accuracies | {"step": [0], "seconds": [0.0], "compile_seconds": [0.0]}
+    if name in SELECTORS:
+        rows = real_rows(name, train, num_classes, config.ipc, rng)
+    outer = labelled(setting.real.x[rows], num_classes)
     if name == "k_means":
-        begin = time.perf_counter()
-        outer = k_means(setting.dataset.train, len(setting.real.table), config.ipc,
-                        generator(key, name))  # fmt: skip
-        return [Course(0, time.perf_counter() - begin, 0.0, outer)]
-    images = setting.dataset.kind == "images"
-    recipe = recipes(setting.model, setting.smooth, config.ipc, images)[name]
+        outer, real = k_means(train, num_classes, config.ipc, rng), False
+    course = [Course(0, time.perf_counter() - begin, 0.0, outer)]
+    if name in setting.recipes:
+        budget = Budget(config.num_steps, config.checkpoints, config.seconds or math.inf)
+        recipe, real = with_rates(setting.recipes[name], config), False
+        own = frame.named_key(key, "methods", name)
+        course = condense(recipe, setting.real, outer, budget, own, tick)
+    found = {name: [getattr(point, name) for point in course] for name in Course._fields[:3]}
+    sets = [Points(point.outer.x, point.outer.y) for point in course]
+    found |= judged(setting, sets, course[-1].outer.labels, key)
+    owners = setting.dataset.train_rows[rows] if real else np.full(len(rows), -1)
+    return found | {"x": sets[-1].x, "y": sets[-1].y, "rows": owners}
+
+
+def judged(setting: Setting, sets: list[Points], labels: Any, key: jax.Array) -> dict[str, Any]:
+    """Accuracies: of the first judge for every set on the way, of the others for the last."""
+    network, classes, mlp = (
+        functools.partial(judge.accuracies, test=setting.test, key=frame.named_key(key, title))
+        for title, judge in setting.judges.items()
+    )
+    by_class = Points(sets[-1].x, labels)
+    found = [network(points) for points in sets], [classes(by_class)], [mlp(sets[-1])]
+    return dict(zip(JUDGES, found, strict=True))
+
+
+def with_rates(recipe: Recipe, config: Config) -> Recipe:
+    """A recipe with the step sizes that the settings give."""
     if config.image_rate is not None:
         recipe = dataclasses.replace(recipe, image_rate=config.image_rate)
     if config.label_rate is not None and recipe.label_rate:
         recipe = dataclasses.replace(recipe, label_rate=config.label_rate)
-    rows = first_rows(setting.real, config.ipc, frame.named_key(key, "start"))
-    outer = labelled(setting.real.x[rows], len(setting.real.table))
-    seconds = math.inf if config.seconds is None else config.seconds
-    budget = Budget(config.num_steps, config.checkpoints, seconds)
-    doing = lambda: page.tick(name)
-    own = frame.named_key(key, "methods", name)
-    return condense(recipe, setting.real, outer, budget, own, doing)
+    return recipe
 
 
-def k_means(train: Points, num_classes: int, ipc: int, rng: np.random.Generator) -> Synthetic:
-    """The centres of each class by k-means: a baseline that asks no network."""
-    flat, seed = train.x.reshape(len(train.x), -1), int(rng.integers(2**31))
-    centres = [
-        sklearn.cluster.KMeans(ipc, n_init=1, random_state=seed).fit(flat[train.y == label])
-        for label in range(num_classes)
+def table_rows(kept: dict[str, np.ndarray], name: str, seed: int) -> list[dict[str, Any]]:
+    """A row for each checkpoint of a piece."""
+    rows: list[dict[str, Any]] = [
+        {"method": name, "seed": seed, "checkpoint": number + 1, "step": int(step)}
+        | {part: float(kept[part][number]) for part in ("seconds", "compile_seconds")}
+        | {JUDGES[0]: kept[JUDGES[0]][number].tolist()}
+        for number, step in enumerate(kept["step"])
     ]
-    x = np.concatenate([means.cluster_centers_ for means in centres]).astype(np.float32)
-    return labelled(jnp.asarray(x.reshape(-1, *train.x.shape[1:])), num_classes)
+    rows[-1] |= {judge: kept[judge][0].tolist() for judge in JUDGES[1:]}
+    return rows
 
 
-def generator(key: jax.Array, name: str) -> np.random.Generator:
-    """NumPy's generator of a name."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(frame.named_key(key, name))))
+def halved(dataset: Dataset) -> Dataset:
+    """Images of means of 2x2 pixels; an odd last row or column is dropped."""
+    if dataset.kind != "images":
+        raise InputError("`half` is for images, and the data are vectors.")
 
+    def half(points: Points) -> Points:
+        n, height, width, channels = points.x.shape
+        x = points.x[:, : height // 2 * 2, : width // 2 * 2]
+        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+        return Points(x, points.y)
 
-def halved(x: np.ndarray) -> np.ndarray:
-    """Means of 2x2 pixels; an odd last row or column is dropped."""
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    train, validation, test = map(half, (dataset.train, dataset.validation, dataset.test))
+    return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,13 +9,13 @@ bi-level problem. docs/applications/coreset.md has results and what they mean.
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import sklearn.svm
 
 from .components import frame
 from .components.errors import InputError, check_numbers
@@ -24,14 +24,16 @@ from .components.models import Model
 from .components.points import Dataset, Points, stratified
 from .components.work import Run
 from .coresets import coreset_report
+from .coresets.contract import find
 from .coresets.coreset_report import Chosen, Result
-from .coresets.methods import METHODS, Method, Settings, Study, find
+from .coresets.judges import Judges
+from .coresets.methods import METHODS, Method, Settings, Study
 from .coresets.pool import Coreset, Pool, check_size, make_pool
 
 PAGE = "coreset"
 USUAL_POOL = 1000
-GRID = {"bandwidth": (0.25, 0.5, 1.0), "ridge": (0.01, 0.1, 1.0)}
-"""What `--tune` tries."""
+GRID = (0.25, 0.5, 1.0), (0.01, 0.1, 1.0)
+"""Bandwidths and ridges that `--tune` tries."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,28 +78,6 @@ class Config(frame.Config, Settings):
             raise InputError("`tune` needs points to tune on: pass `--num-validation`, e.g. 200.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Judges:
-    """How every coreset of a run is judged.
-
-    Attributes:
-        networks: fresh ones, by name.
-        test: points that nothing has seen.
-    """
-
-    networks: dict[str, Judge]
-    test: Points
-
-    def accuracies(self, pool: Pool, chosen: Coreset, key: jax.Array) -> dict[str, float]:
-        """By network, and of scikit-learn's kernel machine, in percent."""
-        points = Points(pool.x[chosen.rows], pool.y[chosen.rows])
-        found = {
-            name: float(np.mean(judge.accuracies(points, self.test, key, chosen.weights)))
-            for name, judge in self.networks.items()
-        }
-        return found | {"svm": svm_accuracy(pool, chosen, self.test)}
-
-
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Choose and judge for each seed; then print and write the results.
 
@@ -133,7 +113,12 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         reported = Points(*(array[: config.num_test] for array in reported)).on_device()
         chosen = []
         for drawn in pools:
-            study = Study(drawn.pool, network, frame.named_key(drawn.key, "methods"), settings)
+            study = Study(
+                drawn.pool,
+                network,
+                frame.named_key(jax.random.key(drawn.seed), "methods"),
+                settings,
+            )
             chosen += repeat(config, drawn, study, Judges(judges, reported), page)
         owners = {drawn.seed: drawn.rows for drawn in pools}
         result = Result(chosen, owners, [*judges, "svm"], dataset, page.seconds)
@@ -149,11 +134,6 @@ class Drawn(NamedTuple):
     pool: Pool
     rows: np.ndarray
 
-    @property
-    def key(self) -> jax.Array:
-        """Of all that is random with this seed, but for the draw."""
-        return jax.random.key(self.seed)
-
 
 def draw(config: Config, dataset: Dataset, size: int, seed: int) -> Drawn:
     """Draw the pool of a seed, and give some of its points wrong labels if that is asked for."""
@@ -166,30 +146,28 @@ def draw(config: Config, dataset: Dataset, size: int, seed: int) -> Drawn:
 
 def repeat(config: Config, drawn: Drawn, study: Study, judges: Judges, page: Run) -> list[Chosen]:
     """One seed: every method at every size, each choice a piece of the run."""
-    judge_key = frame.named_key(drawn.key, "judge")
+    judge_key = frame.named_key(jax.random.key(drawn.seed), "judge")
+
+    def make(name: str, method: Method, size: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        found = method(study, size)
+        seconds = time.perf_counter() - begin
+        accuracies = judges.accuracies(study.pool, found, judge_key)
+        scores = study.scores.get(name, np.zeros(0))
+        return accuracies | {"seconds": seconds, "scores": scores, **found._asdict()}
+
     chosen = []
-    for (name, method), size in itertools.product(find(config.methods).items(), config.sizes):
-        if name == "all":
-            if size != config.sizes[0]:
-                continue
-            size = len(drawn.rows)
-        page.tick(f"seed {drawn.seed}: {name}, {size} of {len(drawn.rows)}")
-
-        def make(method: Method = method, size: int = size, name: str = name) -> dict[str, Any]:
-            begin = time.perf_counter()
-            found = method(study, size)
-            seconds = time.perf_counter() - begin
-            made = judges.accuracies(study.pool, found, judge_key) | {"seconds": seconds}
-            scores = study.scores.get(name, np.zeros(0, np.float32))
-            return made | {"rows": found.rows, "weights": found.weights, "scores": scores}
-
-        kept = page.keep(f"seed{drawn.seed}/{size}/{name}", make)
-        found = Coreset(*(kept.pop(part) for part in ("rows", "weights")))
-        scores, labels = kept.pop("scores"), study.pool.y[found.rows]
-        row = {"method": name, "size": size, "seed": drawn.seed}
-        row |= {measure: float(value) for measure, value in kept.items()}
-        row["classes"] = np.bincount(labels, minlength=study.pool.num_classes).tolist()
-        chosen.append(Chosen(found, drawn.rows[found.rows], scores, row))
+    for name, method in find(config.methods).items():
+        for size in (len(drawn.rows),) if name == "all" else config.sizes:
+            page.tick(f"seed {drawn.seed}: {name}, {size} of {len(drawn.rows)}")
+            one = functools.partial(make, name, method, size)
+            kept = page.keep(f"seed{drawn.seed}/{size}/{name}", one)
+            found, scores = Coreset(kept.pop("rows"), kept.pop("weights")), kept.pop("scores")
+            row: dict[str, Any] = {"method": name, "size": size, "seed": drawn.seed}
+            row |= {measure: float(value) for measure, value in kept.items()}
+            labels = study.pool.y[found.rows]
+            row["classes"] = np.bincount(labels, minlength=study.pool.num_classes).tolist()
+            chosen.append(Chosen(drawn.rows[found.rows], found.weights, scores, row))
     return chosen
 
 
@@ -197,44 +175,27 @@ def tuned(
     config: Config, pools: list[Drawn], judges: Judges, network: Model, page: Run
 ) -> Settings:
     """The settings of `GRID` whose coresets train the first network best, on held-out points."""
-    tried = list(itertools.product(*GRID.values()))
-    first = dict([next(iter(judges.networks.items()))])
+    (name, _), *_ = judges.networks.items()
+    tried = [
+        dataclasses.replace(config, bandwidth=bandwidth, ridge=ridge)
+        for bandwidth, ridge in itertools.product(*GRID)
+    ]
+
+    def accuracy(settings: Settings, drawn: Drawn) -> float:
+        key = frame.named_key(jax.random.key(drawn.seed), "tuning")
+        found = METHODS["coreset"](Study(drawn.pool, network, key, settings), config.sizes[0])
+        return judges.accuracies(drawn.pool, found, key)[name]
 
     def make() -> dict[str, Any]:
-        means = []
-        for values in tried:
-            settings = dataclasses.replace(config, **dict(zip(GRID, values, strict=True)))
-            scores = []
-            for drawn in pools:
-                page.console.print(f"tuning {settings.bandwidth}, {settings.ridge}")
-                study = Study(drawn.pool, network, drawn.key, settings)
-                found = METHODS["coreset"](study, config.sizes[0])
-                key = frame.named_key(drawn.key, "tuning")
-                judge = Judges(first, judges.test)
-                scores.append(next(iter(judge.accuracies(drawn.pool, found, key).values())))
-            means.append(np.mean(scores))
-        return {"accuracy": means}
+        return {"means": [np.mean([accuracy(settings, d) for d in pools]) for settings in tried]}
 
-    seeds = "-".join(str(drawn.seed) for drawn in pools)
-    accuracy = page.keep(f"tuning {seeds}", make)["accuracy"]
-    best = dict(zip(GRID, tried[int(np.argmax(accuracy))], strict=True))
-    options = " ".join(f"--{name} {value:g}" for name, value in best.items())
+    means = page.keep("tuning " + "-".join(str(drawn.seed) for drawn in pools), make)["means"]
+    best = tried[int(np.argmax(means))]
     page.console.print(
-        f"Tuned on {len(judges.test.y)} validation points, {accuracy.max():.1f} % there, worst"
-        f" {accuracy.min():.1f} %: {options}"
+        f"Tuned on {len(judges.test.y)} validation points, {means.min():.1f} to {means.max():.1f} %"
+        f" there: --bandwidth {best.bandwidth:g} --ridge {best.ridge:g}"
     )
-    return dataclasses.replace(config, **best)
-
-
-def svm_accuracy(pool: Pool, coreset: Coreset, test: Points, penalty: float = 10.0) -> float:
-    """Test accuracy in percent of scikit-learn's kernel machine, trained on the coreset alone."""
-    labels = pool.y[coreset.rows]
-    if np.ptp(labels) == 0:  # a coreset of one class, which the machine refuses
-        return float(100 * np.mean(np.asarray(test.y) == labels[0]))
-    both = Pool(np.concatenate([pool.x[coreset.rows], np.asarray(test.x)]), test.y, 0).flat
-    machine = sklearn.svm.SVC(C=penalty)
-    machine.fit(both[: len(labels)], labels, coreset.weights)
-    return float(100 * machine.score(both[len(labels) :], np.asarray(test.y)))
+    return best
 
 
 def with_noise(

@@ -11,11 +11,9 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .components import frame, report
 from .components.errors import InputError, check_names, check_numbers
@@ -23,10 +21,10 @@ from .components.judging import finite_logits, spread
 from .components.models import Model
 from .components.output import environment, to_json
 from .components.points import Dataset, Points
-from .components.training import cross_entropy, in_training, initialise
 from .components.work import Run
-from .coresets.memory import NUM_SLOTS, POLICIES, Memory, imbalanced_stream
-from .coresets.pool import make_pool
+from .coresets.memory import NUM_SLOTS, POLICIES, imbalanced_stream
+from .coresets.pool import Pool, make_pool
+from .coresets.rehearsal import Network, learn
 
 PAGE = "coreset_stream"
 COLUMNS = {
@@ -82,20 +80,6 @@ class Config(frame.Config):
             raise InputError(f"`betas` must be numbers >= 0, got {self.betas}.")
 
 
-class Network(nn.Module):
-    """Two hidden layers of 100 with dropout 0.2: that of the paper's even streams."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits of a batch of points."""
-        x = x.reshape(x.shape[0], -1)
-        for _ in range(2):
-            x = nn.Dropout(0.2, deterministic=not train)(nn.relu(nn.Dense(100)(x)))
-        return nn.Dense(self.num_classes)(x)
-
-
 class Result(NamedTuple):
     """What a run found.
 
@@ -139,7 +123,7 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         for seed in config.seeds:
             for policy in config.policies:
                 page.tick(f"seed {seed}: {policy}")
-                one = functools.partial(learn, config, dataset, network, policy, seed)
+                one = functools.partial(learned, config, dataset, network, policy, seed)
                 kept = page.keep(f"seed{seed}/{policy}", one)
                 memories[policy, seed] = kept["memory"]
                 for number, beta in enumerate(config.betas):
@@ -177,7 +161,7 @@ def write(result: Result, dataset: Dataset, page: Run) -> None:
 
 def draw_stream(
     config: Config, dataset: Dataset, seed: int
-) -> tuple[Any, np.ndarray, np.random.Generator]:
+) -> tuple[Pool, np.ndarray, np.random.Generator]:
     """The stream of a seed, its rows in the owner's order, and the generator of what follows."""
     rng = np.random.default_rng(seed)
     pool = make_pool(dataset.train, dataset.num_classes)
@@ -185,65 +169,30 @@ def draw_stream(
     return stream, dataset.train_rows[rows], rng
 
 
-def learn(config: Config, dataset: Dataset, model: Model, policy: str, seed: int) -> dict[str, Any]:
-    """One stream, one memory, one network for each beta side by side."""
+def learned(
+    config: Config, dataset: Dataset, model: Model, policy: str, seed: int
+) -> dict[str, Any]:
+    """One stream and one memory: accuracies by beta, and what is in the memory at the end."""
     stream, owner_rows, rng = draw_stream(config, dataset, seed)
-    key, optimizer = jax.random.key(seed), optax.adam(config.learning_rate)
-    betas = jnp.asarray(config.betas)
-    variables = initialise(model, jnp.asarray(stream.x[:1]), frame.named_key(key, "start"))
-    variables = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(betas)), dict(variables))
-    state = variables, optimizer.init(variables["params"])
-    memory = Memory(np.zeros(0, int), config.memory)
-    for first in range(0, len(stream.y) - config.chunk + 1, config.chunk):
-        new = np.arange(first, first + config.chunk)
-        # Nothing to rehearse yet: the first chunk stands in for the memory.
-        old = memory.rows if len(memory.rows) else new
-        seen = tuple(Points(stream.x[rows], stream.y[rows]).on_device() for rows in (new, old))
-        keys = jax.random.split(frame.named_key(key, f"chunk {first}"), config.epochs)
-        state = rehearse(model, config.learning_rate, state, seen, betas, keys)
-        memory = POLICIES[policy](stream, memory, first, first + config.chunk, rng)
-    found: dict[str, Any] = {
-        "classes": np.bincount(stream.y[memory.rows], minlength=stream.num_classes),
-        "memory": owner_rows[memory.rows],
-    }
+    key = jax.random.key(seed)
+    variables, memory = learn(model, stream, POLICIES[policy], config, rng, key)
     remedy = f"Lower `learning_rate`, which is {config.learning_rate}, or `betas`."
-    for part in ("validation", "test"):
-        points, found[part] = getattr(dataset, part), []
+
+    def accuracies(points: Points) -> list[float]:
+        found = []
         for number, beta in enumerate(config.betas):
-            mine = jax.tree.map(lambda leaf, number=number: leaf[number], state[0])
+            mine = jax.tree.map(lambda leaf, number=number: leaf[number], variables)
             whose = f"The network at beta {beta}"
             scores = finite_logits(model, mine, jnp.asarray(points.x), whose, remedy)
-            found[part].append(100 * np.mean(scores.argmax(1) == points.y))
-    return found
+            found.append(float(100 * np.mean(scores.argmax(1) == points.y)))
+        return found
 
-
-@functools.partial(jax.jit, static_argnames=("model", "rate"))
-def rehearse(
-    model: Model,
-    rate: float,
-    state: Any,
-    seen: tuple[Points, Points],
-    betas: jax.Array,
-    keys: jax.Array,
-) -> Any:
-    """Adam on `CE(new) + beta CE(memory)`, a step for each key, one network for each beta."""
-
-    def loss(params: Any, variables: Any, beta: jax.Array, key: jax.Array) -> Any:
-        total, variables = jnp.zeros(()), variables | {"params": params}
-        for points, factor, own in zip(seen, (1.0, beta), jax.random.split(key), strict=True):
-            scores, variables = in_training(model, variables, points.x, own)
-            total += factor * jnp.mean(cross_entropy(scores, points.y))
-        return total, variables
-
-    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-        variables, opt_state = state
-        slope = jax.vmap(jax.grad(loss, has_aux=True), in_axes=(0, 0, 0, None))
-        grads, moved = slope(variables["params"], variables, betas, key)
-        updates, opt_state = optax.adam(rate).update(grads, opt_state)
-        params = optax.apply_updates(variables["params"], updates)
-        return (moved | {"params": params}, opt_state), None
-
-    return jax.lax.scan(step, state, keys)[0]
+    return {
+        "classes": np.bincount(stream.y[memory.rows], minlength=stream.num_classes),
+        "memory": owner_rows[memory.rows],
+        "validation": accuracies(dataset.validation),
+        "test": accuracies(dataset.test),
+    }
 
 
 def best_beta(rows: list[dict[str, Any]], policy: str) -> float:

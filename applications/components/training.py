@@ -108,7 +108,7 @@ def train(
     Args:
         model: a `models.Model`, or a linen module without statistics or dropout.
         recipe: how.
-        variables: where to start.
+        variables: to begin with.
         points: all points, `x[n, ...]` and `y[n]`.
         index: `[m]` integers, the points to train on.
         key: of the shuffling, the augmentation and dropout.
@@ -209,14 +209,10 @@ def _descent(
     return step, (dict(variables), optimizer.init(variables["params"]))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def predict(model: Any, params: Variables, x: jax.Array, chunk: int | None = None) -> jax.Array:
-    """Logits `[n, num_classes]` of points `[n, ...]`, `chunk` of them in memory at a time.
-
-    None takes `chunk_size()`.
-    """
-    chunk = chunk_size() if chunk is None else chunk
-    return jax.lax.map(lambda point: logits(model, params, point[None])[0], x, batch_size=chunk)
+@functools.partial(jax.jit, static_argnames=("model",))
+def predict(model: Any, params: Variables, x: jax.Array) -> jax.Array:
+    """Logits `[n, num_classes]` of points `[n, ...]`, `chunk_size()` in memory at a time."""
+    return in_chunks(lambda points: logits(model, params, points), x)
 
 
 def in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

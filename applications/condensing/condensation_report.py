@@ -14,8 +14,8 @@ JUDGES = ("network", "classes", "mlp")
 SHOWN = 3  # images of each class in a picture; the file has all
 COLUMNS = {
     "network": "right answers in percent, mean ± standard deviation over networks and seeds, of"
-    " fresh networks of the kind that was condensed for, which saw this set alone and were fitted to"
-    " the label vectors by squares",
+    " fresh networks like those that it was condensed for, which saw this set alone, fitted to the"
+    " label vectors by squares",
     "classes": "the same by cross-entropy on the class of each point: learned labels count for"
     " nothing",
     "mlp": "as network, of an MLP, which no method saw",

@@ -1,16 +1,64 @@
-"""What every selector must obey; `check_selector(mine)` says what yours breaks."""
+"""Selectors by name, and what each must obey: `check_selector(mine)` says what yours breaks."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
 
 from ..components.data import from_arrays
-from ..components.models import make
-from .methods import Settings, Study, as_method
-from .pool import make_pool
+from ..components.errors import InputError
+from ..components.models import load_name, make
+from .methods import METHODS, Method, Settings, Study
+from .pool import Coreset, check_size, make_pool
 
 NUM_POINTS = 48
+
+
+def find(names: Collection[str]) -> dict[str, Method]:
+    """The methods of these names, and yours as `module.path:Name`.
+
+    Raises:
+        InputError: there is no such method, or none is named.
+    """
+    unknown = [name for name in names if name not in METHODS and ":" not in name]
+    if unknown or not names:
+        raise InputError(
+            f"`methods` must be among {', '.join(METHODS)}, or yours as module.path:Name, got"
+            f" {', '.join(unknown) or 'none'}."
+        )
+    return {name: METHODS.get(name) or as_method(load_name(name, "methods")) for name in names}
+
+
+def as_method(given: Any) -> Method:
+    """A selector from what a user wrote: `(study, size) -> rows`, or a pair of rows and weights.
+
+    A class is made into an object first. What it returns is checked each time.
+
+    Raises:
+        InputError: it cannot be called.
+    """
+    method = given() if isinstance(given, type) else given
+    if not callable(method):
+        raise InputError(f"A method must be called as `(study, size)`, got {method!r}.")
+
+    def choose(study: Study, size: int) -> Coreset:
+        found = method(study, size)
+        chosen = found if isinstance(found, Coreset) else None
+        if chosen is None:
+            chosen = Coreset.of(*found) if isinstance(found, tuple) else Coreset.of(found)
+        check_size(size, len(study.pool.y))
+        rows = chosen.rows
+        if rows.shape != (size,) or len(np.unique(rows)) < size or len(chosen.weights) != size:
+            raise InputError(f"{given!r} must return {size} different rows, got {rows.tolist()}.")
+        if rows.min() < 0 or rows.max() >= len(study.pool.y):
+            raise InputError(
+                f"{given!r} must return rows from 0 to {len(study.pool.y) - 1}, got"
+                f" {rows.min()} to {rows.max()}."
+            )
+        return chosen
+
+    return choose
 
 
 def small_study(seed: int = 0) -> Study:

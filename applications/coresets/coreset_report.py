@@ -9,7 +9,6 @@ from ..components.data import Dataset
 from ..components.judging import spread
 from ..components.output import environment, to_json
 from ..components.work import Run
-from .pool import Coreset
 
 TRIVIAL = ("uniform", "balanced", "all")
 SHOWN = 20
@@ -29,14 +28,14 @@ class Chosen(NamedTuple):
     """What one method chose in one pool.
 
     Attributes:
-        coreset: rows of the pool and weights.
-        owner_rows: the same rows in the owner's order of the training points.
+        rows: in the owner's order of the training points.
+        weights: of these.
         scores: `[pool]` of the method, empty where it has none.
         row: of the table: `method`, `size`, `seed`, `seconds`, `classes`, accuracies by judge.
     """
 
-    coreset: Coreset
-    owner_rows: np.ndarray
+    rows: np.ndarray
+    weights: np.ndarray
     scores: np.ndarray
     row: dict[str, Any]
 
@@ -72,7 +71,7 @@ class Result(NamedTuple):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, an entry for each choice; -1 and 0 fill up short ones."""
-        size = max(len(one.owner_rows) for one in self.chosen)
+        size = max(len(one.rows) for one in self.chosen)
         filled = lambda array, value: np.pad(
             array, (0, size - len(array)), constant_values=value
         )  # fmt: skip
@@ -87,8 +86,8 @@ class Result(NamedTuple):
             "pool_seeds": np.array(list(self.pools)),
             "pools": np.stack(list(self.pools.values())),
             "scores": np.stack([c.scores if c.scores.size else blank for c in self.chosen]),
-            "weights": np.stack([filled(c.coreset.weights, 0.0) for c in self.chosen]),
-            "rows": np.stack([filled(c.owner_rows, -1) for c in self.chosen]),
+            "weights": np.stack([filled(c.weights, 0.0) for c in self.chosen]),
+            "rows": np.stack([filled(c.rows, -1) for c in self.chosen]),
         }
 
 
@@ -171,7 +170,7 @@ def draw(result: Result) -> dict[str, bytes]:
         for name in methods:
             its = next(c for c in result.chosen
                        if (c.row["method"], c.row["seed"]) == (name, first))  # fmt: skip
-            rows = [place[row] for row in its.owner_rows[:SHOWN].tolist()]
+            rows = [place[row] for row in its.rows[:SHOWN].tolist()]
             titles = [dataset.class_names[label] for label in dataset.train.y[rows]]
             images = dataset.pictures(dataset.train.x[rows])
             pictures[f"chosen_by_{name.replace(':', '_')}"] = plots.image_grid(images, titles, 10)

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
+from ..components.geometry import facility_location, squared_distances
 from ..components.models import Model
 from ..components.points import Points
 from ..components.training import in_chunks, predict
-from .geometry import facility_location
-from .kernels import squared_distances
 
 
 def last_layer(model: Model, variables: dict, points: Points) -> np.ndarray:

@@ -9,13 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..components.errors import InputError
+from ..components.geometry import squared_distances
 from ..components.training import initialise, logits
-
-
-def squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[n, m]` squared Euclidean distances between the rows of `a[n, d]` and of `b[m, d]`."""
-    squares = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None, :]
-    return jnp.maximum(squares - 2 * a @ b.T, 0.0)
 
 
 def median_bandwidth(x: np.ndarray, count: int = 500) -> float:

@@ -2,23 +2,24 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..components import networks, scores
-from ..components.errors import InputError, check_numbers
+from ..components import geometry, networks, scores
+from ..components.errors import check_numbers
 from ..components.frame import named_key
-from ..components.models import Model, load_name
+from ..components.models import Model
 from ..components.training import Recipe, in_chunks
-from . import geometry, gradients, greedy, searches
+from . import gradients, greedy, searches
 from .kernels import check_kernel, median_bandwidth, rbf, tangent_kernel
 from .levels import Weighted
 from .original import Original
-from .pool import Coreset, Pool, by_class, check_size, one_hot
+from .pool import Coreset, Pool, by_class, one_hot
 from .proxy import Proxy, RidgeSolver, batch_of, optimise
 
 NUM_NETWORKS = 4
@@ -54,7 +55,6 @@ class Study:
     Attributes:
         pool: to choose from.
         model: a network for these points, which scores of difficulty and gradients look at.
-        key: of everything random.
         settings: of the kernel proxy.
         scores: what methods found for each point, by name.
     """
@@ -63,6 +63,8 @@ class Study:
         self.pool, self.model, self.settings, self._key = pool, model, settings, key
         self.targets = jax.device_put(one_hot(pool.y, pool.num_classes))
         self.scores: dict[str, np.ndarray] = {}
+        # How the networks that scores of difficulty look at are trained.
+        self._recipe = Recipe(NUM_EPOCHS, min(64, len(pool.y)), learning_rate=0.05)
 
     def key(self, name: str) -> jax.Array:
         """The key that belongs to a name, whatever else a run has."""
@@ -72,13 +74,15 @@ class Study:
         """The same for NumPy."""
         return np.random.default_rng(np.asarray(jax.random.key_data(self.key(name))))
 
+    def score(self, name: str, make: Callable[["Study"], Any]) -> np.ndarray:
+        """A number for each point, `[n]`, which the results keep under this name."""
+        if name not in self.scores:
+            self.scores[name] = np.asarray(make(self))
+        return self.scores[name]
+
     @functools.cached_property
     def kernel(self) -> jax.Array:
-        """The proxy's kernel matrix.
-
-        Raises:
-            InputError: it is not positive definite, or the pool has no spread.
-        """
+        """The proxy's kernel matrix; an InputError if it is not positive definite."""
         if self.settings.kernel == "ntk":
             kernel = tangent_kernel(self.model, jnp.asarray(self.pool.x), self.key("kernel"))
         else:
@@ -87,22 +91,23 @@ class Study:
         check_kernel(kernel, self.settings.ridge)
         return kernel
 
-    @property
-    def recipe(self) -> Recipe:
-        """How the networks that methods look at are trained."""
-        return Recipe(NUM_EPOCHS, min(64, len(self.pool.y)), learning_rate=0.05)
-
     @functools.cached_property
     def early(self) -> Any:
         """A few networks early in their training; leaves have an axis of networks in front."""
-        args = self.model, self.recipe, self.pool.points, self.key("early")
-        return scores.early(*args, num_networks=NUM_NETWORKS)
+        return scores.early(*self._training("early"))
 
     @functools.cached_property
     def trained(self) -> Any:
         """A few trained networks."""
-        args = self.model, self.recipe, self.pool.points, self.key("trained")
-        return scores.networks(*args, num_networks=NUM_NETWORKS)
+        return scores.networks(*self._training("trained"))
+
+    @property
+    def history(self) -> jax.Array:
+        """What a few networks got right after each epoch, `[networks, epochs, n]`."""
+        return scores.history(*self._training("history"))
+
+    def _training(self, name: str) -> tuple[Any, ...]:
+        return self.model, self._recipe, self.pool.points, self.key(name), NUM_NETWORKS
 
     @functools.cached_property
     def gradient(self) -> np.ndarray:
@@ -142,51 +147,55 @@ def everything(study: Study, size: int) -> Coreset:
     return Coreset.of(np.arange(len(study.pool.y)))
 
 
+def uniform(study: Study, size: int) -> Coreset:
+    """At random, without replacement."""
+    return Coreset.of(study.rng("uniform").permutation(len(study.pool.y))[:size])
+
+
+def balanced(study: Study, size: int) -> Coreset:
+    """At random, with equal class counts as far as the pool and the size allow."""
+    rng = study.rng("balanced")
+    draw = lambda members, count: rng.permutation(len(members))[:count]
+    return by_class(draw, study.pool.y, size, rng)
+
+
+def k_center(study: Study, size: int) -> Coreset:
+    """Each point is the farthest from those before: covers outliers too."""
+    first = study.rng("k_center").integers(len(study.pool.y))
+    return Coreset.of(geometry.farthest(jnp.asarray(study.pool.flat), first, size))
+
+
+def k_means(study: Study, size: int) -> Coreset:
+    """The point nearest to each of `size` k-means centres."""
+    return Coreset.of(geometry.nearest_to_means(study.pool.flat, size, study.rng("k_means")))
+
+
 def moderate(study: Study, size: int) -> Coreset:
     """Class by class, points at the usual distance from the mean feature of their class."""
-    first = jax.tree.map(lambda leaf: leaf[0], study.trained)
-    features = in_chunks(lambda x: study.model.features(first, x), study.pool.points.x)
-    unusual = study.scores["moderate"] = scores.moderate(features, study.pool.y)
+
+    def score(study: Study) -> np.ndarray:
+        first = jax.tree.map(lambda leaf: leaf[0], study.trained)
+        features = in_chunks(lambda x: study.model.features(first, x), study.pool.points.x)
+        return scores.moderate(features, study.pool.y)
+
+    unusual = study.score("moderate", score)
     usual_first = lambda members, count: np.argsort(unusual[members], kind="stable")[:count]
     return by_class(usual_first, study.pool.y, size)
 
 
-def _el2n(study: Study) -> jax.Array:
-    return scores.el2n(study.model, study.early, study.pool.points)
-
-
-def _grand(study: Study) -> jax.Array:
-    return scores.grand(study.model, study.early, study.pool.points)
-
-
-def _forgetting(study: Study) -> jax.Array:
-    args = study.model, study.recipe, study.pool.points, study.key("history")
-    return scores.forgetting(scores.history(*args, num_networks=NUM_NETWORKS))
-
-
-def _uncertainty(study: Study) -> jax.Array:
-    return scores.uncertainty(study.model, study.trained, study.pool.points)
-
-
-def _hardest(name: str, score: Callable[[Study], jax.Array]) -> Method:
+def _hardest(name: str, score: Callable[[Study], Any]) -> Method:
     """The points with the highest score, which suits large coresets; ties go to the lower row."""
+    return lambda study, size: Coreset.of(
+        np.argsort(-study.score(name, score), kind="stable")[:size]
+    )
+
+
+def _by_class(select: Callable[[np.ndarray, int], Any], of: Callable[[Study], Any]) -> Method:
+    """Class by class, from rows of what the study knows of the points, such as gradients."""
 
     def choose(study: Study, size: int) -> Coreset:
-        if name not in study.scores:
-            study.scores[name] = np.asarray(score(study))
-        return Coreset.of(np.argsort(-study.scores[name], kind="stable")[:size])
-
-    return choose
-
-
-def _placed(name: str, select: Callable[[Pool, int, np.random.Generator], Coreset]) -> Method:
-    return lambda study, size: select(study.pool, size, study.rng(name))
-
-
-def _matched(select: Callable[[np.ndarray, int], Any]) -> Method:
-    def choose(study: Study, size: int) -> Coreset:
-        gradient = study.gradient
-        return by_class(lambda rows, count: select(gradient[rows], count), study.pool.y, size)
+        known = of(study)
+        return by_class(lambda rows, count: select(known[rows], count), study.pool.y, size)
 
     return choose
 
@@ -210,74 +219,31 @@ def _searched(name: str, search: Callable[[Weighted], searches.Search], decay: f
     return choose
 
 
+_GRADIENT = operator.attrgetter("gradient")
 METHODS: dict[str, Method] = {
-    "uniform": _placed("uniform", geometry.uniform),
-    "balanced": _placed("balanced", geometry.balanced),
-    "k_center": _placed("k_center", geometry.k_center),
-    "k_means": _placed("k_means", geometry.k_means),
-    "herding": _placed("herding", geometry.herding),
+    "uniform": uniform,
+    "balanced": balanced,
+    "k_center": k_center,
+    "k_means": k_means,
+    "herding": _by_class(geometry.herd, lambda study: study.pool.flat),
     "kernel_herding": _in_kernel(geometry.kernel_herd),
     "facility_location": _in_kernel(geometry.facility_location),
     "moderate": moderate,
-    "el2n": _hardest("el2n", _el2n),
-    "grand": _hardest("grand", _grand),
-    "forgetting": _hardest("forgetting", _forgetting),
-    "uncertainty": _hardest("uncertainty", _uncertainty),
-    "craig": _matched(gradients.craig),
-    "grad_match": _matched(gradients.grad_match),
-    "glister": _matched(gradients.glister),
+    "el2n": _hardest("el2n", lambda s: scores.el2n(s.model, s.early, s.pool.points)),
+    "grand": _hardest("grand", lambda s: scores.grand(s.model, s.early, s.pool.points)),
+    "forgetting": _hardest("forgetting", lambda s: scores.forgetting(s.history)),
+    "uncertainty": _hardest(
+        "uncertainty", lambda s: scores.uncertainty(s.model, s.trained, s.pool.points)
+    ),
+    "craig": _by_class(gradients.craig, _GRADIENT),
+    "grad_match": _by_class(gradients.grad_match, _GRADIENT),
+    "glister": _by_class(gradients.glister, _GRADIENT),
     "coreset": coreset,
     "coreset_weighted": functools.partial(weighted, coreset),
-    "uniform_weighted": functools.partial(weighted, _placed("uniform", geometry.uniform)),
+    "uniform_weighted": functools.partial(weighted, uniform),
     "original": original,
     "bcsr": _searched("bcsr", searches.BCSR, 0.01),
     "pbcs": _searched("pbcs", searches.PBCS, 0.01),
     "direct": _searched("direct", searches.Direct, 0.3),
     "all": everything,
 }
-
-
-def find(names: Collection[str]) -> dict[str, Method]:
-    """The methods of these names, and yours as `module.path:Name`.
-
-    Raises:
-        InputError: there is no such method, or none is named.
-    """
-    unknown = [name for name in names if name not in METHODS and ":" not in name]
-    if unknown or not names:
-        raise InputError(
-            f"`methods` must be among {', '.join(METHODS)}, or yours as module.path:Name, got"
-            f" {', '.join(unknown) or 'none'}."
-        )
-    return {name: METHODS.get(name) or as_method(load_name(name, "methods")) for name in names}
-
-
-def as_method(given: Any) -> Method:
-    """A selector from what a user wrote: `(study, size) -> rows`, or a pair of rows and weights.
-
-    A class is made into an object first. What it returns is checked each time.
-
-    Raises:
-        InputError: it cannot be called.
-    """
-    method = given() if isinstance(given, type) else given
-    if not callable(method):
-        raise InputError(f"A method must be called as `(study, size)`, got {method!r}.")
-
-    def choose(study: Study, size: int) -> Coreset:
-        found = method(study, size)
-        chosen = found if isinstance(found, Coreset) else None
-        if chosen is None:
-            chosen = Coreset.of(*found) if isinstance(found, tuple) else Coreset.of(found)
-        check_size(size, len(study.pool.y))
-        rows = chosen.rows
-        if rows.shape != (size,) or len(np.unique(rows)) < size or len(chosen.weights) != size:
-            raise InputError(f"{given!r} must return {size} different rows, got {rows.tolist()}.")
-        if rows.min() < 0 or rows.max() >= len(study.pool.y):
-            raise InputError(
-                f"{given!r} must return rows from 0 to {len(study.pool.y) - 1}, got"
-                f" {rows.min()} to {rows.max()}."
-            )
-        return chosen
-
-    return choose

@@ -111,10 +111,10 @@ def _batch(
 ) -> bilevel.Batch:
     """Features that `rows` span, but for the first that are `absent`: theirs are zero."""
     absent = jnp.pad(absent, (0, len(rows) - len(absent)))
-    strip = jnp.where(absent, 0.0, kernel[:, rows])
+    strip = jnp.where(absent[None], 0.0, kernel[:, rows])
     inside = jnp.where(absent[:, None], 0.0, strip[rows])
     jitter = 1e-5 * jnp.mean(jnp.diag(kernel))
-    shift = jnp.where(absent, 1.0, jitter) * jnp.eye(len(rows), dtype=inside.dtype)
+    shift = jnp.diag(jnp.where(absent, 1.0, jitter).astype(inside.dtype))
     factor = jnp.linalg.cholesky(inside + shift, symmetrize_input=False)
     phi = jax.scipy.linalg.solve_triangular(factor, strip.T, lower=True).T
     own = Data(jnp.where(absent[:, None], 0.0, phi[rows]), targets[rows])

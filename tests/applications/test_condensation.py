@@ -16,9 +16,10 @@ from applications.components.judging import Judge
 from applications.components.models import make
 from applications.components.points import Points
 from applications.components.training import initialise
-from applications.condensation import Config, halved, k_means, run
+from applications.condensation import Config, halved, run
 from applications.condensing import matching, ridge, synthetic
 from applications.condensing.augment import augment
+from applications.condensing.baselines import k_means
 from applications.condensing.condense import Budget, condense, train_on
 from applications.condensing.dual import woodbury
 from applications.condensing.implicit import Convexified, NewtonStep, Seen
@@ -172,8 +173,10 @@ def test_k_means_of_one_is_the_mean():
 
 
 def test_halving_averages():
-    x = np.arange(18, dtype=np.float32).reshape(1, 3, 6, 1)
-    np.testing.assert_allclose(halved(x).ravel(), [3.5, 5.5, 7.5])
+    dataset = halved(load("digits", num_train=20))
+    x = load("digits", num_train=20).train.x[3]
+    np.testing.assert_allclose(dataset.train.x[3, 1, 2], x[2:4, 4:6].mean((0, 1)), rtol=1e-5)
+    assert dataset.test.x.shape[1:] == (4, 4, 1)
 
 
 CHEAP = ("random", "herding", "k_center", "k_means_real", "k_means", "all", "kip")

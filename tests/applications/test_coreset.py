@@ -10,16 +10,17 @@ import pytest
 from jax.test_util import check_grads
 
 import bilevel
-from applications.components import networks
+from applications.components import geometry, networks
 from applications.components.data import load
 from applications.components.errors import InputError, NonFiniteError
 from applications.components.judging import Judge
 from applications.components.models import make
 from applications.components.points import Points
-from applications.coreset import Config, run, svm_accuracy, with_noise
-from applications.coresets import geometry, gradients, greedy, kernels
-from applications.coresets.contract import check_selector, small_study
-from applications.coresets.methods import METHODS, Settings, Study, find
+from applications.coreset import Config, run, with_noise
+from applications.coresets import gradients, greedy, kernels
+from applications.coresets.contract import check_selector, find, small_study
+from applications.coresets.judges import svm_accuracy
+from applications.coresets.methods import METHODS, Settings, Study
 from applications.coresets.original import Original
 from applications.coresets.pool import Coreset, Pool, by_class, check_size, make_pool, one_hot
 from applications.coresets.proxy import Data, Proxy, RidgeSolver, batch_of, optimise

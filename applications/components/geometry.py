@@ -1,4 +1,4 @@
-"""Baselines that look at where points lie: no training and no gradients."""
+"""Choosing rows of `[n, d]` points by where they lie: no training and no labels."""
 
 import functools
 
@@ -7,27 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.cluster
 
-from .kernels import squared_distances
-from .pool import Coreset, Pool, by_class
 
-
-def uniform(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
-    """At random, without replacement."""
-    return Coreset.of(rng.permutation(len(pool.y))[:size])
-
-
-def balanced(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
-    """At random, with equal class counts as far as the pool and the size allow."""
-    draw = lambda members, count: rng.permutation(len(members))[:count]
-    return by_class(draw, pool.y, size, rng)
-
-
-def k_center(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
-    """Each point is the farthest from those before (Gonzalez, Theor. Comput. Sci. 1985).
-
-    Covers the pool within twice the best radius, outliers included.
-    """
-    return Coreset.of(farthest(jnp.asarray(pool.flat), rng.integers(len(pool.y)), size))
+def squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`[n, m]` squared Euclidean distances between the rows of `a[n, d]` and of `b[m, d]`."""
+    squares = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None, :]
+    return jnp.maximum(squares - 2 * a @ b.T, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -43,11 +27,6 @@ def farthest(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
     return jax.lax.scan(step, begin, length=size)[1]
 
 
-def k_means(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
-    """The point nearest to each of `size` k-means centres."""
-    return Coreset.of(nearest_to_means(pool.flat, size, rng))
-
-
 def nearest_to_means(flat: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of `flat[n, d]` nearest to each of its `size` k-means centres, each row once."""
     seed = int(rng.integers(2**31))
@@ -59,16 +38,6 @@ def nearest_to_means(flat: np.ndarray, size: int, rng: np.random.Generator) -> n
         row[rows] = np.inf
         rows.append(int(np.argmin(row)))
     return np.array(rows)
-
-
-def herding(pool: Pool, size: int, rng: np.random.Generator) -> Coreset:
-    """Class by class, points whose running mean follows that of the class.
-
-    (Welling, ICML 2009; by class as Rebuffi et al., iCaRL, CVPR 2017, algorithm 4.)
-    """
-    del rng
-    flat = pool.flat
-    return by_class(lambda members, count: herd(flat[members], count), pool.y, size)
 
 
 def herd(x: np.ndarray, size: int) -> np.ndarray:
