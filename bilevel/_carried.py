@@ -45,10 +45,11 @@ def carried(rule: Rule, value: PyTree, parameters: PyTree, *, closed: bool = Tru
     others, other_structure = jax.tree.flatten(parameters)
 
     def flat_rule(values: list[Any], others: list[Any], tangents: list[Any]) -> list[Any]:
-        trees = structure.unflatten(values), other_structure.unflatten(others)
+        trees = jax.tree.unflatten(structure, values), jax.tree.unflatten(other_structure, others)
         return jax.tree.leaves(rule(*trees, tangents))
 
-    return structure.unflatten(_carried.bind(*leaves, *others, rule=flat_rule, size=len(leaves)))
+    moved = _carried.bind(*leaves, *others, rule=flat_rule, size=len(leaves))
+    return jax.tree.unflatten(structure, moved)
 
 
 def _values(*operands: Any, size: int, **_: Any) -> list[Any]:
@@ -67,9 +68,7 @@ def _jvp(primals: Any, tangents: Any, *, rule: Callable[..., Any], size: int) ->
 
 
 def _batch(operands: Any, axes: Any, *, rule: Callable[..., Any], size: int) -> Any:
-    length = next(
-        a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None
-    )
+    length = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
     # The tangent differs along the axis even where the value does not.
     values = [
         batching.bdim_at_front(a, axis, length)
