@@ -44,6 +44,8 @@ class Config(settings.Config):
     methods: tuple[str, ...] = ()
     """Methods to run, or yours as module.path:Name; none named means all. Retrain is always run,
     and so is the no-op, none."""
+    random_draws: int | None = 1
+    """Random sets to average in each seed: a single small one may hold no error of Retrain."""
     sparsity: float = 0.0
     """Also prune this share of the weights first, train again, and unlearn that model."""
     num_shadows: int = 0

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..components import scores
 from ..components.errors import NonFiniteError
 from ..components.files import Arrays, recompute
 from ..components.frame import named_key
 from ..components.points import Points
-from . import scores
 from .methods import Task
 
 
@@ -61,7 +61,7 @@ class Bench:
         bench.tick("training the original model")
         train = functools.partial(task.fit, task.every, bench.key("original"))
         task = task.replace(original=page.tree(f"{bench.place}/original", train))
-        if not np.isfinite(scores.loss(task, bench.key("original"))).all():
+        if not np.isfinite(scores.loss(task.model, task.original, task.points)).all():
             raise NonFiniteError(
                 "The original model diverged in training: its losses are not finite. Lower"
                 f" `learning_rate`, which is {task.recipe.learning_rate}."

@@ -24,11 +24,6 @@ from .selection import (
 SEARCHED = {"worst_case": 1.0, "easiest": -1.0}
 """The two ends of one search, each with the sign of its scores."""
 SETS = ("random", "class_matched", *SEARCHED, "worst_by_class", *SCORES, "highest_loss")
-HELP = (
-    "random; worst_case and easiest, the two ends of a search; class_matched, random ones with the"
-    " classes of worst_case; worst_by_class, a search with the class shares of all points; the easy"
-    " points by lowest_loss, EL2N, GraNd, forgetting, moderate and influence; highest_loss."
-)
 
 
 class Choice(NamedTuple):

@@ -13,6 +13,11 @@ from .recipes import ForgetSetRecipe, recipe_for
 from .selection import num_to_forget
 from .zoo import Strengths
 
+LEAKS = (
+    "This model has statistics, such as BatchNorm's: they carry traces of every point that the"
+    " original model saw, and every method but Retrain starts from them."
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(frame.Config):
@@ -115,7 +120,7 @@ class Setting(NamedTuple):
         return {
             "model": self.task.model.name,
             "recipe": dataclasses.asdict(self.recipe),
-            "strengths": dataclasses.asdict(self.strengths),
+            "strengths": self.strengths._asdict(),
         }
 
 
@@ -137,6 +142,8 @@ def settle(config: Config, dataset: Any = None, model: Any = None) -> Setting:
     network = config.build(dataset, model, recipe.model)
     task = recipe.task(network, dataset)
     task.recipe.num_steps(num_points - num_forget)  # or raises
+    if network.has_statistics(task.points.x):
+        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, LEAKS))
     named = model if isinstance(model, str) else recipe.model
     strengths = zoo.strengths_of(dataset.name, named).changed(config.strengths)
     judged = config.judged(dataset).on_device()

@@ -1,7 +1,6 @@
 """Choose each method's strength with an equal budget: rates decide every ranking."""
 
 import contextlib
-import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -15,7 +14,7 @@ from .evaluation import Row, judgements, to_rows
 from .methods import METHODS
 from .selection import random_sets
 from .settings import Setting
-from .zoo import METHOD_OF, Strengths, all_methods
+from .zoo import Strengths, all_methods
 
 TUNING_SEED = 1_000_003  # of the sweep, whose model and sets no table holds
 
@@ -48,7 +47,7 @@ def tune(
         page: a `work.Run`, or a `bench.Scratch`.
 
     Returns:
-        The best strengths, and a row for each trial: `strength`, `value`, and the columns of
+        The best strengths, and a row for each trial: `value`, and the columns of
         `to_rows`; its `gap` is None where the method diverged.
     """
     judged = setting.dataset.validation.on_device()
@@ -57,13 +56,12 @@ def tune(
     sets = random_sets(bench.key("sets"), len(setting.task.every), size, draws)
     exact = judgements(bench, "tuning", sets, {"Retrain": METHODS["Retrain"]})
     trials: list[Row] = []
-    best: dict[str, float] = {}
-    for field, method in METHOD_OF.items():
-        if method not in names:
-            continue
+    best = dict(setting.strengths.values)
+    for method in (name for name in setting.strengths.values if name in names):
+        tried = {}
         for factor in factors:
-            value = factor * getattr(setting.strengths, field)
-            strengths = dataclasses.replace(setting.strengths, **(best | {field: value}))
+            value = factor * setting.strengths.values[method]
+            strengths = setting.strengths._replace(values=best | {method: value})
             methods = all_methods(setting.task.finetune, strengths)
             trial = bench.at(f"{value:g}")
             row: Row = {"method": method, "gap": None}
@@ -72,15 +70,14 @@ def tune(
                 row = to_rows(exact | judgements(trial, "tuning", sets, {method: methods[method]}))[
                     1
                 ]
-            trials.append({"strength": field, "value": value} | row)
-        own = [t for t in trials if t["strength"] == field and t["gap"] is not None]
-        if own:
-            best[field] = min(own, key=lambda t: t["gap"])["value"]
-    return dataclasses.replace(setting.strengths, **best, origin="this run"), trials
+                tried[value] = row["gap"]
+            trials.append({"value": value} | row)
+        if tried:
+            best[method] = min(tried, key=lambda value: tried[value])
+    return Strengths(best, "this run"), trials
 
 
 def told(strengths: Strengths, names: Collection[str]) -> str:
     """The options that repeat what was tuned."""
-    fields = (field for field, method in METHOD_OF.items() if method in names)
-    values = " ".join(f"{field}={getattr(strengths, field):g}" for field in fields)
+    values = " ".join(f"{name}={v:g}" for name, v in strengths.values.items() if name in names)
     return f"Tuned on points held out; the table is of the test points: --strengths {values}"
