@@ -1,6 +1,7 @@
 """The house rules that a machine can check: layers, one public door, documented public names."""
 
 import ast
+import dataclasses
 import inspect
 import os
 import pathlib
@@ -202,8 +203,8 @@ def test_public_names_are_documented_and_annotated(name, value):
         for parameter in signature.parameters.values():
             assert parameter.annotation is not inspect.Parameter.empty, parameter.name
             assert f"{parameter.name}:" in value.__doc__, f"{parameter.name} is not explained"
-    elif hasattr(value, "__dataclass_fields__"):
-        for field in value.__dataclass_fields__.values():
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
             assert field.name in value.__doc__, f"{field.name} is not explained"
 
 

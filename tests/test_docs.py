@@ -32,6 +32,20 @@ def test_readme_prints_what_it_says(capsys):
     assert said in capsys.readouterr().out
 
 
+def test_the_first_example_compiles_few_programs():
+    """One for the run; the others are of making data and a state, operation by operation."""
+    seen = []
+    record = lambda event, duration, **_: seen.append(event)
+    jax.monitoring.register_event_duration_secs_listener(record)
+    jax.clear_caches()
+    try:
+        with jax.numpy_rank_promotion("allow"):
+            exec(blocks(ROOT / "README.md")[0], {})
+    finally:
+        jax.monitoring.unregister_event_duration_listener(record)
+    assert sum("backend_compile" in event for event in seen) <= 19
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
