@@ -72,6 +72,15 @@ def test_where_the_optimizer_rests_decides_the_status(name, linear_solver):
             raise AssertionError(str(diagnose(PROBLEM, *args)))
 
 
+def test_unrolling_is_right_where_a_leaf_is_held(x64):
+    """With b = 1 held, `h* = 2 / (1 + x)`; the implicit formula would move b too."""
+    x, init = jnp.asarray(0.5), {"h": jnp.asarray(0.0), "b": jnp.asarray(1.0)}
+    optimizer = optax.partition({"move": optax.sgd(0.3), "hold": optax.set_to_zero()}, HELD)
+    exact = jax.grad(lambda x: 0.5 * (2 / (1 + x) + 1 - 2) ** 2)(x)
+    found = hypergradient(PROBLEM, Minimize(optimizer, 100), x, init, Batch()).hypergrad
+    np.testing.assert_allclose(found, exact, rtol=1e-9)
+
+
 def test_the_scale_is_that_of_the_problem():
     """Losses times 1e9, the inner variable in other units: the same status."""
     for loss_scale, unit in ((1e9, 1.0), (1e-9, 1e3), (1.0, 1e-6)):
