@@ -109,6 +109,16 @@ def test_imports_point_down(path):
             assert unit(target) != unit(own), f"{own} imports its sibling {target}"
 
 
+def test_the_design_shows_these_layers():
+    page = (ROOT / "docs" / "design.md").read_text()
+    shown, layer = {}, None
+    for row in re.search(r"-- bilevel -+\n(.*?)\n\n", page, re.DOTALL).group(1).splitlines():
+        layer = int(row[4]) if row[4].isdigit() else layer
+        names = row[7:].split("(")[0].split()
+        shown |= {f"bilevel.{name.removesuffix('/*')}": layer for name in names}
+    assert shown == LAYERS
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_no_private_module_is_imported_across_packages(path):
     """Of another package only what its `__init__` offers; `bilevel._x` is everybody's."""
