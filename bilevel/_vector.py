@@ -126,7 +126,7 @@ def unit(values: jax.Array, length: jax.Array) -> jax.Array:
     """
     constant = jax.lax.stop_gradient(jnp.where(length == 0, 1.0, length))
     ratio = jnp.where(length == 0, 1.0, length / constant)
-    return (values / constant) / ratio
+    return (values / constant) * (1.0 / ratio)  # one division less for each entry
 
 
 def largest(values: jax.Array, k: int) -> jax.Array:
