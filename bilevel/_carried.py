@@ -67,9 +67,7 @@ def _jvp(primals: Any, tangents: Any, *, rule: Callable[..., Any], size: int) ->
 
 
 def _batch(operands: Any, axes: Any, *, rule: Callable[..., Any], size: int) -> Any:
-    length = next(
-        a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None
-    )
+    length = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
     # The tangent differs along the axis even where the value does not.
     values = [
         batching.bdim_at_front(a, axis, length)

@@ -34,9 +34,7 @@ class State(NamedTuple):
     kept_damping: jax.Array
 
 
-def start(
-    value: PyTree, residual: PyTree, direction: PyTree, spent: int, max_steps: int
-) -> State:
+def start(value: PyTree, residual: PyTree, direction: PyTree, spent: int, max_steps: int) -> State:
     squared, rz = _tree.vdot(residual, residual), _tree.vdot(residual, direction)
     nil, infinite = jnp.zeros_like(squared), jnp.full_like(squared, jnp.inf)
     unused = jnp.zeros(max_steps, squared.dtype)

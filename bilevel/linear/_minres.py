@@ -159,9 +159,10 @@ def _least_squares(
 ) -> tuple[PyTree, PyTree]:
     """The solution of minimum norm among those of least residual, and its residual.
 
-    The later steps are noise, so the flattest iterate is taken. The residual of a least-squares solution is the part of v in the null space, and so is, up to a
-    factor, what an iterate of the Krylov space has in it (Liu, Milzarek and Roosta, "Obtaining
-    pseudo-inverse solutions with MINRES", 2023, Theorem 1).
+    The later steps are noise, so the flattest iterate is taken. The residual of a least-squares
+    solution is the part of v in the null space, and so is, up to a factor, what an iterate of the
+    Krylov space has in it (Liu, Milzarek and Roosta, "Obtaining pseudo-inverse solutions with
+    MINRES", 2023, Theorem 1).
     """
     value, residual = _lower(value, residual, flattest, system.residual(flattest))
     squared = _tree.vdot(residual, residual)
