@@ -64,6 +64,7 @@ def test_minres_finds_the_minimum_norm_among_eigenvalues_of_both_signs(dtype):
     solve = lambda matrix, v: tuple(linear.MINRES(100)(lambda u: matrix @ u, v))
     values, info = jax.vmap(solve)(jnp.asarray(systems, dtype), jnp.asarray(rights, dtype))
     assert np.all(info.status == LinearStatus.SINGULAR)
+    expected = np.stack(expected)
     errors = np.linalg.norm(values - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert np.max(errors) < {"float32": 2e-2, "float64": 1e-5}[dtype], errors
 
