@@ -141,8 +141,8 @@ def calibration():
     """(estimate, true error, norm) for 1,008 random cases, stopped early at random."""
     rows = []
     for problem, draw, exact in (family() for family in FAMILIES.values()):
-        # One after the other: the batched factorisations of a `vmap` wait for each other for ever on
-        # two cores (JAX 0.10).
+        # One after the other: on two cores the batched factorisations of a `vmap` wait for each
+        # other for ever (JAX 0.10).
         judge = jax.jit(
             lambda *cases, p=problem, e=exact: jax.lax.map(lambda c: _judge(p, e, *c), cases)
         )

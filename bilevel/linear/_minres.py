@@ -197,8 +197,8 @@ def _step(matvec: MatVec, state: _State) -> _State:
     radius = jnp.hypot(below, beta)
     slope = jnp.hypot(below, cos * beta) / jnp.where(scale > 0, scale, 1.0)
     # Of a singular system later iterates grow without end, and their slopes are rounding.
-    left = jnp.abs(state.residual)
-    slope += rounding(image) * scale * _tree.norm(state.value) / jnp.where(left > 0, left, 1.0)
+    size, left = jnp.sqrt(_tree.vdot(state.value, state.value)), jnp.abs(state.residual)
+    slope += rounding(image) * scale * size / jnp.where(left > 0, left, 1.0)
     flatter = slope < state.slope
     inverse = jnp.where(radius > 0, 1 / radius, 0.0)
     new_cos, new_sin = below * inverse, beta * inverse

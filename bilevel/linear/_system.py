@@ -224,9 +224,8 @@ def random_like(
     """A pytree like `tree` with entries by `draw(key, shape, dtype)`."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        [draw(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
-    )
+    draws = [draw(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, draws)
 
 
 def lifted(leaf: jax.Array) -> jax.Array:
