@@ -12,8 +12,6 @@ import numpy as np
 from .errors import InputError
 
 Arrays = dict[str, np.ndarray]
-Keep = Callable[[str, Callable[[], Mapping[str, Any]]], Arrays]
-"""`(name, make) -> arrays`: reads what is kept under a name, or makes and keeps it."""
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
