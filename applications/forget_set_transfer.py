@@ -136,7 +136,7 @@ def repeat(config: Config, of: dict[str, Setting], seed: int, page: Run) -> Repe
         own = of[network]
         methods = zoo.find(config.methods, own.task.finetune, own.strengths)
         for name in sets:
-            repetition.judge(bench, network, name, methods)
+            repetition.add(bench, network, name, methods)
     return repetition
 
 
