@@ -16,6 +16,7 @@ from applications.components.errors import InputError, NonFiniteError
 from applications.components.judging import Judge
 from applications.components.models import make
 from applications.components.points import Points
+from applications.components.publishing import grouped
 from applications.coreset import Config, run, with_noise
 from applications.coresets import gradients, greedy, kernels
 from applications.coresets.contract import check_selector, find, small_study
@@ -222,7 +223,7 @@ def test_the_coreset_is_above_uniform(digits):
     config, result = digits
     mean = {
         name: np.mean([row["MLP"] for row in group])
-        for (size, name), group in result.grouped().items()
+        for (size, name), group in grouped(result.rows, "size", "method").items()
         if size != 10
     }
     assert mean["coreset"] > mean["uniform"] + 15 and mean["all"] > 90
@@ -238,7 +239,7 @@ def test_the_arrays_name_the_owners_rows(digits):
         arrays = dict(file)
     labels = load("digits").train.y
     assert json.loads(str(arrays["config"]))["pool"] is None
-    for number, row in enumerate(result.rows):
+    for number, row in enumerate(one.row for one in result.chosen):
         rows = arrays["rows"][number]
         rows = rows[rows >= 0]
         assert len(rows) == row["size"]

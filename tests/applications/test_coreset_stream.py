@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from applications.components.errors import InputError, NonFiniteError
-from applications.coreset_stream import Config, best_beta, run
+from applications.coreset_stream import Config, best_betas, run
 from applications.coresets.memory import (
     POLICIES,
     Memory,
@@ -101,7 +101,7 @@ def test_a_run_and_its_files(tmp_path):
     assert content["rows"] == result.rows and len(result.rows) == 4
     for policy in config.policies:  # without rehearsal, the last pair is all that is left
         scores = {row["beta"]: row["test"] for row in result.rows if row["policy"] == policy}
-        assert scores[10.0] > scores[0.0] and best_beta(result.rows, policy) == 10.0
+        assert scores[10.0] > scores[0.0] and best_betas(result.rows)[policy] == 10.0
     assert "<table>" in (tmp_path / "out" / "report.html").read_text()
     again = run(dataclasses.replace(config, resume=True, seeds=(0, 1)))
     assert again.rows[:4] == result.rows
