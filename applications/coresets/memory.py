@@ -95,7 +95,7 @@ def coreset(
             alike; "seen" lets the memory stand for all points before, as the paper's slot does;
             "balanced" gives each class the same mass, whatever came more often.
         stream: all of it; only rows in memory and new ones are looked at.
-        memory: before.
+        memory: as before these arrived.
         first: first new row.
         last: one past the last new row.
         rng: unused; this policy is deterministic.
@@ -127,13 +127,7 @@ def merge_reduce(
     for equally many chunks become one, which stands for both; where there are none, the last two.
     (Borsos, Mutny and Krause, section 4; their even streams have 10 slots.)
 
-    Args:
-        num_slots: parts of the memory; the other arguments are those of `coreset`.
-        stream: all of it.
-        memory: before.
-        first: first new row.
-        last: one past the last new row.
-        rng: unused.
+    Args as for `coreset`, with `num_slots` parts of the memory in place of a mass.
 
     Raises:
         InputError: the memory has no point for each slot, or a chunk none for each of a slot.
@@ -163,7 +157,7 @@ def _reduce(stream: Pool, rows: np.ndarray, share: np.ndarray, size: int) -> np.
     kernel = rbf(flat, flat, 0.5 * median_bandwidth(flat))
     targets = jnp.asarray(one_hot(stream.y[rows], stream.num_classes))
     mass = jnp.asarray(share / share.sum(), jnp.float32)
-    return rows[greedy.select(greedy.start(kernel, targets, RIDGE, mass), size).rows]
+    return rows[greedy.select(greedy.start(kernel, targets, RIDGE, mass), size)[0]]
 
 
 POLICIES: dict[str, Policy] = {
