@@ -53,7 +53,7 @@ class Config(frame.Config):
     epochs: int = 40
     """Full-batch steps on each chunk and the memory."""
     learning_rate: float = 5e-4
-    """Of Adam."""
+    """Step size of Adam, in the training of the network."""
     betas: tuple[float, ...] = (1.0, 10.0, 100.0)
     """Weights of the memory's loss; each method takes its best, by validation points."""
     num_validation: int = 200
