@@ -205,10 +205,10 @@ def _remember(
     begin = time.perf_counter()
     memory = row.policy(look)
     seconds = time.perf_counter() - begin
-    steps, slope = look.difficulty
     kept = np.isin(look.rows, memory.rows[memory.rows >= 0])
-    if not kept.any():
+    if row.from_scratch or not kept.any():  # no network was trained on the points, or none was kept
         return memory, seconds, np.full(3, np.nan)
+    steps, slope = look.difficulty
     percentile = 100 * (scipy.stats.rankdata(slope) - 0.5) / len(slope)
     return memory, seconds, np.array([steps[kept].mean(), steps.mean(), percentile[kept].mean()])
 

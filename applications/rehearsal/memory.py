@@ -38,10 +38,10 @@ class Memory(NamedTuple):
     @classmethod
     def empty(cls, capacity: int, points: Points, num_classes: int) -> "Memory":
         """Nothing is kept yet."""
-        nothing = np.full(capacity, EMPTY, np.int32)
+        rows, task = np.full((2, capacity), EMPTY, np.int32)
         x = np.zeros((capacity, *points.x.shape[1:]), np.float32)
         logits = np.full((capacity, num_classes), NEVER, np.float32)
-        return cls(x, np.zeros(capacity, np.int32), logits, nothing, nothing)
+        return cls(x, np.zeros(capacity, np.int32), logits, rows, task)
 
     @property
     def count(self) -> int:

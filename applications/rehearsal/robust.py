@@ -96,8 +96,8 @@ class TRADES:
 class FastBAT:
     """One-step adversarial training whose perturbation is the solution of a lower level.
 
-        lower  delta* = argmin_{delta in the ball}  <grad l(z), delta> + (sharpness / 2) ||delta - z||^2
-        with   l(delta) = -sum_i CE(f(x_i + delta_i), y_i)
+        delta* = argmin_{delta in the ball}  <grad l(z), delta> + (sharpness / 2) ||delta - z||^2
+        with  l(delta) = -sum_i CE(f(x_i + delta_i), y_i)
 
     The gradient holds how delta* moves with the network, which is that of its KKT conditions: a
     step of `bilevel.ProjectedGradient` under `bilevel.OneStep`, as in `bilevel.FastBAT`. (Zhang et

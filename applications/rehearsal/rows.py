@@ -67,6 +67,12 @@ def by_geometry(choose: Callable[[Pool, int, int], Chosen]) -> Selector:
     return selector
 
 
+def uniform(look: Look, share: int) -> np.ndarray:
+    """At random, equally many of each class as far as that goes."""
+    pool = Pool(look.rows[:, None], look.labels, len(look.stream.classes[look.task]))
+    return geometry.balanced(pool, share, look.seed).rows
+
+
 def by_coreset(search: Coreset) -> Selector:
     """Choose by a bi-level search."""
     return lambda look, share: select(search, look.pool(search.attacked), share)
@@ -138,7 +144,7 @@ def _robust(rule: str, **settings: bool) -> Row:
     return Row(chosen(by_coreset(Coreset(RULES[rule], **settings))))
 
 
-UNIFORM = chosen(by_geometry(geometry.balanced))
+UNIFORM = chosen(uniform)
 RESERVOIR = reservoir(streamed.reservoir)
 
 ROWS: dict[str, Row] = {

@@ -33,11 +33,11 @@ class Stream:
 
     @property
     def longest(self) -> int:
-        """Points of the largest task; smaller ones are filled up to it, so that all compile once."""
+        """Points of the largest task; others are filled up to it, so that all compile once."""
         return max(map(len, self.rows))
 
     def seen_only(self, task: int) -> jax.Array:
-        """What to add to the logits after a task, `[1, num_classes]`: classes to come cannot win."""
+        """What to add to logits after a task, `[1, num_classes]`: classes to come cannot win."""
         offset = np.full(self.num_classes, NEVER, np.float32)
         offset[self.classes[: task + 1]] = 0
         return jnp.asarray(offset[None])
