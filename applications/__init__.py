@@ -9,5 +9,6 @@ PAGES = (
     "coreset_stream",
     "condensation",
     "lifelong",
+    "lifelong_checks",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

@@ -9,6 +9,8 @@ code are not public: no number here is theirs. docs/applications/lifelong.md has
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from .components.pixel_ball import make_ball
 from .components.training import Recipe
 from .components.work import Run
 from .rehearsal import lifelong_report
-from .rehearsal.learner import Learner, check, follow
+from .rehearsal.learner import Learner, Outcome, check, follow
 from .rehearsal.lifelong_report import Result
 from .rehearsal.recipes import LifelongRecipe, recipe_for
 from .rehearsal.robust import TRADES, FastBAT, Madry, Training
@@ -117,7 +119,8 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         learner = Learner(
             network, robust, training, recipe.steps, ball, capacity, config.adjusted, page
         )
-        outcomes, checks = {}, {}
+        outcomes: dict[tuple[str, float, int], Outcome] = {}
+        checks: dict[tuple[str, int], Mapping[str, Any]] = {}
         for seed, stream in streams.items():
             found = {one: follow(learner, stream, *one, seed) for one in runs}
             outcomes |= {(*one, seed): outcome for one, outcome in found.items()}
@@ -166,26 +169,27 @@ def weights_of(config: Config, name: str) -> tuple[float, ...]:
 def training_of(config: Config, recipe: LifelongRecipe) -> Training:
     """The loss of each point in training."""
     attack = PGD(recipe.attack_steps)
-    kinds = {"pgd": Madry(attack), "trades": TRADES(attack), "fast_bat": FastBAT()}
+    kinds: dict[str, Training] = {
+        "pgd": Madry(attack),
+        "trades": TRADES(attack),
+        "fast_bat": FastBAT(),
+    }
     return kinds[config.training]
 
 
 def attacked(
     config: Config, learner: Learner, stream: Stream, found: dict[tuple[str, float], Any], seed: int
-) -> dict[tuple[str, int], Any]:
+) -> dict[tuple[str, int], Mapping[str, Any]]:
     """The rows of one seed to check, under every attack; transfer comes from another row."""
-    checks = {}
+    checks: dict[tuple[str, int], Mapping[str, Any]] = {}
     for name in (name for name in config.checked if name in config.rows):
         weight = weights_of(config, name)[0]
-        others = [outcome for (other, _), outcome in found.items() if other != name]
-        source = others[-1].variables if others else found[name, weight].variables
-        learner.page.tick(f"seed {seed}: {name} under every attack")
-        checks[name, seed] = learner.page.keep(
-            f"seed{seed}/{name}/{weight:g}/checks",
-            lambda own=found[name, weight].variables, other=source: check(
-                learner, stream, own, other, seed
-            ),
-        )
+        own = found[name, weight].variables
+        others = [outcome.variables for (other, _), outcome in found.items() if other != name]
+        source = others[-1] if others else own
+        make = functools.partial(check, learner, stream, own, source, seed)
+        place = f"seed{seed}/{name}/{weight:g}/checks"
+        checks[name, seed] = learner.page.keep(place, make)
     return checks
 
 

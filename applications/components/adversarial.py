@@ -68,12 +68,15 @@ class PGD:
         step: of each pixel, as a share of eps; below 1 the sum of steps should exceed 2.
         targeted: each restart lowers the loss of another class, the likeliest first, in place of
             raising that of the true one: it fails less often where losses are flat.
+        last: take the last perturbation of each start, stronger or not. One-step training that
+            collapses does so by making its own step harmless: the strongest would hide that.
     """
 
     num_steps: int = 20
     num_restarts: int = 1
     step: float = 0.25
     targeted: bool = False
+    last: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.num_restarts < 1 or not self.step > 0:
@@ -127,7 +130,8 @@ class PGD:
             return (delta, best), margin
 
         (last, best), course = jax.lax.scan(step, (begin, best), length=self.num_steps)
-        return best.or_stronger(last, value(last)[1]), course
+        margin = value(last)[1]
+        return (Attacked(last, margin) if self.last else best.or_stronger(last, margin)), course
 
 
 def _nothing(x: jax.Array) -> Attacked:

@@ -143,8 +143,16 @@ def paths(lines: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, y_la
     axis = canvas.subplots()
     for number, (name, (x, y)) in enumerate(lines.items()):
         turn = number // len(COLOURS) % 3
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": ("-", "--", ":")[turn]}
-        axis.plot(x, y, label=name, marker="os^"[turn], markersize=4, linewidth=1.2, **style)
+        axis.plot(
+            x,
+            y,
+            label=name,
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=("-", "--", ":")[turn],
+            marker="os^"[turn],
+            markersize=4,
+            linewidth=1.2,
+        )
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     _legend(canvas)

@@ -97,6 +97,7 @@ def follow(learner: Learner, stream: Stream, name: str, weight: float, seed: int
     shared = frame.named_key(key, "joint") if row.joint else key
     start = initialise(learner.model, stream.points.x, frame.named_key(shared, "start"))
     variables, structure = start, jax.tree.structure(start)
+    num_leaves = len(jax.tree.leaves(start))
     memory = Memory.empty(row.slots * learner.capacity, stream.points, stream.num_classes)
     pieces = []
     for task in range(len(stream.rows)):
@@ -104,7 +105,7 @@ def follow(learner: Learner, stream: Stream, name: str, weight: float, seed: int
         begin = start if row.from_scratch else variables
         make = functools.partial(_advance, learner, stream, row, weight, seed, begin, memory, task)
         piece = learner.page.keep(f"{place}/task{task}", make)
-        leaves = (jnp.asarray(piece[f"variable{i}"]) for i in range(structure.num_leaves))
+        leaves = (jnp.asarray(piece[f"variable{i}"]) for i in range(num_leaves))
         variables = jax.tree.unflatten(structure, leaves)
         memory = Memory(*(piece[f"memory_{field}"] for field in Memory._fields))
         pieces.append(piece)
@@ -167,7 +168,7 @@ def _train(
     last, batch_size = len(stream.rows) - 1, learner.recipe.batch_size
     rows = np.concatenate(stream.rows) if row.joint else stream.rows[task]
     order = replay.order(rows, learner.steps, batch_size, np.random.default_rng([seed, task]))
-    mix = replay.mixing(task, weight, row.distill, row.from_scratch, memory.count > 0)
+    mix = replay.mixing(task, weight, row.distill, row.from_scratch, memory.num_filled > 0)
     offset = stream.seen_only(last if row.joint else task)
     if learner.adjusted and not row.joint:
         offset = stream.prior(task, memory.points.y, float(mix.new))
@@ -179,7 +180,7 @@ def _train(
         stream.points,
         order,
         memory,
-        jnp.int32(memory.count),
+        jnp.int32(memory.num_filled),
         mix,
         offset,
         learner.ball,

@@ -15,7 +15,7 @@ from .learner import Outcome
 from .stream import Stream
 
 REFERENCE = "uniform"
-CLEAN = "clean_coreset"
+CLEAN, ROBUST = "clean_coreset", "robust_coreset"
 SPREAD = ("SA", "RA", "SA_forgetting", "RA_forgetting", "RA_backward")
 COLUMNS = {
     "SA": "right answers on test points of all classes after the last task, percent",
@@ -46,7 +46,7 @@ class Result(NamedTuple):
     """
 
     outcomes: dict[tuple[str, float, int], Outcome]
-    checks: dict[tuple[str, int], dict[str, Any]]
+    checks: Mapping[tuple[str, int], Mapping[str, Any]]
     streams: Mapping[int, Stream]
     dataset: Dataset
     weights: tuple[float, ...]
@@ -136,17 +136,25 @@ def signed(mean: float, half: float) -> str:
 
 
 def finding(rows: list[metrics.Row]) -> str:
-    """What came out, in one sentence."""
-    mean = lambda name: np.mean(list(metrics.by_seed(rows, name, "RA").values()))
+    """What came out, in a sentence or two."""
     names = {row["row"] for row in rows}
+    sentences = []
     if {"joint", REFERENCE} <= names:
-        share = 100 * mean(REFERENCE) / max(mean("joint"), 1e-9)
-        told = "can" if share < 90 else "can hardly"
-        return (
+        share = 100 * _mean(rows, REFERENCE, "RA") / max(_mean(rows, "joint", "RA"), 1e-9)
+        sentences.append(
             f"Uniform memory reaches {share:.0f} % of the robust accuracy of training on all tasks"
-            f" at once, so this stream {told} tell selectors apart."
+            f" at once, so this stream can {'' if share < 90 else 'hardly '}tell selectors apart."
         )
-    return f"Robust accuracy {mean(rows[0]['row']):.1f} % with {rows[0]['row']}."
+    if {CLEAN, ROBUST} <= names:
+        gap = signed(*metrics.difference(rows, ROBUST, CLEAN, "RA"))
+        sentences.append(f"RA of the robust coreset minus that of the clean one: {gap} points.")
+    first = rows[0]["row"]
+    return " ".join(sentences) or f"RA {_mean(rows, first, 'RA'):.1f} % with {first}."
+
+
+def _mean(rows: list[metrics.Row], name: str, metric: str) -> float:
+    """Over the seeds, at the first replay weight."""
+    return float(np.mean(list(metrics.by_seed(rows, name, metric).values())))
 
 
 def page(result: Result, facts: dict[str, Any]) -> str:
@@ -183,9 +191,7 @@ def _fronts(rows: list[metrics.Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]
     lines = {}
     for name in dict.fromkeys(row["row"] for row in rows):
         own = [row for row in rows if row["row"] == name]
-        at = lambda weight, metric, own=own: np.mean(
-            [row[metric] for row in own if row["weight"] == weight]
-        )
-        weights = sorted({row["weight"] for row in own})
-        lines[name] = tuple(np.array([at(w, metric) for w in weights]) for metric in ("SA", "RA"))
+        groups = [[r for r in own if r["weight"] == w] for w in sorted({r["weight"] for r in own})]
+        sa, ra = (np.array([np.mean([r[m] for r in g]) for g in groups]) for m in ("SA", "RA"))
+        lines[name] = sa, ra
     return lines

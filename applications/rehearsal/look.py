@@ -96,9 +96,10 @@ class Look:
         of_memory = np.concatenate([np.zeros(length, bool), kept.task != EMPTY])
         used = jnp.asarray(of_task | of_memory)
         scale = jnp.sqrt(jnp.vdot(used, jnp.sum(found**2, axis=1)) / jnp.sum(used))
-        masks = (jnp.asarray(mask, found.dtype) for mask in (of_task, of_memory))
-        size = jnp.asarray(self.share + kept.count, found.dtype)
-        return Pool(found / jnp.maximum(scale, 1e-12), points.y, *masks, size, self._offset)
+        task_mask, memory_mask = (jnp.asarray(m, found.dtype) for m in (of_task, of_memory))
+        size = jnp.asarray(self.share + kept.num_filled, found.dtype)
+        found /= jnp.maximum(scale, 1e-12)
+        return Pool(found, points.y, task_mask, memory_mask, size, self._offset)
 
     def keep(self, before: Memory, places: np.ndarray) -> Memory:
         """The memory with some of the task's points behind what is there."""

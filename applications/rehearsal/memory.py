@@ -44,14 +44,14 @@ class Memory(NamedTuple):
         return cls(x, np.zeros(capacity, np.int32), logits, rows, task)
 
     @property
-    def count(self) -> int:
+    def num_filled(self) -> int:
         """Filled places."""
         return int(np.sum(self.task != EMPTY))
 
     @property
     def points(self) -> Points:
         """What is kept."""
-        return Points(self.x[: self.count], self.y[: self.count])
+        return Points(self.x[: self.num_filled], self.y[: self.num_filled])
 
     def of_task(self, task: int) -> np.ndarray:
         """Places of what was kept of a task, the first chosen first."""
@@ -72,7 +72,7 @@ class Memory(NamedTuple):
 
     def added(self, x: Any, y: Any, logits: Any, task: Any, rows: Any = EMPTY) -> "Memory":
         """With more points behind those that are there, as many as there is room for."""
-        full, count = Memory(*(array.copy() for array in self)), self.count
+        full, count = Memory(*(array.copy() for array in self)), self.num_filled
         room = slice(count, count + len(y))
         for array, new in zip(full, (x, y, logits, rows, task), strict=True):
             array[room] = np.asarray(new)

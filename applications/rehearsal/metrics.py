@@ -45,7 +45,8 @@ def rows_of(outcomes: Mapping[tuple[str, float, int], Outcome], streams: Any) ->
     """A row for each memory, replay weight and seed."""
     rows = []
     for (name, weight, seed), outcome in outcomes.items():
-        stream, row = streams[seed], {"row": name, "weight": weight, "seed": seed}
+        stream = streams[seed]
+        row: Row = {"row": name, "weight": weight, "seed": seed}
         row["RA"] = float(100 * outcome.final.mean())
         row |= dict(zip(("steps", "all_steps", "slope"), _mean(outcome.hardness), strict=True))
         for metric, right in (("SA", outcome.clean), ("RA", outcome.robust)):

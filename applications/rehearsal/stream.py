@@ -89,7 +89,7 @@ def make_stream(
     Raises:
         InputError: the classes cannot be divided, or a task has too few points.
     """
-    count, classes = dataset.num_classes, np.arange(dataset.num_classes)
+    count = dataset.num_classes
     if classes_per_task < 2:
         raise InputError(
             f"`classes_per_task` must be at least 2, got {classes_per_task}: in a task of one class"
@@ -100,8 +100,8 @@ def make_stream(
             f"`classes_per_task` must divide the {count} classes of {dataset.name}, got"
             f" {classes_per_task}."
         )
-    classes = classes if order is None else order.permutation(classes)
-    classes = classes.reshape(-1, classes_per_task)
+    labels = np.arange(count) if order is None else order.permutation(count)
+    classes = labels.reshape(-1, classes_per_task)
     members = [np.flatnonzero(np.isin(dataset.train.y, own)) for own in classes]
     sizes = task_sizes or (min(map(len, members)),)
     if len(sizes) not in (1, len(classes)):

@@ -93,7 +93,7 @@ def test_memory_keeps_the_first_chosen(digits):
     pick = lambda rows: (*digits.train.at(np.array(rows)), np.zeros((len(rows), 10)))
     memory = memory.added(*pick([3, 4, 5]), 0, np.array([3, 4, 5]))
     cut = memory.cut(2)
-    assert memory.count == 3 and cut.rows.tolist() == [3, 4, -1, -1, -1]
+    assert memory.num_filled == 3 and cut.rows.tolist() == [3, 4, -1, -1, -1]
     both = cut.added(*pick([8, 9]), 1, np.array([8, 9])).cut(1)
     assert both.rows.tolist() == [3, 8, -1, -1, -1] and both.task.tolist() == [0, 1, -1, -1, -1]
     np.testing.assert_array_equal(both.points.y, digits.train.y[[3, 8]])
@@ -248,8 +248,8 @@ def test_every_memory_holds_points_of_the_tasks_seen(digits, network, name):
     for task in range(2):
         memory = ROWS[name].policy(look_at(digits, network, task, memory))
     stream = look_at(digits, network, 0, memory).stream
-    rows = memory.rows[: memory.count]
-    assert memory.count == 20 and len(np.unique(rows)) == 20
+    rows = memory.rows[: memory.num_filled]
+    assert memory.num_filled == 20 and len(np.unique(rows)) == 20
     for task in range(2):
         places = memory.of_task(task)
         assert set(memory.rows[places]) <= set(stream.rows[task])
@@ -284,10 +284,10 @@ def test_one_program_serves_every_row_and_task(digits, network, monkeypatch):
     counts = []
     for task, weight, distill in ((0, 1.0, 0.0), (1, 0.3, 0.0), (2, 10.0, 0.1)):
         order = replay.order(stream.rows[task], 2, 8, np.random.default_rng(0))
-        mix = mixing(task, weight, distill, alone=False, filled=memory.count > 0)
+        mix = mixing(task, weight, distill, alone=False, filled=memory.num_filled > 0)
         replay.learn(
             counted, Madry(PGD(2)), Recipe(1, 8), variables, stream.points, order, memory,
-            jnp.int32(memory.count), mix, stream.seen_only(task), make_ball(digits, 0.1),
+            jnp.int32(memory.num_filled), mix, stream.seen_only(task), make_ball(digits, 0.1),
             jax.random.key(task), 8,
         )  # fmt: skip
         memory = ROWS["uniform"].policy(look_at(digits, network, task, memory))
