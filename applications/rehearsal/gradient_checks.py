@@ -22,6 +22,7 @@ from .bilevel_coreset import DECAY, INNER_RATE, PROBLEM, Coreset, Pool, no_head,
 
 PyTree = Any
 EXACT = bilevel.linear.Dense(tolerance=1e-2)
+CONVERGED = bilevel.linear.CG(max_steps=500)  # stands for it in the many solves of a selection
 RULES: dict[str, bilevel.LinearSolver] = {
     "CG, 5 steps": bilevel.linear.CG(max_steps=5),
     "CG, 50 steps": bilevel.linear.CG(max_steps=50),
@@ -38,7 +39,7 @@ def rules(pool: Pool, size: int) -> dict[str, tuple[float, float]]:
         pool: what the losses see; the hypergradient is taken at equal weights of sum `size`.
         size: points to select.
     """
-    exact, chosen = _hypergradient(EXACT, pool), select(Coreset(EXACT), pool, size)
+    exact, chosen = _hypergradient(EXACT, pool), select(Coreset(CONVERGED), pool, size)
     found = {}
     for name, rule in RULES.items():
         shared = np.intersect1d(select(Coreset(rule), pool, size), chosen)

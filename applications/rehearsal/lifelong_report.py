@@ -16,14 +16,14 @@ from .stream import Stream
 
 REFERENCE = "uniform"
 CLEAN, ROBUST = "clean_coreset", "robust_coreset"
-SPREAD = ("SA", "RA", "SA_forgetting", "RA_forgetting", "RA_backward")
+SPREAD = ("SA", "RA", "SA_forgetting", "RA_forgetting")
 COLUMNS = {
     "SA": "right answers on test points of all classes after the last task, percent",
     "RA": "the same under PGD with 50 steps and 5 restarts",
     "forgets": "mean over the earlier tasks of the best accuracy before the end minus that at the"
     " end, of SA and of RA (PGD-20)",
-    "backward": "mean over the earlier tasks of RA at the end minus RA when it was learned;"
-    " forward transfer is 0 by construction, since classes to come cannot be named",
+    "result.json": "has the matrices task by task and backward transfer, accuracy at the end minus"
+    " when learned; forward transfer is 0 by construction: classes to come cannot be named",
     "RA - ...": "paired difference over the seeds with its 95 % interval (Student's t)",
     "withstands": "steps of PGD-10 that the kept points withstand, against all points of the task",
     "slope": "mean percentile of the kept points' input gradients among those of their task;"
@@ -86,7 +86,7 @@ def table(rows: list[metrics.Row]) -> report.Table:
     """Every row at its first replay weight."""
     names = list(dict.fromkeys(row["row"] for row in rows))
     compared = REFERENCE if REFERENCE in names else names[0]
-    headers = ["memory", "SA", "RA", "forgets SA", "forgets RA", "backward", f"RA - {compared}",
+    headers = ["memory", "SA", "RA", "forgets SA", "forgets RA", f"RA - {compared}",
                "withstands", "slope", "seconds"]  # fmt: skip
     cells = []
     for name in names:
