@@ -125,8 +125,8 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
                 judged = functools.partial(one_step, task, name, robust, wide)
                 one |= page.keep(f"{place}/{name}", judged)
             found.append(one)
-        tables = (_collected(found, kind) for kind in ("rules", "frozen", "one step"))
-        result = Result(*tables, page.seconds)
+        rules, frozen, cheap = (_collected(found, k) for k in ("rules", "frozen", "one step"))
+        result = Result(rules, frozen, cheap, page.seconds)
     _write(result, page)
     return result
 

@@ -54,11 +54,10 @@ def test_steps_along_gradients_move_with_the_head(x64):
 
 
 def test_in_the_corner_of_the_ball_the_attack_is_still(x64):
-    """Many steps along gradients that are nowhere small end where nothing moves (Danskin)."""
+    """Steps along gradients that are nowhere small end where nothing moves (Danskin)."""
     apply, head, ball, points = linear_problem()
-    head = jnp.where(jnp.abs(head) < 1, jnp.sign(head), head)
-    far = ball._replace(eps=ball.eps * 0.01)
-    cosine, ratio = gradient_checks.frozen_attacks(apply, head, far, points, 60, signed=False)
+    head = jnp.stack([jnp.zeros(9), jnp.sign(head[:, 0])], axis=1)
+    cosine, ratio = gradient_checks.frozen_attacks(apply, head, ball, points, 8, signed=False)
     assert cosine == pytest.approx(1) and ratio == pytest.approx(1)
 
 
