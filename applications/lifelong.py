@@ -27,7 +27,7 @@ from .rehearsal import lifelong_report
 from .rehearsal.learner import Learner, Outcome, check, follow
 from .rehearsal.lifelong_report import Result
 from .rehearsal.recipes import LifelongRecipe, recipe_for
-from .rehearsal.robust import TRADES, FastBAT, Madry, Training
+from .rehearsal.robust import TRADES, FastBAT, Madry, Training, check_model
 from .rehearsal.rows import ROWS
 from .rehearsal.stream import Stream, make_stream
 
@@ -138,11 +138,7 @@ def check_input(recipe: LifelongRecipe, network: Model, dataset: Dataset) -> Non
             f"`memory` must hold an image of each of the {dataset.num_classes} classes, got"
             f" {recipe.memory}."
         )
-    if network.step is not None:
-        raise InputError(
-            f"`model` {network.name} has dropout or statistics, which change under attack. Pass one"
-            " without, such as a network with GroupNorm."
-        )
+    check_model(network)
 
 
 def stream_of(config: Config, recipe: LifelongRecipe, dataset: Dataset, seed: int) -> Stream:

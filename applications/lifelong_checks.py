@@ -16,7 +16,6 @@ import numpy as np
 
 from .components import frame, report
 from .components.adversarial import PGD, attacked_margins
-from .components.data import Dataset
 from .components.errors import check_numbers
 from .components.judging import accuracy, finite_logits, spread
 from .components.models import Model
@@ -29,8 +28,8 @@ from .rehearsal import gradient_checks, memory
 from .rehearsal.look import Look
 from .rehearsal.memory import Memory, mixing
 from .rehearsal.recipes import recipe_for
-from .rehearsal.robust import FastBAT, Madry, Training
-from .rehearsal.stream import make_stream
+from .rehearsal.robust import FastBAT, Madry, Training, check_model
+from .rehearsal.stream import Stream, make_stream
 
 PAGE = "lifelong_checks"
 JUDGE = PGD(50, num_restarts=5)
@@ -88,6 +87,7 @@ class Task(NamedTuple):
     steps: int
     points: Points
     test: Points
+    pairs: Stream
     key: jax.Array
 
 
@@ -106,19 +106,21 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     dataset = config.load(dataset)
     recipe = recipe_for(dataset)
     network = config.build(dataset, model, recipe.model)
+    check_model(network)
     ball = make_ball(dataset, recipe.eps if config.eps is None else config.eps)
     wide = make_ball(dataset, config.one_step_eps)
     steps = config.steps or 5 * recipe.steps
     training = Recipe(1, recipe.batch_size, config.learning_rate or recipe.learning_rate)
     stream = make_stream(dataset, config.judged(dataset), dataset.num_classes, (), config.num_test,
                          None, seed=0)  # fmt: skip
+    pairs = {s: make_stream(dataset, dataset.test, 2, (), None, None, s) for s in config.seeds}
     with Run(PAGE, config, dataset, {"model": network.name, "steps": steps}) as page:
         found = []
         for seed in config.seeds:
             key, place = jax.random.key(seed), f"seed{seed}"
-            task = Task(network, training, steps, stream.points, stream.test, key)
+            task = Task(network, training, steps, stream.points, stream.test, pairs[seed], key)
             page.tick(f"seed {seed}: gradients")
-            gradients = functools.partial(gradients_of, task, dataset, ball, seed)
+            gradients = functools.partial(gradients_of, task, ball, seed)
             one = dict(page.keep(f"{place}/gradients", gradients))
             for name, robust in ONE_STEP.items():
                 page.tick(f"seed {seed}: {name}")
@@ -149,10 +151,10 @@ def fit(task: Task, robust: Training, ball: Ball, name: str) -> Any:
     return variables
 
 
-def gradients_of(task: Task, dataset: Dataset, ball: Ball, seed: int) -> dict[str, float]:
-    """Every rule, and frozen attacks of 1, 5 and 20 steps, on two classes at a time."""
+def gradients_of(task: Task, ball: Ball, seed: int) -> dict[str, float]:
+    """Every rule, and frozen attacks of 1, 5 and 20 steps, on the last two classes."""
     model, variables = task.model, fit(task, Madry(PGD(5)), ball, "robust")
-    pairs = make_stream(dataset, dataset.test, 2, (), None, None, seed)
+    pairs = task.pairs
     nothing = Memory.empty(model.num_classes, pairs.points, model.num_classes)
     look = Look(pairs, len(pairs.rows) - 1, nothing, model, variables, ball, seed, task.key)
     size, found = model.num_classes, dict[str, float]()

@@ -17,6 +17,7 @@ import bilevel
 
 from ..components.adversarial import PGD
 from ..components.errors import InputError
+from ..components.models import Model
 from ..components.pixel_ball import Ball
 from ..components.training import cross_entropy
 
@@ -142,6 +143,15 @@ class FastBAT:
 
 
 Training = Madry | TRADES | FastBAT
+
+
+def check_model(model: Model) -> None:
+    """Raise an InputError unless a model is the same in training and under attack."""
+    if model.step is not None:
+        raise InputError(
+            f"`model` {model.name} has dropout or statistics, which change under attack. Pass one"
+            " without, such as a network with GroupNorm."
+        )
 
 
 def divergence(clean: jax.Array, logits: jax.Array) -> jax.Array:

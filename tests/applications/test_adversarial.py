@@ -22,6 +22,7 @@ from applications.components.training import Recipe, initialise, train
 ATTACKS = {
     "one step": PGD(1, step=1.0),
     "PGD": PGD(5, num_restarts=2),
+    "last": PGD(3, last=True),
     "targeted": PGD(5, num_restarts=2, targeted=True),
     "random search": RandomSearch(30),
 }

@@ -75,6 +75,14 @@ def test_numbers_out_of_range():
         Config(one_step_eps=-1.0)
 
 
+def test_classes_that_make_no_pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    data = {"x_train": rng.uniform(size=(60, 4, 4)), "y_train": np.arange(60) % 3}
+    with pytest.raises(InputError, match="must divide the 3 classes"):
+        run(Config(output=tmp_path / "out", seeds=(0,)), dataset=data)
+    assert not (tmp_path / "out").exists()
+
+
 def test_cosine():
     assert gradient_checks.cosine(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])) == pytest.approx(
         np.sqrt(0.5)
