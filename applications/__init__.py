@@ -11,5 +11,7 @@ PAGES = (
     "calibration",
     "bayes_error",
     "trigger_key",
+    "lifelong",
+    "lifelong_checks",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

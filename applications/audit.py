@@ -21,7 +21,7 @@ from .components import frame, report
 from .components.errors import InputError, check_finite, check_labels
 from .components.formats import read_npz
 from .components.output import environment, to_json
-from .unlearning.metrics import Predictions, judge, mean_divergence
+from .unlearning.metrics import Predictions, mean_divergence, measure
 
 PAGE = "audit"
 PARTS = ("forget", "retain", "test")
@@ -104,7 +104,7 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
         name: [Predictions.from_logits(logits[part], labels[part]) for part in PARTS]
         for name, logits in models.items()
     }
-    judged = {name: judge(*own) for name, own in parts.items()}
+    judged = {name: measure(*own) for name, own in parts.items()}
     exact = list(judged.values())[1][0]
     return [
         {"model": name}

@@ -125,7 +125,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
                 if name != "all":
                     sets[name, seed] = {part: kept[part] for part in ("x", "y", "rows")}
         result = Result(rows, sets, setting.dataset, page.seconds)
-    condensation_report.show(result, page)
     condensation_report.write(result, page)
     return result
 

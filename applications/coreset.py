@@ -122,7 +122,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             chosen += repeat(config, drawn, study, Judges(judges, reported), page)
         owners = {drawn.seed: drawn.rows for drawn in pools}
         result = Result(chosen, owners, [*judges, "svm"], dataset, page.seconds)
-    coreset_report.show(result, page)
     coreset_report.write(result, page)
     return result
 

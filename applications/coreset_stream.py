@@ -19,8 +19,8 @@ from .components import frame, report
 from .components.errors import InputError, check_names, check_numbers
 from .components.judging import finite_logits, spread
 from .components.models import Model
-from .components.output import environment, to_json
 from .components.points import Dataset, Points
+from .components.publishing import Findings, Row, grouped, means, publish
 from .components.work import Run
 from .coresets.memory import NUM_SLOTS, POLICIES, imbalanced_stream
 from .coresets.pool import Pool, make_pool
@@ -53,7 +53,7 @@ class Config(frame.Config):
     epochs: int = 40
     """Full-batch steps on each chunk and the memory."""
     learning_rate: float = 5e-4
-    """Of Adam."""
+    """Step size of Adam, in the training of the network."""
     betas: tuple[float, ...] = (1.0, 10.0, 100.0)
     """Weights of the memory's loss; each method takes its best, by validation points."""
     num_validation: int = 200
@@ -91,7 +91,7 @@ class Result(NamedTuple):
         seconds: of all of it.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     chosen: dict[str, float]
     memories: dict[tuple[str, int], np.ndarray]
     seconds: float
@@ -118,7 +118,7 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     network = config.build(dataset, Network if model is None and not config.model else model)
     draw_stream(config, dataset, config.seeds[0])  # or raises
     steps = len(config.seeds) * len(config.policies)
-    rows, memories = list[dict[str, Any]](), dict[tuple[str, int], np.ndarray]()
+    rows, memories = list[Row](), dict[tuple[str, int], np.ndarray]()
     with Run(PAGE, config, dataset, {"model": network.name}, steps) as page:
         for seed in config.seeds:
             for policy in config.policies:
@@ -130,33 +130,32 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
                     row = {"policy": policy, "seed": seed, "beta": beta}
                     row |= {part: float(kept[part][number]) for part in ("validation", "test")}
                     rows.append(row | {"classes": kept["classes"].tolist()})
-        chosen = {policy: best_beta(rows, policy) for policy in config.policies}
-        result = Result(rows, chosen, memories, page.seconds)
+        result = Result(rows, best_betas(rows), memories, page.seconds)
     write(result, dataset, page)
     return result
 
 
 def write(result: Result, dataset: Dataset, page: Run) -> None:
-    """Print and write the results."""
-    table = summary(result)
-    page.console.print(finding(result), style="bold")
-    table.print("Test accuracy after an imbalanced stream", page.console)
-    facts = {"config": page.settings, **environment(), "seconds": result.seconds}
-    page.write_json("result.json", facts | {"rows": result.rows, "chosen": result.chosen})
-    sections = [
-        ("Accuracy", report.columns(COLUMNS) + table.html()),
-        ("Settings and origin", report.listing(to_json(facts))),
-    ]
-    about = " ".join([f"A stream of {dataset.name}, seen once.", *page.notes])
-    title = "Memories on an imbalanced stream"
-    page.write("report.html", report.page(title, finding(result), about, sections))
+    """Print and write everything."""
     arrays = {
-        name + "s": np.array([row[name] for row in result.rows])
-        for name in ("policy", "seed", "beta", "validation", "test")
+        f"{name}s": np.array([row[name] for row in result.rows])
+        for name in ("seed", "beta", "validation", "test")
     }
+    arrays |= {"policies": np.array([row["policy"] for row in result.rows])}
     names = {"memory_policies": 0, "memory_seeds": 1}
     arrays |= {name: np.array([key[at] for key in result.memories]) for name, at in names.items()}
-    page.write_arrays(arrays | {"memories": np.stack(list(result.memories.values()))})
+    findings = Findings(
+        "Memories on an imbalanced stream",
+        finding(result),
+        f"A stream of {dataset.name}, seen once.",
+        COLUMNS,
+        {"Test accuracy after the stream": summary(result)},
+        {},
+        result.rows,
+        arrays | {"memories": np.stack(list(result.memories.values()))},
+        result.seconds,
+    )
+    publish(findings, page)
 
 
 def draw_stream(
@@ -195,35 +194,31 @@ def learned(
     }
 
 
-def best_beta(rows: list[dict[str, Any]], policy: str) -> float:
-    """The beta with the highest mean validation accuracy; the smaller one in a tie."""
-    scores: dict[float, list[float]] = {}
-    for row in rows:
-        if row["policy"] == policy:
-            scores.setdefault(row["beta"], []).append(row["validation"])
-    return max(sorted(scores), key=lambda beta: float(np.mean(scores[beta])))
-
-
-def _of(result: Result, policy: str) -> list[dict[str, Any]]:
-    beta = result.chosen[policy]
-    return [r for r in result.rows if r["policy"] == policy and r["beta"] == beta]
+def best_betas(rows: list[Row]) -> dict[str, float]:
+    """For each policy the beta of highest mean validation accuracy; the smaller one in a tie."""
+    found = means(grouped(rows, "policy", "beta"), "validation")
+    ascending = sorted(found, key=lambda place: place[1])
+    return {
+        policy: max((p for p in ascending if p[0] == policy), key=lambda place: found[place])[1]
+        for policy in dict.fromkeys(policy for policy, _ in found)
+    }
 
 
 def finding(result: Result) -> str:
     """The result in one sentence."""
-    means = {name: np.mean([row["test"] for row in _of(result, name)]) for name in result.chosen}
-    best = max(means, key=lambda name: means[name])
-    others = ", ".join(f"{means[name]:.1f} % by {name}" for name in means if name != best)
-    return f"The memory kept by {best} leaves {means[best]:.1f} %" + (
-        f"; {others}." if others else "."
-    )
+    found = means(grouped(result.rows, "policy", "beta"), "test")
+    own = {policy: found[policy, beta] for policy, beta in result.chosen.items()}
+    best = max(own, key=lambda policy: own[policy])
+    others = ", ".join(f"{own[policy]:.1f} % by {policy}" for policy in own if policy != best)
+    text = f"The memory kept by {best} leaves {own[best]:.1f} %"
+    return f"{text}; {others}." if others else f"{text}."
 
 
 def summary(result: Result) -> report.Table:
     """Mean and deviation of each policy at its best beta."""
-    cells = []
+    groups, cells = grouped(result.rows, "policy", "beta"), []
     for policy, beta in result.chosen.items():
-        mine = _of(result, policy)
+        mine = groups[policy, beta]
         counts = np.mean([row["classes"] for row in mine], axis=0)
         test = spread([row["test"] for row in mine], 1)
         cells.append([policy, test, f"{beta:g}", " ".join(f"{count:.0f}" for count in counts)])

@@ -75,7 +75,7 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             chosen = choose(bench, choice, config.sets, own)
             repetitions.append(Repetition.of(bench.seed, chosen, start))
             for name in chosen.sets:
-                repetitions[-1].judge(bench, task.model.name, name, methods)
+                repetitions[-1].add(bench, task.model.name, name, methods)
         result = Result(tuple(repetitions), setting.dataset, page.seconds)
     finding = tables.finding(result.rows)
     pages.show(result, page, finding)

@@ -17,6 +17,7 @@ import numpy as np
 from .components import frame, report
 from .components.data import Dataset
 from .components.errors import InputError, check_names
+from .components.judging import spread
 from .components.networks import MODELS
 from .components.work import Run
 from .unlearning import pages, selection, settings, tables, zoo
@@ -136,7 +137,7 @@ def repeat(config: Config, of: dict[str, Setting], seed: int, page: Run) -> Repe
         own = of[network]
         methods = zoo.find(config.methods, own.task.finetune, own.strengths)
         for name in sets:
-            repetition.judge(bench, network, name, methods)
+            repetition.add(bench, network, name, methods)
     return repetition
 
 
@@ -189,7 +190,7 @@ def transfer(rows: list[Row]) -> report.Table:
         line = [name]
         for network in networks:
             own = tables.where(rows, forget_set=name, model=network)
-            line.append(tables.spread([row["UA"] for row in own]))
+            line.append(spread([row["UA"] for row in own]))
             line.append(f"{np.mean([row['forget_loss'] for row in own]):.1e}")
         cells.append(line)
     headers = [f"{network} {column}" for network in networks for column in ("UA", "forget loss")]

@@ -132,7 +132,7 @@ def fill(
     keys = lambda: jax.random.split(bench.key("shadows"), config.num_shadows)
     shadows = functools.cache(lambda: own.tree("shadows", lambda: lira.originals(own.task, keys())))
     for name, draws in repetition.sets.items():
-        rows = repetition.judge(own, arm, name, methods)
+        rows = repetition.add(own, arm, name, methods)
         if config.num_shadows:
             attacked = dataclasses.replace(own, task=own.task.forgetting(draws[0]))
             said = lira.attack_all(attacked, name, methods, shadows, config.num_shadows)

@@ -24,16 +24,20 @@ _carried = jex.core.Primitive("carried")
 _carried.multiple_results = True
 
 
-def carried(rule: Rule, value: PyTree, parameters: PyTree, *, closed: bool = True) -> PyTree:
+def carried(
+    rule: Rule, value: PyTree, parameters: PyTree, *, closed: bool = True, again: bool = True
+) -> PyTree:
     """`value`, whose derivative is `rule`.
 
     Args:
         rule: what `value` does as the parameters move.
-        value: a pytree of floating arrays; none of its own derivatives flows through.
+        value: a pytree of floating arrays; no derivative of its own flows through.
         parameters: all that `value` depends on, any pytree. The rule sees both as they are then, so
             that it can be differentiated itself.
         closed: False where the rule closes over tracers. It is then traced at once, to pass them
             as arguments: they may be of a trace that has ended when the derivative is taken.
+        again: whether the value of a derivative carries it further. False for rules that only
+            look at what is differentiated: they need not outlive the first time.
     """
     if not closed:
         moved = _tree.split_differentiable(parameters)[0]
@@ -41,24 +45,25 @@ def carried(rule: Rule, value: PyTree, parameters: PyTree, *, closed: bool = Tru
         skipped = len(_tree.split_differentiable(consts)[0])
         rule = lambda value, all_of, moved: pure(all_of[0], value, all_of[1], moved[skipped:])
         parameters = consts, parameters
-    leaves, structure = jax.tree.flatten(jax.lax.stop_gradient(value))
+    leaves, structure = jax.tree.flatten(value)
     others, other_structure = jax.tree.flatten(parameters)
 
     def flat_rule(values: list[Any], others: list[Any], tangents: list[Any]) -> list[Any]:
-        trees = jax.tree.unflatten(structure, values), jax.tree.unflatten(other_structure, others)
-        return jax.tree.leaves(rule(*trees, tangents))
+        value = jax.tree.unflatten(structure, values)
+        return jax.tree.leaves(rule(value, jax.tree.unflatten(other_structure, others), tangents))
 
-    moved = _carried.bind(*leaves, *others, rule=flat_rule, size=len(leaves))
-    return jax.tree.unflatten(structure, moved)
+    settings = dict(rule=flat_rule, size=len(leaves), again=again)
+    return jax.tree.unflatten(structure, _carried.bind(*leaves, *others, **settings))
 
 
 def _values(*operands: Any, size: int, **_: Any) -> list[Any]:
     return list(operands[:size])
 
 
-def _jvp(primals: Any, tangents: Any, *, rule: Callable[..., Any], size: int) -> Any:
-    # Carried again, so that a second derivative sees the value move within the rule.
-    values = _carried.bind(*primals, rule=rule, size=size)
+def _jvp(primals: Any, tangents: Any, *, rule: Callable[..., Any], size: int, again: bool) -> Any:
+    values = list(primals[:size])
+    if again:  # a second derivative sees the value move within the rule
+        values = _carried.bind(*primals, rule=rule, size=size, again=again)
     floating = [
         ad.instantiate_zeros(tangent)
         for primal, tangent in zip(primals[size:], tangents[size:], strict=True)
@@ -67,7 +72,7 @@ def _jvp(primals: Any, tangents: Any, *, rule: Callable[..., Any], size: int) ->
     return values, rule(values, list(primals[size:]), floating)
 
 
-def _batch(operands: Any, axes: Any, *, rule: Callable[..., Any], size: int) -> Any:
+def _batch(operands: Any, axes: Any, *, rule: Callable[..., Any], size: int, again: bool) -> Any:
     length = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
     # The tangent differs along the axis even where the value does not.
     values = [
@@ -80,7 +85,7 @@ def _batch(operands: Any, axes: Any, *, rule: Callable[..., Any], size: int) -> 
     ]
     # Of a solution in a batch of solutions: a rule never names the axis.
     batched = jax.vmap(rule, in_axes=(0, other_axes, floating), axis_size=length)
-    return _carried.bind(*values, *others, rule=batched, size=size), [0] * size
+    return _carried.bind(*values, *others, rule=batched, size=size, again=again), [0] * size
 
 
 _carried.def_impl(_values)

@@ -95,6 +95,16 @@ def test_values_alike_for_a_batch_have_different_tangents():
     np.testing.assert_array_equal(slope, jnp.arange(3.0))
 
 
+def test_a_rule_that_only_looks_leaves_all_derivatives_as_they_are():
+    looked = []
+
+    def fun(x):
+        return carried(lambda _, __, moved: looked.append(1) or moved[0], x**3, x**3, again=False)
+
+    slopes = [jax.grad(fun), jax.grad(jax.grad(fun)), jax.jacfwd(jax.grad(fun))]
+    assert [float(slope(2.0)) for slope in slopes] == [12.0, 12.0, 12.0] and looked
+
+
 def in_the_carry(solve):
     """The value that a first derivative left, where the learned number moves along a loop."""
 

@@ -29,14 +29,44 @@ def test_more_steps_of_cg_never_give_a_larger_residual(damp, start):
     assert norms[0] <= 1.0 and all(b <= 1.01 * a for a, b in zip(norms, norms[1:], strict=False))
 
 
-@pytest.mark.parametrize("solver", [linear.Dense(), linear.Auto(), linear.NormalCG()], ids=repr)
-def test_singular_systems_get_the_solution_of_minimum_norm(solver):
+@pytest.mark.parametrize(
+    ("solver", "error"),
+    [
+        (linear.Dense(), 1e-4),
+        (linear.Auto(), 1e-4),
+        (linear.NormalCG(), 1e-4),
+        (linear.MINRES(), 5e-3),
+        (linear.MINRES(12), 5e-3),
+    ],
+    ids=repr,
+)
+def test_singular_systems_get_the_solution_of_minimum_norm(solver, error, dtype):
     x = np.random.default_rng(0).normal(size=(10, 40))
     gram, rhs = x.T @ x / 10, np.random.default_rng(1).normal(size=40)
-    value, info = solver(lambda u: jnp.asarray(gram, "float32") @ u, jnp.asarray(rhs, "float32"))
+    value, info = solver(lambda u: jnp.asarray(gram, dtype) @ u, jnp.asarray(rhs, dtype))
     expected = np.linalg.pinv(gram) @ rhs
     assert int(info.status) == LinearStatus.SINGULAR
-    np.testing.assert_allclose(value, expected, atol=1e-4 * np.linalg.norm(expected))
+    error = error if dtype == "float32" else 1e-6
+    assert np.linalg.norm(value - expected) < error * np.linalg.norm(expected)
+
+
+def test_minres_finds_the_minimum_norm_among_eigenvalues_of_both_signs(dtype):
+    systems, rights, expected = [], [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        basis = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+        signs = np.sign(rng.normal(size=22)) if seed % 2 else np.ones(22)
+        spectrum = np.concatenate([np.zeros(8), 10 ** -rng.uniform(0, 2, 22) * signs])
+        matrix, rhs = basis * spectrum @ basis.T, rng.normal(size=30)
+        systems.append((matrix + matrix.T) / 2)
+        rights.append(rhs)
+        expected.append(np.linalg.pinv(systems[-1], rcond=1e-6, hermitian=True) @ rhs)
+    solve = lambda matrix, v: tuple(linear.MINRES(100)(lambda u: matrix @ u, v))
+    values, info = jax.vmap(solve)(jnp.asarray(systems, dtype), jnp.asarray(rights, dtype))
+    assert np.all(info.status == LinearStatus.SINGULAR)
+    expected = np.stack(expected)
+    errors = np.linalg.norm(values - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.max(errors) < {"float32": 2e-2, "float64": 1e-5}[dtype], errors
 
 
 @pytest.mark.parametrize("solver", [linear.CG(), linear.MINRES(), linear.Dense()], ids=repr)

@@ -541,17 +541,23 @@ TWO_LOSSES = BilevelProblem(
 SGD = optax.sgd(0.1)
 HEALTHY = {
     "double loop": DoubleLoop(TWO_LOSSES, Minimize(SGD, 3), SGD),
-    "CG": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.CG(3)), SGD),
-    "Dense": DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), linear.Dense()), SGD),
+    **{
+        type(solver).__name__: DoubleLoop(TWO_LOSSES, Implicit(Minimize(SGD, 3), solver), SGD)
+        for solver in (
+            linear.CG(3),
+            linear.MINRES(3),
+            linear.GMRES(3),
+            linear.Dense(),
+            linear.Auto(),
+            linear.NormalCG(3),
+            linear.Neumann(3, 0.4),
+        )
+    },
     "single loop": SOBA(TWO_LOSSES, SGD, SGD, SGD),
 }
 
 
-PAIRS = [
-    *(("debug_nans", name) for name in ("single loop", "double loop", "CG")),
-    *(("promotion", name) for name in ("single loop", "double loop", "Dense")),
-    ("leaks", "single loop"),
-]
+PAIRS = [(strictly, name) for strictly in STRICTLY for name in HEALTHY]
 
 
 @pytest.mark.parametrize(("strictly", "name"), PAIRS)

@@ -4,16 +4,12 @@ import io
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from .errors import InputError
 
 Arrays = dict[str, np.ndarray]
-Keep = Callable[[str, Callable[[], Mapping[str, Any]]], Arrays]
-"""`(name, make) -> arrays`: reads what is kept under a name, or makes and keeps it."""
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
@@ -39,9 +35,3 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             return dict(arrays)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged ({error}). Delete it to compute it again.") from error
-
-
-def recompute(name: str, make: Callable[[], Mapping[str, Any]]) -> Arrays:
-    """Keep nothing: the `Run.keep` of a job that has no folder."""
-    del name
-    return {key: np.asarray(value) for key, value in make().items()}

@@ -22,12 +22,6 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def accuracy(model: Any, variables: Any, points: Points) -> float:
-    """Right predictions, in percent."""
-    scores = predict(model, variables, points.x)
-    return float(100 * jnp.mean(jnp.argmax(scores, axis=1) == points.y))
-
-
 def finite_logits(model: Any, variables: Any, x: Any, whose: str, remedy: str) -> np.ndarray:
     """Logits `[n, num_classes]` on the host.
 

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from .convolution import Conv, DType, max_pool
-from .errors import InputError
 
 VGG_STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # times the width, convolutions
 
@@ -219,14 +218,3 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
     "vgg16": VGG16,
 }
-
-
-def build(name: str, num_classes: int, dtype: DType | None = None) -> nn.Module:
-    """The model called `name`, which computes in `dtype`, or if None in that of its input.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    if name not in MODELS:
-        raise InputError(f"`model` must be one of {', '.join(MODELS)}, got {name!r}.")
-    return MODELS[name](num_classes, dtype=dtype)

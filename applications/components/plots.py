@@ -131,6 +131,34 @@ def spreads(
     return _png(_plain(canvas))
 
 
+def paths(lines: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, y_label: str) -> bytes:
+    """Points in the plane, those of each name joined in their order.
+
+    Args:
+        lines: for each name the two coordinates.
+        x_label: of the first.
+        y_label: of the second.
+    """
+    canvas = Figure(figsize=(WIDTH, 4.5))
+    axis = canvas.subplots()
+    for number, (name, (x, y)) in enumerate(lines.items()):
+        turn = number // len(COLOURS) % 3
+        axis.plot(
+            x,
+            y,
+            label=name,
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=("-", "--", ":")[turn],
+            marker="os^"[turn],
+            markersize=4,
+            linewidth=1.2,
+        )
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    _legend(canvas)
+    return _png(_plain(canvas))
+
+
 def _legend(canvas: Figure) -> None:
     """Above the axes, where it can hide nothing."""
     axis = canvas.axes[0]

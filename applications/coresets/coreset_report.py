@@ -7,7 +7,7 @@ import numpy as np
 from ..components import plots, report
 from ..components.data import Dataset
 from ..components.judging import spread
-from ..components.output import environment, to_json
+from ..components.publishing import Findings, Row, grouped, means, publish
 from ..components.work import Run
 
 TRIVIAL = ("uniform", "balanced", "all")
@@ -37,7 +37,7 @@ class Chosen(NamedTuple):
     rows: np.ndarray
     weights: np.ndarray
     scores: np.ndarray
-    row: dict[str, Any]
+    row: Row
 
 
 class Result(NamedTuple):
@@ -58,91 +58,47 @@ class Result(NamedTuple):
     seconds: float
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Those of the table."""
-        return [one.row for one in self.chosen]
+    def rows(self) -> list[Row]:
+        """Those of the table, by size."""
+        return sorted((one.row for one in self.chosen), key=lambda row: row["size"])
 
-    def grouped(self) -> dict[tuple[int, str], list[dict[str, Any]]]:
-        """Rows by size, ascending, and method: one for each seed."""
-        groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-        for row in sorted(self.rows, key=lambda row: row["size"]):
-            groups.setdefault((row["size"], row["method"]), []).append(row)
-        return groups
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything as plain arrays, an entry for each choice; -1 and 0 fill up short ones."""
-        size = max(len(one.rows) for one in self.chosen)
-        filled = lambda array, value: np.pad(
-            array, (0, size - len(array)), constant_values=value
-        )  # fmt: skip
-        pool = len(next(iter(self.pools.values())))
-        blank = np.full(pool, np.nan, np.float32)
-        accuracies = [[row[judge] for judge in self.judges] for row in self.rows]
-        names = {f"{n}s": np.array([row[n] for row in self.rows]) for n in ("method", "size")}
-        return names | {
-            "seeds": np.array([row["seed"] for row in self.rows]),
-            "judges": np.array(self.judges),
-            "accuracies": np.array(accuracies),
-            "pool_seeds": np.array(list(self.pools)),
-            "pools": np.stack(list(self.pools.values())),
-            "scores": np.stack([c.scores if c.scores.size else blank for c in self.chosen]),
-            "weights": np.stack([filled(c.weights, 0.0) for c in self.chosen]),
-            "rows": np.stack([filled(c.rows, -1) for c in self.chosen]),
-        }
+def write(result: Result, run: Run) -> None:
+    """Print and write everything."""
+    pool = len(next(iter(result.pools.values())))
+    findings = Findings(
+        "Coresets",
+        finding(result),
+        f"{pool} points of {result.dataset.name} to choose from. Pictures are of the first seed.",
+        COLUMNS,
+        {"Accuracy of what was trained on coresets alone": summary(result)},
+        curve(result) | images(result),
+        result.rows,
+        arrays(result),
+        result.seconds,
+    )
+    publish(findings, run)
 
 
 def finding(result: Result) -> str:
     """The result in one sentence."""
     judge = result.judges[0]
-    groups = {
-        names: float(np.mean([row[judge] for row in group]))
-        for names, group in result.grouped().items()
-    }
-    learned = {names: value for names, value in groups.items() if names[1] not in TRIVIAL}
-    (size, best), value = max((learned or groups).items(), key=lambda item: item[1])
+    found = means(grouped(result.rows, "size", "method"), judge)
+    made = {place: value for place, value in found.items() if place[1] not in TRIVIAL} or found
+    size, best = max(made, key=lambda place: made[place])
     beside = [
-        f"{groups[place]:.1f} % with {name}"
-        for name in TRIVIAL
-        for place in groups
-        if place[1] == name and (place[0] == size or name == "all") and name != best
+        f"{value:.1f} % with {name}"
+        for (its, name), value in found.items()
+        if name in TRIVIAL and name != best and (its == size or name == "all")
     ]
-    return (
-        f"{size} points chosen by {best} train {judge} to {value:.1f} %"
-        + (f"; {', '.join(beside)}" if beside else "")
-        + "."
-    )
-
-
-def show(result: Result, run: Run) -> None:
-    """Print the table."""
-    run.console.print(finding(result), style="bold")
-    summary(result).print("Coresets, judged by training from scratch", run.console)
-    run.console.print(f"{result.seconds:.0f} s.")
-
-
-def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html`, the pictures, and `result.npz`, see `Result.arrays`."""
-    facts = {"config": run.settings, **environment()}
-    run.write_json("result.json", facts | {"seconds": result.seconds, "rows": result.rows})
-    pictures = draw(result)
-    for name, png in pictures.items():
-        run.write(f"{name}.png", png)
-    pool = len(next(iter(result.pools.values())))
-    about = " ".join([f"{pool} points of {result.dataset.name} to choose from.", *run.notes])
-    figures = [report.figure(png, name.replace("_", " ")) for name, png in pictures.items()]
-    sections = [
-        ("Accuracy", report.columns(COLUMNS) + summary(result).html()),
-        *([("Pictures, of the first seed and size", "".join(figures))] if figures else []),
-        ("Settings and origin", report.listing(to_json(facts))),
-    ]
-    run.write("report.html", report.page("Coresets", finding(result), about, sections))
-    run.write_arrays(result.arrays())
+    text = f"{size} points chosen by {best} train {judge} to {made[size, best]:.1f} %"
+    return "; ".join([text, ", ".join(beside)] if beside else [text]) + "."
 
 
 def summary(result: Result) -> report.Table:
     """Mean and deviation over the seeds of every size and method."""
     cells = []
-    for (size, method), group in result.grouped().items():
+    for (size, method), group in grouped(result.rows, "size", "method").items():
         spreads = [spread([row[judge] for row in group], 1) for judge in result.judges]
         gap = np.mean([np.ptp(row["classes"]) for row in group])
         seconds = np.median([row["seconds"] for row in group])
@@ -150,28 +106,57 @@ def summary(result: Result) -> report.Table:
     return report.Table(["size", "method", *result.judges, "gap", "seconds"], cells, num_text=2)
 
 
-def draw(result: Result) -> dict[str, bytes]:
-    """Accuracy against size, if there are several, and what was chosen, if it is images."""
-    groups, judge, dataset = result.grouped(), result.judges[0], result.dataset
-    methods = [name for name in dict.fromkeys(row["method"] for row in result.rows)
-               if name != "all"]  # fmt: skip
-    sizes = sorted({size for size, name in groups if name != "all"})
-    pictures = {}
-    if len(sizes) > 1:
-        values = {name: [[row[judge] for row in groups[size, name]] for size in sizes]
-                  for name in methods}  # fmt: skip
-        deviation = lambda v: np.std(v, axis=1, ddof=1) if len(v[0]) > 1 else np.zeros(len(v))
-        lines = {name: (np.mean(v, axis=1), deviation(v)) for name, v in values.items()}
-        label = f"accuracy in percent, {judge}"
-        pictures["accuracy"] = plots.spreads(sizes, lines, "points chosen", label)
-    if dataset.kind == "images":
-        first = result.rows[0]["seed"]
-        place = {row: at for at, row in enumerate(dataset.train_rows.tolist())}
-        for name in methods:
-            its = next(c for c in result.chosen
-                       if (c.row["method"], c.row["seed"]) == (name, first))  # fmt: skip
-            rows = [place[row] for row in its.rows[:SHOWN].tolist()]
-            titles = [dataset.class_names[label] for label in dataset.train.y[rows]]
-            images = dataset.pictures(dataset.train.x[rows])
-            pictures[f"chosen_by_{name.replace(':', '_')}"] = plots.image_grid(images, titles, 10)
+def curve(result: Result) -> dict[str, bytes]:
+    """Accuracy against size, if there are several."""
+    groups, judge = grouped(result.rows, "method", "size"), result.judges[0]
+    methods = dict.fromkeys(name for name, _ in groups if name != "all")
+    sizes = sorted({size for name, size in groups if name != "all"})
+    if len(sizes) < 2:
+        return {}
+    lines = {}
+    for name in methods:
+        values = np.array([[row[judge] for row in groups[name, size]] for size in sizes])
+        deviations = np.std(values, axis=1, ddof=min(1, values.shape[1] - 1))
+        lines[name] = np.mean(values, axis=1), deviations
+    label = f"accuracy in percent, {judge}"
+    return {"accuracy_against_size": plots.spreads(sizes, lines, "points chosen", label)}
+
+
+def images(result: Result) -> dict[str, bytes]:
+    """What each method chose first, if it is images."""
+    dataset, pictures = result.dataset, dict[str, bytes]()
+    if dataset.kind != "images":
+        return {}
+    place = {row: at for at, row in enumerate(dataset.train_rows.tolist())}
+    for one in result.chosen:
+        name = f"chosen_by_{one.row['method'].replace(':', '_')}"
+        if one.row["method"] == "all" or name in pictures:
+            continue
+        rows = [place[row] for row in one.rows[:SHOWN].tolist()]
+        titles = [dataset.class_names[label] for label in dataset.train.y[rows]]
+        shown = dataset.pictures(dataset.train.x[rows])
+        pictures[name] = plots.image_grid(shown, titles, columns=10)
     return pictures
+
+
+def arrays(result: Result) -> dict[str, np.ndarray]:
+    """Everything as plain arrays, an entry for each choice; -1 and 0 fill up short ones."""
+    chosen = result.chosen
+    size, pool = max(len(one.rows) for one in chosen), len(next(iter(result.pools.values())))
+    blank = np.full(pool, np.nan)
+
+    def filled(array: np.ndarray, value: Any) -> np.ndarray:
+        return np.pad(array, (0, size - len(array)), constant_values=value)
+
+    return {
+        "methods": np.array([one.row["method"] for one in chosen]),
+        "sizes": np.array([one.row["size"] for one in chosen]),
+        "seeds": np.array([one.row["seed"] for one in chosen]),
+        "judges": np.array(result.judges),
+        "accuracies": np.array([[one.row[judge] for judge in result.judges] for one in chosen]),
+        "pool_seeds": np.array(list(result.pools)),
+        "pools": np.stack(list(result.pools.values())),
+        "scores": np.stack([one.scores if one.scores.size else blank for one in chosen]),
+        "weights": np.stack([filled(one.weights, 0.0) for one in chosen]),
+        "rows": np.stack([filled(one.rows, -1) for one in chosen]),
+    }

@@ -102,21 +102,9 @@ def _select(
     return jax.lax.scan(step, begin, keys, length=size)[1]
 
 
-class Selection(NamedTuple):
-    """What a greedy selection found.
-
-    Attributes:
-        rows: `[size]` int32, in the order of selection: any first k are a coreset of size k.
-        values: `[size]`, F after each choice.
-    """
-
-    rows: np.ndarray
-    values: np.ndarray
-
-
 def select(
     begin: State, size: int, key: jax.Array | None = None, num_candidates: int | None = None
-) -> Selection:
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose points one by one, in one compiled call of `size * n * (n + C)` operations.
 
     Each is the one with the most negative `dF/dw`.
@@ -127,6 +115,10 @@ def select(
         key: of the candidates; needed only with `num_candidates`.
         num_candidates: score a random batch of this many free points in each step; None scores
             all, which costs the same and chooses better.
+
+    Returns:
+        Rows `[size]` in the order of selection, of which any first k are a coreset of size k, and F
+        after each choice.
 
     Raises:
         InputError: `size` is larger than the pool, a setting is out of its range, or the selection
@@ -145,4 +137,4 @@ def select(
             "The greedy selection left the finite numbers: `kernel` is not positive definite, or"
             " `ridge` is too small for float32."
         )
-    return Selection(np.asarray(points, np.int32), np.asarray(values))
+    return np.asarray(points, np.int32), np.asarray(values)

@@ -1,7 +1,7 @@
 """What a learner keeps of a stream that it sees once, chunk by chunk: a memory of fixed size.
 
-A policy is `(stream, memory, first, last, rng) -> memory`: the stream's points before `first` are
-gone but for those in `memory`, and the points `first ... last - 1` have just arrived.
+A policy is `(stream, memory, new, rng) -> memory`, with `new` the rows that have just arrived, in
+order: the stream's points before them are gone but for those in `memory`.
 """
 
 import functools
@@ -15,6 +15,10 @@ from ..components.errors import InputError
 from . import greedy
 from .kernels import median_bandwidth, rbf
 from .pool import Pool, one_hot
+
+NUM_SLOTS = 10
+RIDGE = 0.1  # of the proxy
+Rng = np.random.Generator
 
 
 class Memory(NamedTuple):
@@ -34,18 +38,14 @@ class Memory(NamedTuple):
     slots: tuple[int, ...] = ()
 
 
-NUM_SLOTS = 10
-RIDGE = 0.1  # of the proxy
-Policy = Callable[[Pool, Memory, int, int, np.random.Generator], Memory]
+Policy = Callable[[Pool, Memory, np.ndarray, Rng], Memory]
 
 
-def reservoir(
-    stream: Pool, memory: Memory, first: int, last: int, rng: np.random.Generator
-) -> Memory:
+def reservoir(stream: Pool, memory: Memory, new: np.ndarray, rng: Rng) -> Memory:
     """A uniform sample of all that was seen (Vitter, ACM TOMS 1985, algorithm R)."""
     del stream
     rows = list(memory.rows)
-    for row in range(first, last):
+    for row in new:
         if len(rows) < memory.size:
             rows.append(row)
         elif (place := int(rng.integers(row + 1))) < memory.size:
@@ -53,15 +53,13 @@ def reservoir(
     return memory._replace(rows=np.array(rows))
 
 
-def class_balancing(
-    stream: Pool, memory: Memory, first: int, last: int, rng: np.random.Generator
-) -> Memory:
+def class_balancing(stream: Pool, memory: Memory, new: np.ndarray, rng: Rng) -> Memory:
     """Uniform within each class, and classes as equal as the stream allows.
 
     (Chrysakis and Moens, "Online Continual Learning from Imbalanced Data", ICML 2020, algorithm 1.)
     """
     rows, closed = list(memory.rows), set(memory.closed)
-    for row in range(first, last):
+    for row in new:
         label = stream.y[row]
         if len(rows) < memory.size:
             rows.append(row)
@@ -77,63 +75,36 @@ def class_balancing(
     return memory._replace(rows=np.array(rows), closed=frozenset(closed))
 
 
-def coreset(
-    mass: Literal["equal", "seen", "balanced"],
-    stream: Pool,
-    memory: Memory,
-    first: int,
-    last: int,
-    rng: np.random.Generator,
-) -> Memory:
+Mass = Literal["equal", "seen", "balanced"]
+"""How much points count in the outer loss: those in memory and new ones alike; the memory standing
+for all points before, as the paper's slot does; or each class alike, whatever came more often."""
+
+
+def coreset(mass: Mass, stream: Pool, memory: Memory, new: np.ndarray, rng: Rng) -> Memory:
     """Merge and reduce: the greedy kernel coreset of the memory and what has arrived.
 
     (Borsos, Mutny and Krause, NeurIPS 2020, section 4, with one slot. Differs from the paper in the
-    squared loss of its proxy, an RBF kernel, and the choice of `mass`.)
-
-    Args:
-        mass: how much points count in the outer loss. "equal" counts those in memory and new ones
-            alike; "seen" lets the memory stand for all points before, as the paper's slot does;
-            "balanced" gives each class the same mass, whatever came more often.
-        stream: all of it; only rows in memory and new ones are looked at.
-        memory: before.
-        first: first new row.
-        last: one past the last new row.
-        rng: unused; this policy is deterministic.
+    squared loss of its proxy, an RBF kernel, and the choice of `mass`.) Nothing in it is random.
     """
     del rng
-    rows = np.concatenate([memory.rows, np.arange(first, last)]).astype(int)
+    rows = np.concatenate([memory.rows, new]).astype(int)
     if len(rows) <= memory.size:
         return memory._replace(rows=rows)
     share = np.ones(len(rows))
     if mass == "seen":
-        share[: len(memory.rows)] = first / max(len(memory.rows), 1)
+        share[: len(memory.rows)] = new[0] / max(len(memory.rows), 1)
     elif mass == "balanced":
         share = 1 / np.bincount(stream.y[rows], minlength=stream.num_classes)[stream.y[rows]]
     return memory._replace(rows=_reduce(stream, rows, share, memory.size))
 
 
-def merge_reduce(
-    num_slots: int,
-    stream: Pool,
-    memory: Memory,
-    first: int,
-    last: int,
-    rng: np.random.Generator,
-) -> Memory:
+def merge_reduce(num_slots: int, stream: Pool, memory: Memory, new: np.ndarray, rng: Rng) -> Memory:
     """Merge and reduce in slots: a chunk becomes a coreset that is touched again only when merged.
 
     A point of the stream is chosen from at most `log2(chunks) + 1` times, where the policies above
     choose again with each chunk. Once there is a slot too many, the earliest neighbours that stand
     for equally many chunks become one, which stands for both; where there are none, the last two.
     (Borsos, Mutny and Krause, section 4; their even streams have 10 slots.)
-
-    Args:
-        num_slots: parts of the memory; the other arguments are those of `coreset`.
-        stream: all of it.
-        memory: before.
-        first: first new row.
-        last: one past the last new row.
-        rng: unused.
 
     Raises:
         InputError: the memory has no point for each slot, or a chunk none for each of a slot.
@@ -143,9 +114,9 @@ def merge_reduce(
         raise InputError(
             f"`memory` must hold a point for each of {num_slots} slots, got {memory.size}."
         )
-    size, chunk = memory.size // num_slots, np.arange(first, last)
+    size = memory.size // num_slots
     parts = [memory.rows[i * size : (i + 1) * size] for i in range(len(memory.slots))]
-    parts.append(_reduce(stream, chunk, np.ones(len(chunk)), size))
+    parts.append(_reduce(stream, new, np.ones(len(new)), size))
     slots = [*memory.slots, 1]
     if len(slots) > num_slots:
         equal = (i for i in range(num_slots) if slots[i] == slots[i + 1])
@@ -163,7 +134,7 @@ def _reduce(stream: Pool, rows: np.ndarray, share: np.ndarray, size: int) -> np.
     kernel = rbf(flat, flat, 0.5 * median_bandwidth(flat))
     targets = jnp.asarray(one_hot(stream.y[rows], stream.num_classes))
     mass = jnp.asarray(share / share.sum(), jnp.float32)
-    return rows[greedy.select(greedy.start(kernel, targets, RIDGE, mass), size).rows]
+    return rows[greedy.select(greedy.start(kernel, targets, RIDGE, mass), size)[0]]
 
 
 POLICIES: dict[str, Policy] = {
@@ -176,9 +147,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def imbalanced_stream(
-    pool: Pool, usual: int, last: int, rng: np.random.Generator
-) -> tuple[Pool, np.ndarray]:
+def imbalanced_stream(pool: Pool, usual: int, last: int, rng: Rng) -> tuple[Pool, np.ndarray]:
     """Pairs of classes one after the other, `usual` points each and `last` of the last pair.
 
     Args:

@@ -124,7 +124,7 @@ def coreset(study: Study, size: int) -> Coreset:
     settings = study.settings
     begin = greedy.start(study.kernel, study.targets, settings.ridge)
     key = study.key("candidates")
-    return Coreset.of(greedy.select(begin, size, key, settings.num_candidates).rows)
+    return Coreset.of(greedy.select(begin, size, key, settings.num_candidates)[0])
 
 
 def original(study: Study, size: int) -> Coreset:

@@ -64,12 +64,11 @@ class Original:
         check_size(size, num_points)
         count = min(self.num_candidates, num_points - size + 1)
         rows, weights = jnp.zeros(size, jnp.int32), jnp.zeros(size)
+        # On the host: the free points are fewer at each step, which would compile once more.
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         for step in range(size):
-            taken = np.asarray(rows[:step])
-            free = np.setdiff1d(np.arange(num_points), taken)
-            candidates = jax.random.choice(
-                jax.random.fold_in(key, step), jnp.asarray(free), (count,), replace=False
-            )
+            free = np.setdiff1d(np.arange(num_points), np.asarray(rows[:step]))
+            candidates = jnp.asarray(rng.choice(free, count, replace=False), jnp.int32)
             rows, weights = _add(self, kernel, targets, rows, weights, candidates, step)
         return Coreset.of(rows, weights)
 

@@ -64,7 +64,7 @@ def learn(
         seen = tuple(Points(stream.x[rows], stream.y[rows]).on_device() for rows in (new, old))
         keys = jax.random.split(named_key(key, f"chunk {first}"), settings.epochs)
         state = _rehearse(model, settings.learning_rate, state, seen, betas, keys)
-        memory = policy(stream, memory, first, first + settings.chunk, rng)
+        memory = policy(stream, memory, new, rng)
     return state[0], memory
 
 

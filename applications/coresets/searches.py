@@ -4,12 +4,14 @@
 - `Direct` does so in a single loop, in which weights and network move together;
 - `PBCS` searches probabilities of hard masks, from values of F alone.
 
-`levels.py` has the two losses.
+All have `levels`, the two losses of `levels.py`; `num_steps` of the outer level; `rate`, the step
+size of w in units of its usual entry; `inner_rate`, that of the network; and the first two have a
+`reward` of few points.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +38,8 @@ class BCSR:
     taken at the end, where the paper draws K points from them.
 
     Attributes:
-        levels: the two losses.
-        reward: of few points.
-        num_steps: outer steps.
-        rate: of w, in units of 1 / K.
         inner_steps: of the network in each outer step. Few: once it fits the pool, tiny weights on
             many points are as good as large ones on the best few.
-        inner_rate: their step size, and that of the Neumann series.
         num_terms: of the Neumann series; the paper has 4.
     """
 
@@ -83,12 +80,8 @@ class PBCS:
     are taken at the end, where the paper draws a mask.
 
     Attributes:
-        levels: the two losses.
         num_samples: J masks in each step, trained side by side.
-        num_steps: outer steps.
-        rate: of the probabilities, in units of K / n, by Adam with a cosine schedule.
         inner_steps: of training on each mask, all from one start.
-        inner_rate: of Adam, in that training.
         margin: least probability that is drawn with, in units of K / n.
     """
 
@@ -148,13 +141,6 @@ class Direct:
 
     The problem is that of `BCSR`, but the network goes on training: the better it fits the pool,
     the less tiny weights differ from large ones. A larger decay helps against that.
-
-    Attributes:
-        levels: the two losses.
-        reward: of few points.
-        num_steps: of all three.
-        rate: of the weights, in units of 1 / K.
-        inner_rate: of the network and of the adjoint.
     """
 
     levels: Weighted
@@ -174,23 +160,11 @@ class Direct:
         return bilevel.SOBA(problem, inner, inner, outer, projection=simplex)
 
 
-class Found(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        weights: `[n]`, the final outer variable.
-        values: `[steps]`, F along the way.
-    """
-
-    weights: jax.Array
-    values: jax.Array
-
-
 Search = BCSR | PBCS | Direct
 
 
 @functools.partial(jax.jit, static_argnames=("search", "size"))
-def find(search: Search, points: Points, size: int, key: jax.Array) -> Found:
+def find(search: Search, points: Points, size: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The whole search in one compiled call.
 
     Args:
@@ -198,6 +172,9 @@ def find(search: Search, points: Points, size: int, key: jax.Array) -> Found:
         points: the pool.
         size: points to choose.
         key: of the network's start and of all draws.
+
+    Returns:
+        The final w, `[n]`, and F along the way, `[steps]`.
     """
     init_key, draw_key = jax.random.split(key)
     num_points = len(points.y)
@@ -212,7 +189,7 @@ def find(search: Search, points: Points, size: int, key: jax.Array) -> Found:
         return bilevel.Batch(seen, seen)
 
     state, infos = bilevel.run(algorithm, state, batch_at, search.num_steps)
-    return Found(state.outer, infos.value)
+    return state.outer, infos.value
 
 
 def principal_components(flat: np.ndarray, count: int = 64) -> np.ndarray:
@@ -243,7 +220,7 @@ def select(search: Search, pool: Pool, size: int, key: jax.Array) -> Coreset:
     """
     check_size(size, len(pool.y))
     points = Points(jnp.asarray(principal_components(pool.flat)), jnp.asarray(pool.y))
-    weights = np.asarray(find(search, points, size, key).weights)
+    weights = np.asarray(find(search, points, size, key)[0])
     if not np.isfinite(weights).all():
         raise NonFiniteError(
             f"{type(search).__name__} left the finite numbers: lower `inner_rate`, which is"

@@ -16,7 +16,7 @@ from ..components.judging import finite_logits
 from ..components.training import cross_entropy, predict, train
 from .bench import Bench
 from .methods import Method, Task, unlearn
-from .metrics import ATTACKS, Metrics, Predictions, judge, mean_divergence
+from .metrics import ATTACKS, Metrics, Predictions, mean_divergence, measure
 
 Row = dict[str, Any]
 
@@ -70,7 +70,7 @@ def judgements(
         bench.tick(f"{name}, {method}")
         key = bench.key("methods", name, method)
         every = [
-            _judge(bench, draw, method, methods[method], jax.random.fold_in(key, number))
+            _measured(bench, draw, method, methods[method], jax.random.fold_in(key, number))
             for number, draw in enumerate(draws)
         ]
         return Judgement(*map(np.stack, zip(*every, strict=True)))._asdict()
@@ -155,7 +155,9 @@ def _compared(own: Judgement, retrained: Judgement, draw: int) -> dict[str, floa
     }
 
 
-def _judge(bench: Bench, draw: np.ndarray, name: str, method: Method, key: jax.Array) -> Judgement:
+def _measured(
+    bench: Bench, draw: np.ndarray, name: str, method: Method, key: jax.Array
+) -> Judgement:
     """What the model of one method scores on one set."""
     task = bench.task.forgetting(draw)
     variables, seconds = _timed(method, task, key)
@@ -166,7 +168,7 @@ def _judge(bench: Bench, draw: np.ndarray, name: str, method: Method, key: jax.A
     seen = Predictions.from_logits(logits, np.asarray(task.points.y))
     unseen = Predictions.from_logits(test_logits, np.asarray(bench.judged.y))
     parts = seen.at(np.asarray(task.forget)), seen.at(np.asarray(task.retain)), unseen
-    metrics, attacks = judge(*parts)
+    metrics, attacks = measure(*parts)
     return Judgement(
         metrics=np.array(metrics),
         attacks=np.array([attacks[name] for name in ATTACKS]),

@@ -98,7 +98,7 @@ ATTACKS: dict[str, Callable[[Predictions], np.ndarray]] = {
 """What a membership attack may look at, as in the released code of Fan et al.; MIA is the first."""
 
 
-def judge(
+def measure(
     forget: Predictions, retain: Predictions, test: Predictions
 ) -> tuple[Metrics, dict[str, Membership]]:
     """All four metrics of one unlearned model, and what each of `ATTACKS` says."""

@@ -41,9 +41,7 @@ class Repetition(NamedTuple):
         """With no rows yet."""
         return cls(seed, chosen.sets, chosen.searches, [], {}, start)
 
-    def judge(
-        self, bench: Bench, model: str, name: str, methods: Mapping[str, Method]
-    ) -> list[Row]:
+    def add(self, bench: Bench, model: str, name: str, methods: Mapping[str, Method]) -> list[Row]:
         """Run all methods on the set of this name; the new rows, which are kept."""
         scored = judgements(bench, name, self.sets[name], methods)
         rows = to_rows(scored, model=model, forget_set=name, seed=self.seed)

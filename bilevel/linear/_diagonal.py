@@ -10,7 +10,7 @@ from bilevel import _tree
 from bilevel._describe import settings
 from bilevel._problem import check_alike
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
-from bilevel.linear._system import Settings, System, status_if
+from bilevel.linear._system import Settings, System, random_like, status_if
 
 
 @settings
@@ -95,13 +95,7 @@ class HutchinsonDiagonal(Settings):
         """The estimate, a pytree like `rhs`, from products with H alone."""
 
         def probe(key: jax.Array) -> PyTree:
-            leaves, structure = jax.tree.flatten(rhs)
-            keys = jax.random.split(key, len(leaves))
-            draws = [
-                jax.random.rademacher(k, a.shape, a.dtype)
-                for k, a in zip(keys, leaves, strict=True)
-            ]
-            signs = jax.tree.unflatten(structure, draws)
+            signs = random_like(rhs, key, jax.random.rademacher)
             return jax.tree.map(jnp.multiply, signs, matvec(signs))
 
         keys = jax.random.split(jax.random.key(self.seed), self.num_probes)

@@ -26,11 +26,11 @@ class LinearStatus(enum.IntEnum):
     minimum: the number is right, the question may be wrong. From `CG` it says that a damped system
     was solved instead (`info.damping`), or none in the steps allowed (damping 0).
 
-    SINGULAR says that H has a null space. `Dense` and `NormalCG` then return the least-squares
-    solution of minimum norm, the pseudo-inverse times v; `CG` a damped one; the others the least
-    residual that they met. Where v lies in the range of H,
-    as for a loss of the training predictions alone, a Krylov solver from zero converges to the
-    solution of minimum norm and never sees the null space.
+    SINGULAR says that H has a null space. `Dense`, `NormalCG` and `MINRES` then return the
+    least-squares solution of minimum norm, the pseudo-inverse times v; `CG` a damped one; the
+    others the least residual that they met. Where v lies in the range of H, as for a loss of the
+    training predictions alone, a Krylov solver from zero converges to the solution of minimum norm
+    and never sees the null space.
     """
 
     CONVERGED = 0

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearSolver, LinearStatus, MatVec, PyTree
-from bilevel.linear._system import Settings, check_solver, ridge_of, rounding, shifted, status_if
+from bilevel.linear._system import Wrapper, random_like, ridge_of, rounding, shifted, status_if
 
 
 @settings
-class Probed(Settings):
+class Probed(Wrapper):
     """Solve, then let the solver find a known vector, and see along which direction it fails.
 
     A small residual bounds the error only by the residual over the smallest eigenvalue, and a
@@ -42,20 +42,11 @@ class Probed(Settings):
     max_error: float | jax.Array = 1e-2
     seed: int = 0
 
-    @property
-    def symmetric_only(self) -> bool:
-        """Whether the solution is right only for a symmetric matrix."""
-        return getattr(self.solver, "symmetric_only", False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_solver("solver", self.solver)
-
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs` with the wrapped solver, and once more for a probe."""
         value, info = self.solver(matvec, rhs, init)
         product = shifted(matvec, ridge_of(self.solver, rhs))
-        probe = self._draw(rhs)
+        probe = random_like(rhs, jax.random.key(self.seed))
         image = product(probe)
         found, seen = self.solver(matvec, image)
         missed = jax.tree.map(jnp.subtract, probe, found)
@@ -79,11 +70,3 @@ class Probed(Settings):
         status = jnp.where(worse, seen.status, status)
         status = jnp.where(info.status == LinearStatus.CONVERGED, status, info.status)
         return LinearSolution(value, info._replace(status=status, error_bound=bound))
-
-    def _draw(self, rhs: PyTree) -> PyTree:
-        leaves, structure = jax.tree.flatten(rhs)
-        keys = jax.random.split(jax.random.key(self.seed), len(leaves))
-        draws = [
-            jax.random.normal(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, draws)

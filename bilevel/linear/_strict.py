@@ -13,7 +13,7 @@ from bilevel.linear._info import (
     MatVec,
     PyTree,
 )
-from bilevel.linear._system import Settings, check_solver
+from bilevel.linear._system import Wrapper
 
 # From the mildest to the worst.
 _REMEDIES = {
@@ -32,7 +32,7 @@ _REMEDIES = {
 
 
 @settings
-class Strict(Settings):
+class Strict(Wrapper):
     """Raise a RuntimeError at run time unless the wrapped solver says CONVERGED.
 
     Prefer it where a wrong number must not go unnoticed: a test, a paper's table. The check runs on
@@ -57,14 +57,6 @@ class Strict(Settings):
     """
 
     solver: LinearSolver
-
-    @property
-    def symmetric_only(self) -> bool:
-        """Whether the solution is right only for a symmetric matrix."""
-        return getattr(self.solver, "symmetric_only", False)
-
-    def __post_init__(self) -> None:
-        check_solver("solver", self.solver)
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs` with the wrapped solver, and check how that ended."""

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check, _tree
-from bilevel.linear._info import LinearInfo, LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._info import (
+    LinearInfo,
+    LinearSolution,
+    LinearSolver,
+    LinearStatus,
+    MatVec,
+    PyTree,
+)
 
 _RANGES = {
     "max_steps": _check.positive_integer,
@@ -43,6 +50,22 @@ class Settings:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             if check := _RANGES.get(field.name):
                 check(field.name, getattr(self, field.name))
+
+
+class Wrapper(Settings):
+    """Base of the solvers that wrap another one, in a field `solver`."""
+
+    solver: LinearSolver
+
+    @property
+    def symmetric_only(self) -> bool:
+        """Whether the solution is right only for a symmetric matrix."""
+        return getattr(self.solver, "symmetric_only", False)
+
+    def __post_init__(self) -> None:
+        """Check every field, and the wrapped solver."""
+        super().__post_init__()
+        check_solver("solver", self.solver)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +216,16 @@ def ridge_of(linear_solver: Any, rhs: PyTree) -> float | jax.Array:
     if hasattr(linear_solver, "ridge") or not hasattr(linear_solver, "solver"):
         return getattr(linear_solver, "ridge", 0.0)
     return ridge_of(linear_solver.solver, rhs)
+
+
+def random_like(
+    tree: PyTree, key: jax.Array, draw: Callable[..., jax.Array] = jax.random.normal
+) -> PyTree:
+    """A pytree like `tree` with entries by `draw(key, shape, dtype)`."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    draws = [draw(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, draws)
 
 
 def lifted(leaf: jax.Array) -> jax.Array:

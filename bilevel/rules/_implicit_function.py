@@ -136,6 +136,7 @@ def moving_root(
         rhs = _tree.scale(-1.0, by_leaves(moved))
         return linear.solve(linear_solver, by_inner, rhs, symmetric=symmetric).value
 
+    inner = jax.lax.stop_gradient(inner)
     return carried(rule, inner, parameters, closed=not _holds_tracers(linear_solver))
 
 

@@ -63,4 +63,4 @@ def _setting(number: jax.Array) -> jax.Array:
             " say that it is a constant here: `jax.lax.stop_gradient(number)`."
         )
 
-    return carried(refuse, number, number)
+    return carried(refuse, number, number, again=False)

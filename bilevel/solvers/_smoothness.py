@@ -71,7 +71,7 @@ def watched(grads: PyTree, optimizer: optax.GradientTransformation, mode: str = 
             raise ValueError(f"`optimizer` is differentiated by unrolling, but {reason}")
         return moved
 
-    return carried(rule, grads, grads)
+    return carried(rule, grads, grads, again=False)
 
 
 def differentiable_once(tree: PyTree, rule: str) -> PyTree:
@@ -84,7 +84,7 @@ def differentiable_once(tree: PyTree, rule: str) -> PyTree:
             " `Implicit`, whose gradients can be differentiated in reverse mode again and again."
         )
 
-    return carried(refuse, tree, tree)
+    return carried(refuse, tree, tree, again=False)
 
 
 def _eps_root(grads: PyTree) -> str:

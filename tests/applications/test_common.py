@@ -142,16 +142,11 @@ def test_patches_are_the_convolution(stride):
 
 @pytest.mark.parametrize("name", [name for name in networks.MODELS if name != "bag"])
 def test_models_map_images_to_logits(name):
-    model = networks.build(name, 7) if name != "resnet18" else networks.ResNet18(7, width=4)
+    model = networks.MODELS[name](7) if name != "resnet18" else networks.ResNet18(7, width=4)
     shape = jax.eval_shape(
         lambda x: model.apply(model.init(jax.random.key(0), x), x), jnp.zeros((3, 32, 32, 3))
     )
     assert shape.shape == (3, 7) and shape.dtype == jnp.float32
-
-
-def test_unknown_model():
-    with pytest.raises(InputError, match="`model` must be one of mlp, small_cnn, bag, resnet18"):
-        networks.build("vgg", 10)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def digits(tmp_path_factory):
 
 def test_condensed_images_beat_random_ones(digits):
     config, result = digits
-    last = {name: np.mean(its["mlp"]) for name, its in result.finals().items()}
+    last = {row["method"]: np.mean(row["mlp"]) for row in result.finals}
     assert last["kip"] > last["random"] + 10 and last["all"] > last["kip"]
     content = json.loads((config.output / "result.json").read_text())
     assert content["rows"] == result.rows and len(content["rows"]) == 8
@@ -213,7 +213,7 @@ def test_the_arrays_hold_images_and_the_owners_rows(digits):
     config, _ = digits
     with np.load(config.output / "result.npz") as file:
         arrays = dict(file)
-    at = {name: number for number, name in enumerate(arrays["methods"].tolist())}
+    at = {name: number for number, name in enumerate(arrays["set_methods"].tolist())}
     points, rows = arrays["points"], arrays["rows"]
     assert points.shape == (6, 10, 8, 8, 1) and 0 <= points.min() <= points.max() <= 1
     assert (rows[at["kip"]] == -1).all() and "all" not in at
@@ -249,7 +249,7 @@ def test_vectors_and_a_model_of_ones_own(tmp_path):
         judge_steps=60,
     )
     result = run(config, {"x_train": x, "y_train": y})
-    assert min(np.mean(its["network"]) for its in result.finals().values()) > 60
+    assert min(np.mean(row["network"]) for row in result.finals) > 60
     assert "data:image" not in (tmp_path / "out" / "report.html").read_text()
     with np.load(tmp_path / "out" / "result.npz") as arrays:
         assert arrays["points"].shape == (3, 2, 3)

@@ -16,6 +16,7 @@ from applications.components.errors import InputError, NonFiniteError
 from applications.components.judging import Judge
 from applications.components.models import make
 from applications.components.points import Points
+from applications.components.publishing import grouped
 from applications.coreset import Config, run, with_noise
 from applications.coresets import gradients, greedy, kernels
 from applications.coresets.contract import check_selector, find, small_study
@@ -98,22 +99,22 @@ def select(study, size, count=None, dtype=jnp.float32):
 
 
 def test_float32_selects_as_float64_does(study):
-    chosen = select(study, 20)
+    rows, values = select(study, 20)
     with jax.enable_x64(True):
-        exact = select(study, 20, dtype=jnp.float64)
-    np.testing.assert_array_equal(chosen.rows, exact.rows)
-    np.testing.assert_allclose(chosen.values, exact.values, rtol=1e-4)
+        exact_rows, exact_values = select(study, 20, dtype=jnp.float64)
+    np.testing.assert_array_equal(rows, exact_rows)
+    np.testing.assert_allclose(values, exact_values, rtol=1e-4)
 
 
 def test_the_order_of_selection_nests(study):
-    few, many = (select(study, size) for size in (5, 12))
-    np.testing.assert_array_equal(many.rows[:5], few.rows)
-    assert np.all(np.diff(many.values) < 0)
+    (few, _), (many, values) = (select(study, size) for size in (5, 12))
+    np.testing.assert_array_equal(many[:5], few)
+    assert np.all(np.diff(values) < 0)
 
 
 def test_the_best_of_a_few_candidates_is_worse_than_the_best_of_all(study):
-    finals = [select(study, 12, count) for count in (1, None)]
-    assert finals[0].values[-1] > finals[1].values[-1]
+    few, every = (select(study, 12, count)[1][-1] for count in (1, None))
+    assert few > every
 
 
 def test_the_original_algorithm_takes_the_most_negative_derivative(study):
@@ -222,7 +223,7 @@ def test_the_coreset_is_above_uniform(digits):
     config, result = digits
     mean = {
         name: np.mean([row["MLP"] for row in group])
-        for (size, name), group in result.grouped().items()
+        for (size, name), group in grouped(result.rows, "size", "method").items()
         if size != 10
     }
     assert mean["coreset"] > mean["uniform"] + 15 and mean["all"] > 90
@@ -238,7 +239,7 @@ def test_the_arrays_name_the_owners_rows(digits):
         arrays = dict(file)
     labels = load("digits").train.y
     assert json.loads(str(arrays["config"]))["pool"] is None
-    for number, row in enumerate(result.rows):
+    for number, row in enumerate(one.row for one in result.chosen):
         rows = arrays["rows"][number]
         rows = rows[rows >= 0]
         assert len(rows) == row["size"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from applications.components.errors import InputError, NonFiniteError
-from applications.coreset_stream import Config, best_beta, run
+from applications.coreset_stream import Config, best_betas, run
 from applications.coresets.memory import (
     POLICIES,
     Memory,
@@ -28,6 +28,7 @@ def toy(labels):
     return Pool((centres[:, None, :, None] + noise).astype(np.float32), labels, 4)
 
 
+RNG = np.random.default_rng(0)
 IMBALANCED = toy([0] * 10 + [1] * 10 + [2] * 10 + [3] * 90)
 
 
@@ -35,7 +36,7 @@ def after(policy, stream=IMBALANCED, size=12, seed=0):
     """The class counts of the memory when the stream has ended."""
     memory, rng = Memory(np.zeros(0, int), size), np.random.default_rng(seed)
     for first in range(0, len(stream.y), 10):
-        memory = policy(stream, memory, first, first + 10, rng)
+        memory = policy(stream, memory, np.arange(first, first + 10), rng)
         assert len(np.unique(memory.rows)) == len(memory.rows) <= size
         assert memory.rows.max() < first + 10, "nothing from the future"
     assert len(memory.rows) == size
@@ -62,7 +63,7 @@ def test_slots_merge_the_earliest_neighbours_of_equal_weight():
     seen, memory, rng = [], Memory(np.zeros(0, int), 12), np.random.default_rng(0)
     for first in range(0, 60, 10):
         before = memory
-        memory = merge_reduce(3, IMBALANCED, memory, first, first + 10, rng)
+        memory = merge_reduce(3, IMBALANCED, memory, np.arange(first, first + 10), rng)
         seen.append(memory.slots)
         assert set(memory.rows) <= set(before.rows) | set(range(first, first + 10))
     assert seen == [(1,), (1, 1), (1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 1, 1)]
@@ -71,10 +72,10 @@ def test_slots_merge_the_earliest_neighbours_of_equal_weight():
 
 def test_slots_of_different_weight_merge_last():
     memory = Memory(np.array([1, 11, 21]), 3, slots=(4, 2, 1))
-    memory = merge_reduce(3, IMBALANCED, memory, 30, 40, np.random.default_rng(0))
+    memory = merge_reduce(3, IMBALANCED, memory, np.arange(30, 40), RNG)
     assert memory.slots == (4, 2, 2) and list(memory.rows[:2]) == [1, 11]
     memory = Memory(np.array([1, 11]), 2, slots=(4, 2))
-    memory = merge_reduce(2, IMBALANCED, memory, 30, 40, np.random.default_rng(0))
+    memory = merge_reduce(2, IMBALANCED, memory, np.arange(30, 40), RNG)
     assert memory.slots == (4, 3) and memory.rows[0] == 1
 
 
@@ -101,7 +102,7 @@ def test_a_run_and_its_files(tmp_path):
     assert content["rows"] == result.rows and len(result.rows) == 4
     for policy in config.policies:  # without rehearsal, the last pair is all that is left
         scores = {row["beta"]: row["test"] for row in result.rows if row["policy"] == policy}
-        assert scores[10.0] > scores[0.0] and best_beta(result.rows, policy) == 10.0
+        assert scores[10.0] > scores[0.0] and best_betas(result.rows)[policy] == 10.0
     assert "<table>" in (tmp_path / "out" / "report.html").read_text()
     again = run(dataclasses.replace(config, resume=True, seeds=(0, 1)))
     assert again.rows[:4] == result.rows

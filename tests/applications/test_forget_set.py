@@ -155,7 +155,7 @@ def test_overwriting_replaces_the_files(tmp_path):
 @pytest.fixture(scope="module")
 def small_search():
     points = load("digits", num_train=256).train.on_device()
-    model = networks.build("mlp", 10)
+    model = networks.MLP(10)
     setting = Search(model, 26, num_epochs=1, batch_size=64, sign_step=1e-3, outer_rate=10.0)
     return setting, points, initialise(model, points.x, jax.random.key(0))
 

@@ -37,7 +37,7 @@ def test_bfloat16_leaves_parameters_and_logits_in_float32(name):
 
 def test_bfloat16_is_near_float32():
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
-    full, half = (networks.build("mlp", 3, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    full, half = (networks.MLP(3, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     params = full.init(jax.random.key(1), x)
     gap = jnp.abs(full.apply(params, x) - half.apply(params, x))
     assert 0 < float(jnp.max(gap)) < 0.05

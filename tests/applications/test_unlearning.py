@@ -30,8 +30,8 @@ from applications.unlearning.methods import METHODS, Task, retained, unlearn
 from applications.unlearning.metrics import (
     Metrics,
     Predictions,
-    judge,
     mean_divergence,
+    measure,
 )
 from applications.unlearning.scores import SCORES
 
@@ -43,7 +43,7 @@ def predictions(correct):
 
 
 def test_accuracies_are_percentages_of_the_right_sets():
-    metrics, attacks = judge(*map(predictions, ([1, 0, 0, 0], [1, 1, 1, 0], [1, 1])))
+    metrics, attacks = measure(*map(predictions, ([1, 0, 0, 0], [1, 1, 1, 0], [1, 1])))
     assert (metrics.UA, metrics.RA, metrics.TA) == (75.0, 75.0, 100.0)
     assert attacks["confidence"].forgotten == metrics.MIA and len(attacks) == 5
 

@@ -1,0 +1,1 @@
+"""What `applications.lifelong` is made of: streams, memories, robust training and selection."""

@@ -1,0 +1,197 @@
+"""What the lifelong page found, as tables on the console, files and one page."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..components import plots, report
+from ..components.data import Dataset
+from ..components.judging import spread
+from ..components.output import environment, to_json
+from ..components.work import Run
+from . import metrics
+from .learner import Outcome
+from .stream import Stream
+
+REFERENCE = "uniform"
+CLEAN, ROBUST = "clean_coreset", "robust_coreset"
+SPREAD = ("SA", "RA", "SA_forgetting", "RA_forgetting")
+COLUMNS = {
+    "SA": "right answers on test points of all classes after the last task, percent",
+    "RA": "the same under PGD with 50 steps and 5 restarts",
+    "forgets": "mean over the earlier tasks of the best accuracy before the end minus that at the"
+    " end, of SA and of RA (PGD-20)",
+    "result.json": "has the matrices task by task and backward transfer, accuracy at the end minus"
+    " when learned; forward transfer is 0 by construction: classes to come cannot be named",
+    "RA - ...": "paired difference over the seeds with its 95 % interval (Student's t)",
+    "withstands": "steps of PGD-10 that the kept points withstand, against all points of the task",
+    "slope": "mean percentile of the kept points' input gradients among those of their task;"
+    " 50 is neither easy nor hard",
+    "seconds": "of choosing what to keep, all tasks together, compilation included",
+    "±": "standard deviation over the seeds",
+}
+
+
+class Result(NamedTuple):
+    """What a run found.
+
+    Attributes:
+        outcomes: by row, replay weight and seed.
+        checks: by row and seed, right answers under each attack in percent.
+        streams: by seed.
+        dataset: what was learned.
+        weights: replay weights.
+        seconds: of all.
+    """
+
+    outcomes: dict[tuple[str, float, int], Outcome]
+    checks: Mapping[tuple[str, int], Mapping[str, Any]]
+    streams: Mapping[int, Stream]
+    dataset: Dataset
+    weights: tuple[float, ...]
+    seconds: float
+
+    @property
+    def rows(self) -> list[metrics.Row]:
+        """One for each memory, replay weight and seed."""
+        return metrics.rows_of(self.outcomes, self.streams)
+
+
+def show(result: Result, run: Run) -> None:
+    """Print the tables."""
+    rows = result.rows
+    table(rows).print("Clean and robust accuracy after the last task", run.console)
+    if len(result.weights) > 1:
+        fronts(rows).print("Along the replay weights", run.console)
+    if result.checks:
+        honesty(result).print("Right answers under each attack", run.console)
+    run.console.print(f"{result.seconds:.0f} s. {finding(rows)}")
+
+
+def write(result: Result, run: Run) -> None:
+    """Write `result.json`, `report.html` and `result.npz`."""
+    facts = environment() | {"seconds": result.seconds}
+    checks = [{"row": n, "seed": s, **found} for (n, s), found in result.checks.items()]
+    content = {"config": run.settings, **facts, "rows": result.rows, "checks": checks}
+    run.write_json("result.json", content)
+    run.write("report.html", page(result, {"config": run.settings} | facts))
+    outcomes = result.outcomes
+    names = np.array([f"{name} {weight:g} {seed}" for name, weight, seed in outcomes])
+    stacked = {f: np.stack([getattr(o, f) for o in outcomes.values()]) for f in ("clean", "robust")}
+    run.write_arrays({"runs": names, **stacked})
+
+
+def table(rows: list[metrics.Row]) -> report.Table:
+    """Every row at its first replay weight."""
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    compared = REFERENCE if REFERENCE in names else names[0]
+    headers = ["memory", "SA", "RA", "forgets SA", "forgets RA", f"RA - {compared}",
+               "withstands", "slope", "seconds"]  # fmt: skip
+    cells = []
+    for name in names:
+        of = lambda metric, name=name: list(metrics.by_seed(rows, name, metric).values())
+        gap = signed(*metrics.difference(rows, name, compared, "RA"))
+        line = [spread(of(metric), 1) for metric in SPREAD]
+        known = None not in of("steps")
+        hard = [
+            f"{np.mean(of('steps')):.1f} of {np.mean(of('all_steps')):.1f}" if known else "",
+            f"{np.mean(of('slope')):.0f}" if known else "",
+        ]
+        cells.append([name, *line, gap, *hard, f"{np.mean(of('seconds')):.1f}"])
+    return report.Table(headers, cells)
+
+
+def fronts(rows: list[metrics.Row]) -> report.Table:
+    """SA and RA at each replay weight, and RA at the clean coreset's SA."""
+    weights = sorted({row["weight"] for row in rows})
+    cells = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        line = [name]
+        for weight in weights:
+            own = [row for row in rows if (row["row"], row["weight"]) == (name, weight)]
+            pair = (np.mean([row[m] for row in own]) for m in ("SA", "RA")) if own else ()
+            line.append(" / ".join(f"{value:.1f}" for value in pair))
+        gaps = metrics.at_equal_accuracy(rows, name, CLEAN)
+        equal = f"{signed(*metrics.interval(gaps))} ({len(gaps)})" if gaps else "out of reach"
+        cells.append([*line, equal])
+    headers = [f"weight {weight:g}: SA / RA" for weight in weights]
+    return report.Table(["memory", *headers, "RA at equal SA (seeds)"], cells)
+
+
+def honesty(result: Result) -> report.Table:
+    """Right answers under each attack."""
+    names = list(dict.fromkeys(name for name, _ in result.checks))
+    attacks = list(next(iter(result.checks.values())))
+    cells = []
+    for name in names:
+        found = [checks for (other, _), checks in result.checks.items() if other == name]
+        cells.append([name, *(spread([float(one[a]) for one in found], 1) for a in attacks)])
+    return report.Table(["memory", *attacks], cells)
+
+
+def signed(mean: float, half: float) -> str:
+    """A difference with its interval."""
+    return f"{mean:+.1f}" if np.isnan(half) else f"{mean:+.1f} ± {half:.1f}"
+
+
+def finding(rows: list[metrics.Row]) -> str:
+    """What came out, in a sentence or two."""
+    names = {row["row"] for row in rows}
+    sentences = []
+    if {"joint", REFERENCE} <= names:
+        share = 100 * _mean(rows, REFERENCE, "RA") / max(_mean(rows, "joint", "RA"), 1e-9)
+        sentences.append(
+            f"Uniform memory reaches {share:.0f} % of the robust accuracy of training on all tasks"
+            f" at once, so this stream can {'' if share < 90 else 'hardly '}tell selectors apart."
+        )
+    if {CLEAN, ROBUST} <= names:
+        gap = signed(*metrics.difference(rows, ROBUST, CLEAN, "RA"))
+        sentences.append(f"RA of the robust coreset minus that of the clean one: {gap} points.")
+    first = rows[0]["row"]
+    return " ".join(sentences) or f"RA {_mean(rows, first, 'RA'):.1f} % with {first}."
+
+
+def _mean(rows: list[metrics.Row], name: str, metric: str) -> float:
+    """Over the seeds, at the first replay weight."""
+    return float(np.mean(list(metrics.by_seed(rows, name, metric).values())))
+
+
+def page(result: Result, facts: dict[str, Any]) -> str:
+    """The page of a run."""
+    rows, first = result.rows, next(iter(result.streams.values()))
+    sizes = ", ".join(str(len(own)) for own in first.rows)
+    lead = (
+        f"{len(first.rows)} tasks of {result.dataset.name} with {sizes} points,"
+        f" {len(result.streams)} seeds, {result.seconds:.0f} s. Robustness is measured by attacks,"
+        " not certified."
+    )
+    sections = [("Accuracy after the last task", report.columns(COLUMNS) + table(rows).html())]
+    after = {
+        metric: report.figure(_course(rows, metric), f"{metric} over all classes seen, by task")
+        for metric in ("SA", "RA")
+    }
+    sections.append(("Along the tasks", report.side_by_side(*after.values())))
+    if len(result.weights) > 1:
+        picture = report.figure(plots.paths(_fronts(rows), "SA", "RA"), "Mean over the seeds")
+        sections.append(("Along the replay weights", fronts(rows).html() + picture))
+    if result.checks:
+        sections.append(("Right answers under each attack, percent", honesty(result).html()))
+    sections.append(("Settings and origin", report.listing(to_json(facts))))
+    return report.page("Robust lifelong learning", finding(rows), lead, sections)
+
+
+def _course(rows: list[metrics.Row], metric: str) -> bytes:
+    names = dict.fromkeys(row["row"] for row in rows)
+    of = lambda name: list(metrics.by_seed(rows, name, f"{metric}_after").values())
+    return plots.curves({name: np.mean(of(name), axis=0) for name in names}, "task", metric)
+
+
+def _fronts(rows: list[metrics.Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    lines = {}
+    for name in dict.fromkeys(row["row"] for row in rows):
+        own = [row for row in rows if row["row"] == name]
+        groups = [[r for r in own if r["weight"] == w] for w in sorted({r["weight"] for r in own})]
+        sa, ra = (np.array([np.mean([r[m] for r in g]) for g in groups]) for m in ("SA", "RA"))
+        lines[name] = sa, ra
+    return lines
