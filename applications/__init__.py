@@ -8,5 +8,6 @@ PAGES = (
     "coreset",
     "coreset_stream",
     "condensation",
+    "pruning",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

@@ -133,7 +133,7 @@ def test_no_private_module_is_imported_across_packages(path):
 
 
 APPLICATIONS = sorted((ROOT / "applications").rglob("*.py"))
-FAMILIES = ("unlearning", "coresets", "condensing")
+FAMILIES = ("unlearning", "coresets", "condensing", "transfer_pruning")
 """Of methods: they know `components` and themselves; pages know all of these and no other page."""
 
 

@@ -114,6 +114,21 @@ def pretrain(
     return variables, loss
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _pretrained(model: Model, recipe: Recipe, points: Points, run: Runs) -> Variables:
+    return pretrain(model, recipe, points, jnp.zeros(len(points.y), jnp.int32), run)[0]
+
+
+def pretrain_one(
+    model: Model, recipe: Recipe, points: Points, plan: Plan, key: jax.Array
+) -> Variables:
+    """The variables after one pretraining, such as the surrogate's."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    order = jnp.asarray(order_of(plan, recipe.batch_size, plan.num_steps, rng))
+    run = Runs(order, jnp.ones(1), jnp.int32(plan.num_steps), key)
+    return _pretrained(model, recipe, points, run)
+
+
 def features(model: Model, variables: Variables, x: jax.Array) -> jax.Array:
     """What the head sees of each point, a chunk of points at a time: `[n, width]`."""
     return in_chunks(functools.partial(model.features, variables), x)
@@ -212,11 +227,10 @@ class Judge:
         idle = Plan(np.zeros(1, np.int32), 0)
         filled = [*plans, *[idle] * (-len(plans) % self.at_once)]
         data = np.asarray(jax.random.key_data(key)).ravel()
+        # Every plan has the generator to itself: equal plans give equal networks.
         orders = [
-            order_of(
-                plan, self.recipe.batch_size, self.longest, np.random.default_rng([*data, place])
-            )
-            for place, plan in enumerate(filled)
+            order_of(plan, self.recipe.batch_size, self.longest, np.random.default_rng(data))
+            for plan in filled
         ]
         parts = []
         for first in range(0, len(filled), self.at_once):
@@ -228,9 +242,7 @@ class Judge:
                 jnp.stack([key] * self.at_once),
             )
             parts.append(jax.device_get(self._run(runs)))
-        judged = {
-            k: np.concatenate([part[k] for part in parts])[: len(plans)] for k in parts[0]
-        }
+        judged = {k: np.concatenate([part[k] for part in parts])[: len(plans)] for k in parts[0]}
         if not np.isfinite(judged["loss"]).all():
             raise NonFiniteError(
                 f"A pretraining of {name} diverged. Lower `learning_rate`, which is"

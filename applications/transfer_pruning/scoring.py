@@ -92,11 +92,11 @@ def _by_class_centers(mapped: Mapped, center: object) -> Scores:
 
 
 def _members(mapped: Mapped) -> list[np.ndarray]:
-    return [np.flatnonzero(mapped.units.of == unit) for unit in range(mapped.units.count)]
+    return [np.flatnonzero(mapped.units.of == unit) for unit in range(mapped.units.num_units)]
 
 
 def _prototypes(mapped: Mapped) -> np.ndarray:
-    sums = np.zeros((mapped.units.count, mapped.source.shape[1]))
+    sums = np.zeros((mapped.units.num_units, mapped.source.shape[1]))
     np.add.at(sums, mapped.units.of, mapped.source)
     return sums / mapped.units.sizes[:, None]
 
@@ -117,7 +117,7 @@ def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _unit_mean(of_class: np.ndarray, mapped: Mapped) -> np.ndarray:
-    sums = np.bincount(mapped.units.of, of_class[mapped.labels], minlength=mapped.units.count)
+    sums = np.bincount(mapped.units.of, of_class[mapped.labels], minlength=mapped.units.num_units)
     return sums / mapped.units.sizes
 
 

@@ -1,5 +1,6 @@
 """The source set, its targets in the source's own shape, and the planted problem on the digits."""
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
@@ -79,6 +80,19 @@ def shaped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         x = x.mean(axis=-1, keepdims=True) if channels == 1 else np.repeat(x[..., :1], channels, -1)
     resized = jax.image.resize(jnp.asarray(x), (len(x), height, width, channels), "linear")
     return np.asarray(resized)
+
+
+def resized(dataset: Dataset, side: int | None) -> Dataset:
+    """Images of this height and width; None, and points that are no images, stay as they are."""
+    if side is None or dataset.kind != "images":
+        return dataset
+    shape = (side, side, dataset.train.x.shape[-1])
+    parts = {
+        part: Points(shaped(points.x, shape), points.y)
+        for part, points in (("train", dataset.train), ("test", dataset.test))
+    }
+    nothing = parts["train"].at(np.zeros(0, int))
+    return dataclasses.replace(dataset, **parts, validation=nothing)
 
 
 def check_source(dataset: Dataset) -> None:

@@ -20,22 +20,22 @@ class Units(NamedTuple):
     names: tuple[str, ...]
 
     @property
-    def count(self) -> int:
+    def num_units(self) -> int:
         """How many units there are."""
         return len(self.names)
 
     @property
     def sizes(self) -> np.ndarray:
-        """Points in each: `[count]`."""
-        return np.bincount(self.of, minlength=self.count)
+        """Points in each: `[num_units]`."""
+        return np.bincount(self.of, minlength=self.num_units)
 
 
 class Scores(NamedTuple):
     """How much each unit is worth keeping.
 
     Attributes:
-        value: `[count]`, larger is better.
-        tie: `[count]`, larger is better, between units of one value; what is left of a tie goes to
+        value: `[num_units]`, larger is better.
+        tie: `[num_units]`, larger is better, between units of one value; what is left of a tie goes to
             the unit that comes first.
     """
 
@@ -44,12 +44,12 @@ class Scores(NamedTuple):
 
     @property
     def order(self) -> np.ndarray:
-        """The units from the best to the worst: `[count]`."""
+        """The units from the best to the worst: `[num_units]`."""
         return np.lexsort((-np.asarray(self.tie, float), -np.asarray(self.value, float)))
 
     @property
     def ranks(self) -> np.ndarray:
-        """The place of each unit in `order`, 0 for the best: `[count]`."""
+        """The place of each unit in `order`, 0 for the best: `[num_units]`."""
         return np.argsort(self.order)
 
     def reversed(self) -> "Scores":
@@ -95,7 +95,7 @@ def num_kept(ratio: float, count: int) -> int:
 
 def kept_rows(units: Units, scores: Scores, ratio: float) -> np.ndarray:
     """The points of the best units, ascending, when this share of the units goes."""
-    best = scores.order[: num_kept(ratio, units.count)]
+    best = scores.order[: num_kept(ratio, units.num_units)]
     return np.flatnonzero(np.isin(units.of, best)).astype(np.int32)
 
 

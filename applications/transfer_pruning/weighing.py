@@ -155,6 +155,16 @@ def steepest(size: float) -> optax.GradientTransformation:
     return optax.stateless(direction)
 
 
+METHODS = (
+    "alignment",
+    "bilevel_cg",
+    "bilevel_nystrom",
+    "bilevel_truncated",
+    "bilevel_unrolled",
+    "bilevel_single_loop",
+)
+
+
 class Found(NamedTuple):
     """The result of a search.
 
@@ -175,8 +185,8 @@ class Found(NamedTuple):
 
 
 def search(
-    search: Search,
     name: str,
+    search: Search,
     level: Level,
     points: Points,
     unit_of: jax.Array,
@@ -187,8 +197,8 @@ def search(
     """Search from uniform weights.
 
     Args:
-        search: how.
         name: of the method: one of `METHODS`.
+        search: how.
         level: the two losses; its `share` is the budget over the number of units.
         points: of the source, on the device.
         unit_of: `[n]`.
@@ -199,9 +209,7 @@ def search(
     Raises:
         NonFiniteError: the search diverged.
     """
-    found = jax.device_get(
-        _search(search, name, level, num_units, points, unit_of, target, key)
-    )
+    found = jax.device_get(_search(name, search, level, num_units, points, unit_of, target, key))
     if not (np.isfinite(found.value).all() and np.isfinite(found.weights).all()):
         step = int(np.argmin(np.isfinite(found.value)))
         raise NonFiniteError(
@@ -213,8 +221,8 @@ def search(
 
 @functools.partial(jax.jit, static_argnames=("search", "name", "level", "num_units"))
 def _search(
-    search: Search,
     name: str,
+    search: Search,
     level: Level,
     num_units: int,
     points: Points,
@@ -250,3 +258,35 @@ def _search(
     state = algorithm.init(jnp.full(num_units, level.share), fresh(init_key))
     state, (path, value) = jax.lax.scan(step, state, jnp.arange(steps))
     return Found(state.outer, path, value)
+
+
+def influence(
+    search: Search,
+    level: Level,
+    points: Points,
+    unit_of: jax.Array,
+    num_units: int,
+    target: Points,
+    key: jax.Array,
+    params: Params,
+) -> Scores:
+    """Minus the hypergradient at full weights, by CG and with no search: influence of each unit.
+
+    The arguments are those of `search`, and the parameters of the surrogate.
+    """
+    level = dataclasses.replace(level, share=1.0)
+    rows = jax.random.choice(key, len(points.y), (min(search.num_linear, len(points.y)),), False)
+    rule = bilevel.Implicit(
+        lambda loss, outer, init, data: init, linear.CG(search.solve_steps, ridge=search.ridge)
+    )
+
+    @jax.jit
+    def gradient(params: Params, source: Seen, target: Points) -> jax.Array:
+        batch = bilevel.Batch(source, target)
+        return bilevel.hypergradient(
+            level.problem, rule, jnp.ones(num_units), params, batch
+        ).hypergrad
+
+    source = Seen(points.x, points.y, unit_of).at(rows)
+    value = -np.asarray(gradient(params, source, target))
+    return Scores(value, np.zeros(num_units))
