@@ -39,8 +39,13 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import (
+    Aux,
     Batch,
     BilevelProblem,
+    Stateful,
+)
+from bilevel._stateful import (
+    Metrics,
 )
 from bilevel._summary import (
     summary,
@@ -104,10 +109,13 @@ from bilevel.solvers import (
 __all__ = [
     # The keystone
     "Algorithm",
+    "Aux",
     "Batch",
     "BilevelProblem",
     "LinearSolver",
+    "Metrics",
     "Solver",
+    "Stateful",
     "fast_on_cpu",
     "run",
     "summary",

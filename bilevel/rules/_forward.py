@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _check, _tree
+from bilevel import _check, _derivatives, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
@@ -17,7 +17,7 @@ from bilevel.solvers import Solver
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Residuals:
-    jacobian: PyTree  # like the result, with one more axis in front: the moving numbers
+    jacobian: list[Any]  # of the floating leaves, with one more axis in front: the moving numbers
     values: list[Any]
     moving: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     count: int = dataclasses.field(metadata={"static": True})
@@ -85,18 +85,21 @@ class Forward:
             flat, unravel = ravel_pytree(values)
             self._check_count(flat.size)
 
-            def push(flat: jax.Array) -> PyTree:
-                return pure(
-                    *jax.tree.unflatten(structure, _replaced(leaves, moving, unravel(flat)))
-                )
+            def push(flat: jax.Array) -> tuple[list[Any], PyTree]:
+                moved = _replaced(leaves, moving, unravel(flat))
+                inner = pure(*jax.tree.unflatten(structure, moved))
+                return _tree.split_differentiable(inner)[0], inner
 
-            inner, jacobian = jax.vmap(
-                lambda tangent: jax.jvp(push, (flat,), (tangent,)), out_axes=(None, 0)
+            _, jacobian, inner = jax.vmap(
+                lambda tangent: jax.jvp(push, (flat,), (tangent,), has_aux=True),
+                out_axes=(None, 0, None),
             )(jnp.eye(flat.size, dtype=flat.dtype))
             return inner, _Residuals(jacobian, values, moving, len(leaves))
 
         def backward(residuals: _Residuals, cotangent: PyTree) -> tuple[list[Any]]:
             flat, unravel = ravel_pytree(residuals.values)
+            given = jax.tree.leaves(_derivatives.instantiated(cotangent))
+            cotangent = [a for a in given if a.dtype != jax.dtypes.float0]
             pulled = jax.vmap(lambda column: _tree.vdot(column, cotangent))(residuals.jacobian)
             given = dict(zip(residuals.moving, unravel(pulled.astype(flat.dtype)), strict=True))
             return ([given.get(i) for i in range(residuals.count)],)

@@ -5,11 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
-from bilevel import _tree
+from bilevel import _derivatives, _tree
 from bilevel._problem import PyTree
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
@@ -67,7 +64,7 @@ def offloaded(
                 return run([given.get(i, a) for i, a in enumerate(leaves)], residuals.index)
 
             _, pull = jax.vjp(move, [leaves[i] for i in moving])
-            pulled = pull(jax.tree.map(_instantiate, cotangent, is_leaf=_is_zero))[0]
+            pulled = pull(_derivatives.instantiated(cotangent))[0]
             given = dict(zip(moving, pulled, strict=True))
             return [given.get(i) for i in range(len(leaves))], None
 
@@ -75,15 +72,3 @@ def offloaded(
         return take(leaves, index)
 
     return call
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _instantiate(cotangent: Any) -> Any:
-    if not _is_zero(cotangent):
-        return cotangent
-    if cotangent.dtype == jax.dtypes.float0:
-        return np.zeros(cotangent.shape, jax.dtypes.float0)
-    return jnp.zeros(cotangent.shape, cotangent.dtype)
