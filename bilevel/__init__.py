@@ -79,6 +79,7 @@ from bilevel.algorithms import (
     PolicyGradient,
     StocBiO,
     ValuePBGD,
+    WithAux,
 )
 from bilevel.linear import (
     LinearSolver,
@@ -145,6 +146,8 @@ __all__ = [
     "SignUnrolled",
     "Truncated",
     "implicit_gradient",
+    # Any algorithm on losses with model state or metrics
+    "WithAux",
     # Algorithms with an inner solver
     "DoubleLoop",
     "PES",
