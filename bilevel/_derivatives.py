@@ -88,7 +88,7 @@ def is_zero(leaf: Any) -> bool:
 
 
 def instantiated(cotangent: PyTree) -> PyTree:
-    """`cotangent` with arrays in the place of symbolic zeros, `float0` where there is no derivative."""
+    """`cotangent` with arrays in the place of symbolic zeros."""
 
     def zeros(leaf: Any) -> Any:
         if not is_zero(leaf):

@@ -16,8 +16,8 @@ _NNX_STATE = ("BatchStat", "RngState", "Cache", "Intermediate")
 _LINEN_STATE = ("batch_stats", "cache", "intermediates")
 
 _NNX = (
-    "Split the module by kind, once: `graph, params, state = nnx.split(module, nnx.Param, ...)`, and"
-    " give `Stateful(params, state)` as the inner variable. The loss merges them:"
+    "Split the module by kind, once: `graph, params, state = nnx.split(module, nnx.Param, ...)`,"
+    " and give `Stateful(params, state)` as the inner variable. The loss merges them:"
     " `module = nnx.merge(graph, inner.variable, inner.state)`, and returns"
     " `value, Aux(state=nnx.split(module, nnx.Param, ...)[2])`."
 )

@@ -136,7 +136,7 @@ def parse(name: str, result: Any) -> tuple[Any, Aux]:
 
 
 def check_moved_state(name: str, aux: Aux, inner: PyTree) -> None:
-    """Raise an error unless a loss returned a state like that of `inner`, or none as it has none."""
+    """Raise an error unless it returned a state like that of `inner`, or none if it has none."""
     if isinstance(inner, Stateful):
         if aux.state is None:
             raise TypeError(

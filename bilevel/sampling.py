@@ -114,9 +114,10 @@ def minibatches(
     if not jax.tree.leaves(data):
         raise ValueError(f"`data` holds no arrays to draw from, got {data!r}.")
     if not isinstance(data, Batch):
-        for name, value in (("stack", stack), ("with_key", with_key)):
-            if isinstance(value, Batch):
-                raise ValueError(f"`{name}` can be a `Batch` only where `data` is one.")
+        if isinstance(stack, Batch):
+            raise ValueError("`stack` can be a `Batch` only where `data` is one.")
+        if isinstance(with_key, Batch):
+            raise ValueError("`with_key` can be a `Batch` only where `data` is one.")
         return _stream(data, batch_size, key, replace, stack, with_key)
     stacks = stack if isinstance(stack, Batch) else Batch(stack, stack, stack)
     keyed = with_key if isinstance(with_key, Batch) else Batch(with_key, with_key, with_key)

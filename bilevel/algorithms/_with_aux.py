@@ -100,8 +100,8 @@ class WithAux:
         made = self.make(self.problem)
         if isinstance(made, type) or not (hasattr(made, "init") and hasattr(made, "step")):
             raise TypeError(
-                "`make` must be a function such as `lambda problem: SOBA(problem, ...)` that returns"
-                f" an algorithm with `init` and `step`, got one that returns {made!r}."
+                "`make` must be a function such as `lambda problem: SOBA(problem, ...)` that"
+                f" returns an algorithm with `init` and `step`, got one that returns {made!r}."
             )
 
     def init(self, outer: PyTree, inner: PyTree) -> WithAuxState:
@@ -164,7 +164,8 @@ def _with_metrics(info: Any, metrics: Metrics) -> Any:
     """An info of the same name with the same fields and `metrics`."""
     if hasattr(info, "metrics"):
         return info._replace(metrics=metrics)
-    return _info_type(type(info))(*info, metrics)
+    kind: Any = type(info)
+    return _info_type(kind)(*info, metrics)
 
 
 @functools.cache

@@ -98,8 +98,8 @@ class Forward:
 
         def backward(residuals: _Residuals, cotangent: PyTree) -> tuple[list[Any]]:
             flat, unravel = ravel_pytree(residuals.values)
-            given = jax.tree.leaves(_derivatives.instantiated(cotangent))
-            cotangent = [a for a in given if a.dtype != jax.dtypes.float0]
+            bars = jax.tree.leaves(_derivatives.instantiated(cotangent))
+            cotangent = [a for a in bars if a.dtype != jax.dtypes.float0]
             pulled = jax.vmap(lambda column: _tree.vdot(column, cotangent))(residuals.jacobian)
             given = dict(zip(residuals.moving, unravel(pulled.astype(flat.dtype)), strict=True))
             return ([given.get(i) for i in range(residuals.count)],)

@@ -8,7 +8,7 @@ Where `grad_y G` does not read s, as with BatchNorm in training mode, the system
 moves as it would alone, and s with it,
 
     forward:  (I - dS/ds) ds = dS/dx dx + dS/dy dy,
-    reverse:  (I - dS/ds)' l = dF/ds,    which adds  (dS/dy)' l  to dF/dy  and  (dS/dx)' l  to dF/dx.
+    reverse:  (I - dS/ds)' l = dF/ds,    which adds (dS/dy)' l to dF/dy and (dS/dx)' l to dF/dx.
 """
 
 from collections.abc import Callable

@@ -31,9 +31,10 @@ def value_and_grad(
         d/de grad_{y,p} G(y + e u, p) = (H u, (d/dp grad_y G)' u),
 
     one forward derivative of one reverse pass: H is symmetric, so that nothing is transposed twice.
-    A state, which depends on (y, p) too, adds the plain reverse derivative of it. Here p is every floating array that `loss` closes over. Only (y, p) is stored. Where the
-    gradient of the loss has no forward derivative (it calls a `custom_vjp` in its own backward
-    pass, as some fused kernels do), the backward pass falls back to "reverse".
+    A state depends on (y, p) too, and its cotangent adds one reverse derivative. Here p is every
+    floating array that `loss` closes over. Only (y, p) is stored. Where the gradient of the loss
+    has no forward derivative (it calls a `custom_vjp` in its own backward pass, as some fused
+    kernels do), the backward pass falls back to "reverse".
 
     Args:
         loss: `inner -> (scalar, state)`; the state of the model after it is None where there is

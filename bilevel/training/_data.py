@@ -108,9 +108,8 @@ class Minibatches:
             products, where the theory of a method asks for them; None draws none.
         replace: True draws every example independently; False walks through a new order in every
             epoch, which has less noise.
-        with_key: True gives `inner`, `outer` and `linear` as `sampling.Keyed(data, key)`, with a key
-            of each step's own for dropout and other noise in the loss; so a field that is passed on
-            whole.
+        with_key: True gives each field as `sampling.Keyed(data, key)`, one that is passed on whole
+            too, with a key of the step's own for dropout and other noise in the loss.
         seed: of all draws; a tuple gives each seed of `Seeds` draws of its own, and the batch a
             leading axis of that length.
 
