@@ -34,6 +34,9 @@ def replaced(inner: PyTree, variable: PyTree, state: PyTree) -> PyTree:
 
 def value_and_aux(loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> tuple[jax.Array, Aux]:
     """The value of `loss` and its `Aux`, which is empty where it returns the value alone."""
+    # On a copy: an Equinox `State` is used up by the loss that makes a new one of it.
+    if isinstance(inner, Stateful):
+        inner = jax.tree.map(lambda leaf: leaf, inner)
     return parse("the loss", loss(outer, inner, data))
 
 
