@@ -111,7 +111,7 @@ def check_variable(name: str, tree: PyTree) -> None:
     for path, leaf in leaves:
         if not _tree.is_differentiable(leaf):
             raise TypeError(
-                f"`{name}` must hold floating arrays only, got {_describe(leaf)} at"
+                f"`{name}` must hold floating arrays only, got {_tree.describe(leaf)} at"
                 f" `{name}{jax.tree_util.keystr(path)}`. Cast it to a float if it is a parameter;"
                 " move it to the batch if it is data or a random key (`sampling.minibatches(...,"
                 " with_key=True)` draws one for each step), or to the state of a `Stateful` if the"
@@ -126,7 +126,7 @@ def parse(name: str, result: Any) -> tuple[Any, Aux]:
     if not isinstance(result, tuple):
         return result, Aux()
     if len(result) != 2 or not isinstance(result[1], Aux):
-        parts = ", ".join(map(_describe, result))
+        parts = ", ".join(map(_tree.describe, result))
         raise TypeError(
             f"`{name}` must return a scalar or `(scalar, Aux)`, got a tuple ({parts}). Write"
             " `return value, bilevel.Aux(metrics={...})`, or `bilevel.Aux(state=...)` for a state"
@@ -151,7 +151,12 @@ def check_moved_state(name: str, aux: Aux, inner: PyTree) -> None:
         )
 
 
-def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> Aux | None:
+def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> None:
+    """Raise a TypeError unless `loss` returns one floating scalar alone for these arguments."""
+    _refuse_aux(name, _aux_shape(name, loss, outer, inner, data))
+
+
+def _aux_shape(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> Aux | None:
     """Raise a TypeError unless `loss` returns one floating scalar, with or without an `Aux`.
 
     Returns:
@@ -161,7 +166,7 @@ def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTr
         result = jax.eval_shape(loss, outer, inner, data)
     except Exception as error:  # whatever a user's function may raise
         arguments = {"outer": outer, "inner": inner, "data": data}
-        described = "; ".join(_describe_leaves(*item) for item in arguments.items())
+        described = "; ".join(_tree.describe_leaves(*item) for item in arguments.items())
         level = name.removesuffix("_loss")
         forgotten = f" Is the data missing? Write `Batch({level}=...)`." if data is None else ""
         raise TypeError(
@@ -172,7 +177,7 @@ def check_scalar(name: str, loss: Loss, outer: PyTree, inner: PyTree, data: PyTr
     is_scalar = isinstance(value, jax.ShapeDtypeStruct) and value.shape == ()
     if not (is_scalar and jnp.issubdtype(value.dtype, jnp.floating)):
         raise TypeError(
-            f"`{name}` must return one floating scalar, got {_describe(value)}."
+            f"`{name}` must return one floating scalar, got {_tree.describe(value)}."
             " Take a mean or a sum of per-example losses; what else it computes goes into"
             " `return value, bilevel.Aux(metrics={...})`."
         )
@@ -184,12 +189,15 @@ def check_problem(problem: BilevelProblem, outer: PyTree, inner: PyTree, batch: 
     check_variable("inner", inner)
     auxes = check_problem_with_aux(problem, outer, inner, batch)
     for name, aux in zip(("inner_loss", "outer_loss"), auxes, strict=True):
-        if aux is not None:
-            raise TypeError(
-                f"`{name}` returns an `Aux`, for which this method has no place. Wrap the"
-                " algorithm, `WithAux(lambda problem: SOBA(problem, ...), problem)`, or return the"
-                " value alone."
-            )
+        _refuse_aux(name, aux)
+
+
+def _refuse_aux(name: str, aux: Aux | None) -> None:
+    if aux is not None:
+        raise TypeError(
+            f"`{name}` returns an `Aux`, for which this method has no place. Wrap the algorithm,"
+            " `WithAux(lambda problem: SOBA(problem, ...), problem)`, or return the value alone."
+        )
 
 
 def check_problem_with_aux(
@@ -211,9 +219,9 @@ def check_problem_with_aux(
             f"`batch` must be a `bilevel.Batch`, got {type(batch).__name__}."
             " Write `Batch(inner=..., outer=...)`: each loss sees its own field."
         )
-    inner_aux = check_scalar("inner_loss", problem.inner_loss, outer, inner, batch.inner)
+    inner_aux = _aux_shape("inner_loss", problem.inner_loss, outer, inner, batch.inner)
     check_moved_state("inner_loss", inner_aux or Aux(), inner)
-    outer_aux = check_scalar("outer_loss", problem.outer_loss, outer, inner, batch.outer)
+    outer_aux = _aux_shape("outer_loss", problem.outer_loss, outer, inner, batch.outer)
     if outer_aux is not None and outer_aux.state is not None:
         raise TypeError(
             "`outer_loss` returns a state, but only the inner loss moves the model's state: write"
@@ -228,32 +236,12 @@ def check_alike(name: str, tree: PyTree, expected_name: str, expected: PyTree) -
     for path in [*want, *got]:
         if path in got and path in want and _signature(got[path]) == _signature(want[path]):
             continue
-        there, here = (_describe(t[path]) if path in t else "nothing" for t in (got, want))
+        there, here = (_tree.describe(t[path]) if path in t else "nothing" for t in (got, want))
         raise ValueError(
             f"`{name}` must have the structure, shapes and dtypes of `{expected_name}`; at"
             f" `{name}{jax.tree_util.keystr(path)}` got {there}, expected {here}."
         )
 
 
-def _describe_leaves(name: str, tree: PyTree) -> str:
-    """The leaves of an argument by their paths, the first dozen of them."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves:
-        return f"`{name}` is {tree!r}"
-    shown = [
-        f"`{name}{jax.tree_util.keystr(path)}` is {_describe(leaf)}" for path, leaf in leaves[:12]
-    ]
-    return ", ".join([*shown, f"{len(leaves) - 12} more"] if len(leaves) > 12 else shown)
-
-
 def _signature(leaf: Any) -> tuple[Any, ...]:
     return jnp.shape(leaf), jnp.result_type(leaf)
-
-
-def _describe(leaf: Any) -> str:
-    """Short name of a leaf, e.g. `float32[3,4]`; of anything else, its type."""
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    if isinstance(leaf, bool | int | float | str):
-        return f"{type(leaf).__name__} {leaf!r}"
-    return f"a {type(leaf).__name__}"
