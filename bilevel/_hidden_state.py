@@ -4,6 +4,7 @@ Statistics and counters of Flax and Equinox are floating arrays too, so that an 
 them along a gradient. They are known by the names of their classes: nothing is imported.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def _recipe(node: Any) -> str | None:
     names = {c.__name__ for c in type(node).__mro__ if c.__module__.startswith("flax.nnx")}
     if names.intersection(_NNX_STATE):
         return _NNX
-    if isinstance(node, dict) and "params" in node and any(k in node for k in _LINEN_STATE):
+    if isinstance(node, Mapping) and "params" in node and any(k in node for k in _LINEN_STATE):
         return _LINEN
     if type(node).__module__ == "equinox.nn._stateful" and type(node).__name__ == "State":
         return _EQUINOX
@@ -61,6 +62,6 @@ def _recipe(node: Any) -> str | None:
 
 
 def _kind(node: Any) -> str:
-    if isinstance(node, dict):
+    if isinstance(node, Mapping):
         return ", ".join(f'"{key}"' for key in node if key in _LINEN_STATE)
     return type(node).__name__

@@ -18,7 +18,7 @@ from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._settings import Projection, check_settings
-from bilevel._stateful import Metrics, variable_of, with_variable, without_aux
+from bilevel._stateful import Metrics, scalar_problem, variable_of, with_variable
 from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
 from bilevel.rules import offers_evidence
@@ -135,8 +135,9 @@ class DoubleLoop:
         result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
 
         def value_fn(outer: PyTree) -> jax.Array:
-            inner = self.solver(self.problem.inner_loss, outer, init, batch.inner)
-            return without_aux(self.problem.outer_loss)(outer, inner, batch.outer)
+            problem = scalar_problem(self.problem, init)
+            inner = self.solver(problem.inner_loss, outer, init, batch.inner)
+            return problem.outer_loss(outer, inner, batch.outer)
 
         outer, outer_opt = descend(
             self,

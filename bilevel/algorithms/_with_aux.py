@@ -114,9 +114,8 @@ class WithAux:
         Raises:
             TypeError: a leaf of `outer` or of the inner variable is not a floating array.
         """
-        inner = _tree.strengthen(inner)
         algorithm = self._at(inner).init(outer, variable_of(inner))
-        model = inner.state if isinstance(inner, Stateful) else None
+        model = _tree.strengthen(inner.state) if isinstance(inner, Stateful) else None
         return WithAuxState(algorithm, model, jnp.int32(0))
 
     def step(self, state: WithAuxState, batch: Batch) -> tuple[WithAuxState, Info]:

@@ -29,8 +29,6 @@ from bilevel.solvers import Solver, objective
 
 # `(loss) -> (outer, inner, data) -> residual`, see `residual_of`.
 Criterion = Callable[[Loss], Callable[[PyTree, PyTree, PyTree], PyTree]]
-# Relative, of a solve for the state; that of a singular system is near 1.
-_LARGEST_RESIDUAL = 1e-4
 
 
 def moving_state(
@@ -138,6 +136,7 @@ def _solve(matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSol
     One step for each momentum among the running means.
     """
     value, info = linear.GMRES()(matvec, rhs, init)
-    # Rounding in float32 may keep it above its tolerance. NaN compares false.
-    solved = info.residual_norm <= _LARGEST_RESIDUAL
+    # Rounding may keep it above its tolerance; of a singular system it is near 1.
+    rounding = max(float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(rhs))
+    solved = info.residual_norm <= max(1e-5, 1e3 * rounding)  # NaN compares false
     return LinearSolution(jax.tree.map(lambda a: jnp.where(solved, a, jnp.nan), value), info)
