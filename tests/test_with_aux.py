@@ -133,7 +133,7 @@ def noisy_loss(outer, inner, data):
     (x, y), key = data
     mask = jax.random.bernoulli(key, 0.5, x.shape)
     value, aux = inner_loss(outer, inner, (jnp.where(mask, 2 * x, 0.0), y))
-    kept = jnp.sum(mask * jnp.arange(1.0, 1.0 + mask.size).reshape(mask.shape))
+    kept = jnp.sum(mask * 2.0 ** jnp.arange(mask.size).reshape(mask.shape))
     return value, aux._replace(metrics={"mask": kept})
 
 
