@@ -13,7 +13,6 @@ from bilevel.linear._info import (
     LinearSolution,
     LinearSolver,
     LinearStatus,
-    MatVec,
 )
 from bilevel.linear._kronecker import KroneckerFactored, KroneckerFactors, KroneckerLayer
 from bilevel.linear._kronecker_factors import Tap, conv_patches, kronecker_factors
@@ -46,7 +45,6 @@ __all__ = [
     "LinearStatus",
     "Lineax",
     "MINRES",
-    "MatVec",
     "Neumann",
     "NormalCG",
     "Nystrom",

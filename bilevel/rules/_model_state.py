@@ -23,7 +23,7 @@ from bilevel._hypergrad_status import INNER_TOLERANCE, HypergradStatus
 from bilevel._problem import BilevelProblem, Loss, Stateful
 from bilevel._stateful import at_state, moved_floats
 from bilevel._tree import PyTree
-from bilevel.linear import LinearSolution, MatVec
+from bilevel.linear import LinearSolution
 from bilevel.rules._implicit_function import moving_root
 from bilevel.solvers import Solver, objective
 
@@ -130,7 +130,9 @@ def _defect(
     return defect
 
 
-def _solve(matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
+def _solve(
+    matvec: Callable[[PyTree], PyTree], rhs: PyTree, init: PyTree | None = None
+) -> LinearSolution:
     """GMRES, NaN where it fails: the small system of the state has no place in `info.linear`.
 
     One step for each momentum among the running means.
