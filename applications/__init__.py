@@ -8,5 +8,8 @@ PAGES = (
     "coreset",
     "coreset_stream",
     "condensation",
+    "calibration",
+    "bayes_error",
+    "trigger_key",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

@@ -21,7 +21,7 @@ from .components import frame, report
 from .components.errors import InputError, check_finite, check_labels
 from .components.formats import read_npz
 from .components.output import environment, to_json
-from .unlearning.metrics import Metrics, Predictions, judge, mean_divergence
+from .unlearning.metrics import Predictions, judge, mean_divergence
 
 PAGE = "audit"
 PARTS = ("forget", "retain", "test")
@@ -30,6 +30,7 @@ COLUMNS = {
     "UA": "errors on the points to forget, percent",
     "RA, TA": "right answers on the points to retain, and on test points, percent",
     "MIA": "points to forget that a membership attack takes for points never trained on, percent",
+    "attacker": "right answers of that attack on what it learned from: near 50 it knows nothing",
     "gap": "mean distance of these four from those of the second file, the retrained model",
     "KL": "mean divergence of the predictions on the points to forget from the retrained model's",
     "forget loss": "mean cross-entropy on the points to forget",
@@ -89,7 +90,8 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
         labels: for each of these, `[n]` integers.
 
     Returns:
-        A row for each model: `model`, `UA`, `RA`, `TA`, `MIA`, `gap`, `divergence`, `forget_loss`.
+        A row for each model: `model`, `UA`, `RA`, `TA`, `MIA`, `gap`, `divergence`, `forget_loss`,
+        `attacker`, and `attacks`, which are explained in `unlearning.evaluation.to_rows`.
 
     Raises:
         InputError: shapes or labels do not fit, or a logit is not finite.
@@ -98,17 +100,23 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
         for part in PARTS:
             _check(logits[part], labels[part], f"{name}: {part}")
     retrained = list(models.values())[1]
-    metrics = {name: _metrics(logits, labels) for name, logits in models.items()}
-    exact = list(metrics.values())[1][0]
+    parts = {
+        name: [Predictions.from_logits(logits[part], labels[part]) for part in PARTS]
+        for name, logits in models.items()
+    }
+    judged = {name: judge(*own) for name, own in parts.items()}
+    exact = list(judged.values())[1][0]
     return [
         {"model": name}
         | own._asdict()
         | {
             "gap": own.gap(exact),
             "divergence": mean_divergence(retrained["forget"], models[name]["forget"]),
-            "forget_loss": loss,
+            "forget_loss": float(np.mean(parts[name][0].loss)),
+            "attacker": attacks["confidence"].accuracy,
+            "attacks": {look: said.forgotten for look, said in attacks.items()},
         }
-        for name, (own, loss) in metrics.items()
+        for name, (own, attacks) in judged.items()
     ]
 
 
@@ -126,7 +134,7 @@ def finding(rows: list[dict[str, Any]]) -> str:
 
 def as_table(rows: list[dict[str, Any]]) -> report.Table:
     """A line for each model."""
-    numbers = ("UA", "RA", "TA", "MIA", "gap")
+    numbers = ("UA", "RA", "TA", "MIA", "attacker", "gap")
     cells = [
         [
             row["model"],
@@ -137,11 +145,6 @@ def as_table(rows: list[dict[str, Any]]) -> report.Table:
         for row in rows
     ]
     return report.Table(["model", *numbers, "KL", "forget loss"], cells)
-
-
-def _metrics(logits: Logits, labels: Mapping[str, np.ndarray]) -> tuple[Metrics, float]:
-    parts = [Predictions.from_logits(logits[part], labels[part]) for part in PARTS]
-    return judge(*parts), float(np.mean(parts[0].loss))
 
 
 def _check(logits: np.ndarray, labels: np.ndarray, name: str) -> None:

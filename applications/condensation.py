@@ -1,62 +1,50 @@
-"""Condense a data set to a few synthetic images, and judge them by training fresh networks.
+"""Condense a data set to a few synthetic points, and judge them by training fresh networks.
 
     python -m applications.condensation --output results/condensation
 
-Each method is a gradient of the synthetic images; `condensing/` has one file for each family, with
+Each method is a gradient of the synthetic points; `condensing/` has one file for each family, with
 its source. docs/applications/condensation.md has results and what they mean.
 """
 
 import dataclasses
+import functools
 import math
-import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import sklearn.cluster
 
-from .components import frame, networks
-from .components.console import make_console, progress_bar
-from .components.data import Dataset, load
-from .components.errors import InputError
-from .components.output import Output
-from .components.points import Points
+from .components import frame
+from .components.errors import InputError, check_names, check_numbers
+from .components.judging import Judge
+from .components.models import make
+from .components.points import Dataset, Points
+from .components.work import Run
 from .condensing import condensation_report
-from .condensing.condensation_report import Result
-from .condensing.condense import Course, condense
-from .condensing.evaluation import Judge
-from .condensing.methods import recipes
-from .condensing.synthetic import ConvNet, Real, Synthetic, labelled, make_real, start
+from .condensing.baselines import SELECTORS, k_means, real_rows
+from .condensing.condensation_report import JUDGES, Result
+from .condensing.condense import Budget, Course, condense
+from .condensing.methods import METHODS, Recipe, recipes
+from .condensing.synthetic import ConvNet, Real, centred, first_rows, labelled, make_real
 
-BASELINES = ("random", "k_means")
-METHODS = (*BASELINES, *recipes(10, 1))
+PAGE = "condensation"
+BASELINES = ("random", *SELECTORS, "k_means", "all")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(frame.Config):
     """Condense a data set by every method, and train fresh networks on each result."""
 
-    output: pathlib.Path = pathlib.Path("results/condensation")
-    """Folder for result.json, report.html and the synthetic images; must not exist."""
-    overwrite: bool = False
-    """Replace the files of an earlier run in the output folder."""
-    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
-    """Images to work on; digits needs no files, the others are read from --data-dir."""
-    data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
-    num_train: int | None = None
-    """Keep so many training points; fewer need less memory, not less time."""
+    methods: tuple[str, ...] = ()
+    """Which to compare; none given takes all that suit the data. The first six are trivial."""
+    ipc: int = 1
+    """Synthetic points per class."""
     num_test: int | None = None
-    """Judge on the first so many test points; None takes all."""
+    """Judge on the first points only, this many."""
     half: bool = False
     """Average 2x2 pixels first: a quarter of the time, at some loss of accuracy."""
-    ipc: int = 1
-    """Synthetic images per class."""
-    methods: tuple[str, ...] = METHODS
-    """Which to compare; random and k_means are the trivial ones."""
     num_steps: int = 300
     """Outer steps of each method, at most."""
     seconds: float | None = None
@@ -64,8 +52,12 @@ class Config:
     checkpoints: int = 3
     """Sets to judge along the way: the last, that of half the way, of a quarter ...; the first
     network judges all of them, which shows accuracy against time, the others judge the last."""
+    image_rate: float | None = None
+    """Step size of the images of every method, to tune it; not given: each method's own."""
+    label_rate: float | None = None
+    """The same of learned label vectors."""
     width: int = 16
-    """Channels of the networks."""
+    """Channels of the networks, where --model is not given."""
     networks: int = 3
     """Fresh networks to train on each set."""
     judge_steps: int = 300
@@ -74,130 +66,174 @@ class Config:
     """One independent condensation for each."""
 
     def __post_init__(self) -> None:
-        if not self.methods or any(name not in METHODS for name in self.methods):
-            raise InputError(f"`methods` must be of {', '.join(METHODS)}, got {self.methods}.")
-        for name in ("ipc", "num_steps", "checkpoints", "width", "networks", "judge_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
+        super().__post_init__()
+        check_names("methods", self.methods, (*BASELINES, *METHODS))
+        check_numbers(self, "ipc", "num_steps", "checkpoints", "width", "networks", "judge_steps")
+        check_numbers(self, "seconds", "image_rate", "label_rate", "num_test")
         if self.checkpoints > self.num_steps:
             raise InputError(
                 f"`checkpoints` must not exceed `num_steps` = {self.num_steps}, got"
                 f" {self.checkpoints}."
             )
-        if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"`seconds` must be a number > 0, got {self.seconds}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
 
 
-def run(config: Config) -> Result:
+class Setting(NamedTuple):
+    """What all methods share.
+
+    Attributes:
+        dataset: to condense.
+        real: its training points by class.
+        recipes: the methods that suit it.
+        judges: by title.
+        test: points to judge on.
+    """
+
+    dataset: Dataset
+    real: Real
+    recipes: dict[str, Recipe]
+    judges: dict[str, Judge]
+    test: Points
+
+
+def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Condense and judge for each seed; then print and write the results.
+
+    Args:
+        config: see there.
+        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
+            arguments of `components.data.from_arrays`.
+        model: in place of `config.model`: what `components.models.make` takes.
 
     Raises:
         InputError: a setting or a data file cannot be used, or a class has fewer than `ipc` points.
         NonFiniteError: a condensation or a network diverged.
     """
-    output = Output(config.output, config.overwrite)
-    dataset = load(config.dataset, config.data_dir, config.num_train)
-    shrink = halved if config.half else lambda x: x
-    train = Points(shrink(dataset.train.x), dataset.train.y)
-    real = make_real(train, dataset.num_classes, config.ipc)
-    test = Points(jnp.asarray(shrink(dataset.test.x)), jnp.asarray(dataset.test.y))
-    test = Points(*(array[: config.num_test] for array in test))
-    judges = make_judges(config, dataset)
-    console, begin = make_console(), time.perf_counter()
-    learned = [name for name in config.methods if name not in BASELINES]
-    rows, images = list[dict[str, Any]](), dict[str, np.ndarray]()
-    with progress_bar(console, len(config.seeds) * len(learned) * config.num_steps) as tick:
+    setting = prepared(config, config.load(dataset), model)
+    known = [*BASELINES, *setting.recipes]
+    names = config.methods or tuple(known)
+    check_names("methods", names, known)
+    decided = {"model": setting.judges["network"].model.name, "methods": names}
+    steps = len(config.seeds) * config.num_steps * len({*names} - {*BASELINES})
+    rows, sets = list[dict[str, Any]](), dict[tuple[str, int], dict[str, np.ndarray]]()
+    with Run(PAGE, config, setting.dataset, decided, steps) as page:
         for seed in config.seeds:
-            for name in config.methods:
-                course = sets(config, name, train, real, seed, tick)
-                for number, point in enumerate(course, start=1):
-                    row = {"method": name, "seed": seed, "checkpoint": number}
-                    rows.append(row | judged(point, judges, test, seed, number == len(course)))
-                images[f"{name}_seed{seed}"] = dataset.pictures(np.asarray(course[-1].outer.x))
-    result = Result(rows, images, dataset, time.perf_counter() - begin)
-    condensation_report.show(result, console)
-    condensation_report.write(result, dataclasses.asdict(config), output)
-    console.print(f"Written to {output.folder}/; report.html is the page to open.")
+            for name in names:
+                tick = functools.partial(page.tick, f"seed {seed}: {name}")
+                make = functools.partial(condensed, config, setting, name, seed, tick)
+                kept = page.keep(f"seed{seed}/{name}", make)
+                rows += table_rows(kept, name, seed)
+                if name != "all":
+                    sets[name, seed] = {part: kept[part] for part in ("x", "y", "rows")}
+        result = Result(rows, sets, setting.dataset, page.seconds)
+    condensation_report.show(result, page)
+    condensation_report.write(result, page)
     return result
 
 
-def judged(
-    point: Course, judges: dict[str, Judge], test: Points, seed: int, last: bool
-) -> dict[str, Any]:
-    """Where a set stands on its way, and its accuracies: by the first judge, or by all."""
-    row: dict[str, Any] = point._asdict()
-    outer = row.pop("outer")
-    for place, (title, judge) in enumerate(judges.items()):
-        if place == 0 or last:
-            row[title] = judge.accuracy(outer, test, jax.random.key(seed + place))
-    return row
-
-
-def sets(
-    config: Config,
-    name: str,
-    train: Points,
-    real: Real,
-    seed: int,
-    tick: Callable[[str], None],
-) -> list[Course]:
-    """The synthetic sets of one method along its way."""
-    start_key, key = jax.random.split(jax.random.key(seed))
-    num_classes = len(real.table)
-    if name == "k_means":
-        begin = time.perf_counter()
-        outer = k_means(train, num_classes, config.ipc, seed)
-        return [Course(0, time.perf_counter() - begin, 0.0, outer)]
-    outer = start(real, config.ipc, start_key)
-    if name == "random":
-        return [Course(0, 0.0, 0.0, outer)]
-    return condense(
-        recipes(num_classes, config.ipc, config.width)[name],
-        real,
-        outer,
-        config.num_steps,
-        key,
-        config.checkpoints,
-        lambda: tick(f"seed {seed}: {name}"),
-        math.inf if config.seconds is None else config.seconds,
-    )
-
-
-def k_means(train: Points, num_classes: int, ipc: int, seed: int) -> Synthetic:
-    """The centres of each class by k-means: a baseline that asks no network."""
-    flat = train.x.reshape(len(train.x), -1)
-    centres = [
-        sklearn.cluster.KMeans(ipc, n_init=1, random_state=seed).fit(flat[train.y == label])
-        for label in range(num_classes)
-    ]
-    x = np.concatenate([means.cluster_centers_ for means in centres]).astype(np.float32)
-    return labelled(jnp.asarray(x.reshape(-1, *train.x.shape[1:])), num_classes)
-
-
-def make_judges(config: Config, dataset: Dataset) -> dict[str, Judge]:
-    """Three judges, the same for every method: by title."""
-    conv = ConvNet(dataset.num_classes, config.width)
-    mlp = networks.build("mlp", dataset.num_classes)
-    some = {"num_steps": config.judge_steps, "networks": config.networks}
-    return {
-        "conv": Judge(conv, "vectors", **some),
-        "conv, classes only": Judge(conv, "classes", **some),
-        "mlp": Judge(mlp, "vectors", **some),
+def prepared(config: Config, dataset: Dataset, model: Any) -> Setting:
+    """Check the data and build the networks."""
+    if dataset.kind == "tokens":
+        raise InputError("`data` must be images or vectors: tokens have no gradient.")
+    if config.half:
+        dataset = halved(dataset)
+    real = make_real(dataset.train, dataset.num_classes, config.ipc)
+    images = dataset.kind == "images"
+    if model is None and config.model is None:
+        net = functools.partial(ConvNet, dataset.num_classes, config.width, vectors=not images)
+        plain, smooth = make(net(), dataset), make(net(smooth=True), dataset)
+    else:
+        plain = smooth = config.build(dataset, model)
+    if set(jax.eval_shape(plain.init, jax.random.key(0), real.x[:1])) != {"params"}:
+        raise InputError("`model` must have no statistics such as BatchNorm's: use another norm.")
+    judges = {
+        name: Judge(network, config.judge_steps, 3e-3, config.networks, adam=True)
+        for name, network in zip(JUDGES, (plain, plain, make("mlp", dataset)), strict=True)
     }
+    test = Points(*(array[: config.num_test] for array in config.judged(dataset))).on_device()
+    return Setting(dataset, real, recipes(plain, smooth, config.ipc, images), judges, test)
 
 
-def halved(x: np.ndarray) -> np.ndarray:
-    """Means of 2x2 pixels; an odd last row or column is dropped."""
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+def condensed(
+    config: Config, setting: Setting, name: str, seed: int, tick: Callable[[], None]
+) -> dict[str, Any]:
+    """One method with one seed: its sets, and their accuracies on the way."""
+    key, num_classes = jax.random.key(seed), setting.dataset.num_classes
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(frame.named_key(key, name))))
+    train, begin = setting.dataset.train, time.perf_counter()
+    rows = np.asarray(first_rows(setting.real, config.ipc, frame.named_key(key, "start")))
+    real = True
+    if name == "all":
+        y = np.asarray(centred(num_classes))[train.y]
+        accuracies = judged(setting, [Points(train.x, y)], train.y, key)
+        return accuracies | {"step": [0], "seconds": [0.0], "compile_seconds": [0.0]}
+    if name in SELECTORS:
+        rows = real_rows(name, train, num_classes, config.ipc, rng)
+    outer = labelled(setting.real.x[rows], num_classes)
+    if name == "k_means":
+        outer, real = k_means(train, num_classes, config.ipc, rng), False
+    course = [Course(0, time.perf_counter() - begin, 0.0, outer)]
+    if name in setting.recipes:
+        budget = Budget(config.num_steps, config.checkpoints, config.seconds or math.inf)
+        recipe, real = with_rates(setting.recipes[name], config), False
+        own = frame.named_key(key, "methods", name)
+        course = condense(recipe, setting.real, outer, budget, own, tick)
+    found = {name: [getattr(point, name) for point in course] for name in Course._fields[:3]}
+    sets = [Points(point.outer.x, point.outer.y) for point in course]
+    found |= judged(setting, sets, course[-1].outer.labels, key)
+    owners = setting.dataset.train_rows[rows] if real else np.full(len(rows), -1)
+    return found | {"x": sets[-1].x, "y": sets[-1].y, "rows": owners}
+
+
+def judged(setting: Setting, sets: list[Points], labels: Any, key: jax.Array) -> dict[str, Any]:
+    """Accuracies: of the first judge for every set on the way, of the others for the last."""
+    network, classes, mlp = (
+        functools.partial(judge.accuracies, test=setting.test, key=frame.named_key(key, title))
+        for title, judge in setting.judges.items()
+    )
+    by_class = Points(sets[-1].x, labels)
+    found = [network(points) for points in sets], [classes(by_class)], [mlp(sets[-1])]
+    return dict(zip(JUDGES, found, strict=True))
+
+
+def with_rates(recipe: Recipe, config: Config) -> Recipe:
+    """A recipe with the step sizes that the settings give."""
+    if config.image_rate is not None:
+        recipe = dataclasses.replace(recipe, image_rate=config.image_rate)
+    if config.label_rate is not None and recipe.label_rate:
+        recipe = dataclasses.replace(recipe, label_rate=config.label_rate)
+    return recipe
+
+
+def table_rows(kept: dict[str, np.ndarray], name: str, seed: int) -> list[dict[str, Any]]:
+    """A row for each checkpoint of a piece."""
+    rows: list[dict[str, Any]] = [
+        {"method": name, "seed": seed, "checkpoint": number + 1, "step": int(step)}
+        | {part: float(kept[part][number]) for part in ("seconds", "compile_seconds")}
+        | {JUDGES[0]: kept[JUDGES[0]][number].tolist()}
+        for number, step in enumerate(kept["step"])
+    ]
+    rows[-1] |= {judge: kept[judge][0].tolist() for judge in JUDGES[1:]}
+    return rows
+
+
+def halved(dataset: Dataset) -> Dataset:
+    """Images of means of 2x2 pixels; an odd last row or column is dropped."""
+    if dataset.kind != "images":
+        raise InputError("`half` is for images, and the data are vectors.")
+
+    def half(points: Points) -> Points:
+        n, height, width, channels = points.x.shape
+        x = points.x[:, : height // 2 * 2, : width // 2 * 2]
+        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+        return Points(x, points.y)
+
+    train, validation, test = map(half, (dataset.train, dataset.validation, dataset.test))
+    return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    frame.main("condensation", Config, run, arguments)
+    frame.main(PAGE, Config, run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Choose the few training points that train as well as all of them, and judge the choice.
 
     python -m applications.coreset --output results/coreset
+    python -m applications.coreset --data npz:mine.npz --methods uniform coreset mine:Selector
 
 The bi-level coreset is chosen on a kernel proxy in closed form (Borsos, Mutny and Krause, NeurIPS
 2020; `coresets/greedy.py` states the problem and what differs), beside baselines that need no
@@ -9,168 +10,198 @@ bi-level problem. docs/applications/coreset.md has results and what they mean.
 
 import dataclasses
 import functools
-import pathlib
+import itertools
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from .components import frame, networks
-from .components.console import make_console, progress_bar
-from .components.data import load
-from .components.errors import InputError
-from .components.output import Output
-from .components.points import Points
+from .components import frame
+from .components.errors import InputError, check_numbers
+from .components.judging import Judge
+from .components.models import Model
+from .components.points import Dataset, Points, stratified
+from .components.work import Run
 from .coresets import coreset_report
-from .coresets.coreset_report import Result
-from .coresets.evaluation import Judge, svm_accuracy
-from .coresets.methods import METHODS, Settings, Study
-from .coresets.pool import check_size, make_pool
+from .coresets.contract import find
+from .coresets.coreset_report import Chosen, Result
+from .coresets.judges import Judges
+from .coresets.methods import METHODS, Method, Settings, Study
+from .coresets.pool import Coreset, Pool, check_size, make_pool
+
+PAGE = "coreset"
+USUAL_POOL = 1000
+GRID = (0.25, 0.5, 1.0), (0.01, 0.1, 1.0)
+"""Bandwidths and ridges that `--tune` tries."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(frame.Config, Settings):
     """Choose a coreset by every method, and train fresh networks on each."""
 
-    output: pathlib.Path = pathlib.Path("results/coreset")
-    """Folder for result.json, report.html, the chosen rows and the pictures; must not exist."""
-    overwrite: bool = False
-    """Replace the files of an earlier run in the output folder."""
-    dataset: Literal["digits", "fashion_mnist", "cifar10"] = "digits"
-    """Images to work on; digits needs no files, the others are read from --data-dir."""
-    data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder that holds fashion_mnist/*.gz or cifar-10-batches-bin/*.bin, as published."""
-    pool: int = 1000
-    """Training points to choose from, with the class shares of all; drawn anew for each seed."""
+    pool: int | None = None
+    """Training points to choose from, with the class shares of all; drawn anew for each seed. Not
+    given: 1,000, or all if there are fewer."""
     sizes: tuple[int, ...] = (20,)
     """Points to choose; each size is chosen and judged by itself."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which to compare; uniform and balanced are the trivial ones."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One independent repetition for each: pool, selection and networks."""
-    models: tuple[Literal["mlp", "small_cnn"], ...] = ("mlp",)
-    """Networks to train on the coresets, none of which is the proxy."""
+    """Which to compare, or yours as module.path:Name; uniform and balanced are the trivial ones,
+    all takes the whole pool."""
+    judges: tuple[str, ...] = ()
+    """Further networks to train on the coresets beside --model, such as small_cnn."""
+    tune: bool = False
+    """First choose bandwidth and ridge by --num-validation points; the test points are reported."""
     networks: int = 2
     """Fresh networks to average for each coreset."""
     num_steps: int = 300
-    """Full-batch training steps of each network."""
+    """Training steps of each network, on all chosen points at once."""
     learning_rate: float = 0.05
     """First step size; it falls to 0 by a cosine."""
     num_test: int | None = None
-    """Judge on the first so many test points; None takes all."""
+    """Judge on the first points only, this many."""
     label_noise: float = 0.0
     """Share of the pool's labels to replace by another class, before anything is chosen."""
     noise: Literal["uniform", "pair"] = "uniform"
     """By any other class, or each class by the next one: pair is the harder to see through."""
-    kernel: Literal["rbf", "ntk"] = "rbf"
-    """Proxy of the network: ntk is that of a finite MLP, dearer."""
-    bandwidth: float = 0.5
-    """Of rbf, in median distances; smaller sees more detail and knows less between points."""
-    ridge: float = 0.1
-    """Of the proxy; larger trusts each point less: raise it for noisy labels."""
-    num_candidates: int | None = None
-    """Score a random batch of so many points in each greedy step; None scores all."""
-    weight_rate: float = 0.1
-    """Step size of learned weights."""
-    weight_steps: int = 60
-    """Steps of learned weights; 0 is not allowed: choose a method with fixed weights instead."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown or not self.methods:
-            raise InputError(f"`methods` must be among {', '.join(METHODS)}, got {self.methods}.")
-        for name in ("bandwidth", "ridge", "weight_rate", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"`{name}` must be a number > 0, got {getattr(self, name)}.")
-        for name in ("networks", "num_steps", "weight_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
+        super().__post_init__()
+        self.check()
+        find(self.methods)
+        check_numbers(self, "pool", "networks", "num_steps", "learning_rate", "num_test")
         if not 0 <= self.label_noise < 1:
             raise InputError(f"`label_noise` must be a share below 1, got {self.label_noise}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
-        if not self.sizes or not self.models:
-            raise InputError("`sizes` and `models` must name at least one each.")
-        for size in self.sizes:
-            check_size(size, self.pool)
-
-    @property
-    def settings(self) -> Settings:
-        """Those of the proxy."""
-        names = [field.name for field in dataclasses.fields(Settings)]
-        return Settings(**{name: getattr(self, name) for name in names})
+        if not self.sizes or min(self.sizes) < 1:
+            raise InputError(f"`sizes` must name at least one, each >= 1, got {self.sizes}.")
+        if self.tune and not self.num_validation:
+            raise InputError("`tune` needs points to tune on: pass `--num-validation`, e.g. 200.")
 
 
-def run(config: Config) -> Result:
+def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Choose and judge for each seed; then print and write the results.
+
+    Args:
+        config: see there.
+        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
+            arguments of `components.data.from_arrays`.
+        model: in place of `config.model`: what `components.models.make` takes.
 
     Raises:
         InputError: a setting or a data file cannot be used, a class has no point in the pool, the
-            kernel is not positive definite, or all learned weights collapsed to zero. Nothing is
-            written then.
+            kernel is not positive definite, or all learned weights collapsed to zero.
         NonFiniteError: a network diverged.
     """
-    output = Output(config.output, config.overwrite)
-    console = make_console()
-    begin = time.perf_counter()
-    pieces = len(config.seeds) * len(config.sizes) * len(config.methods)
-    rows: list[dict[str, Any]] = []
-    chosen: dict[str, np.ndarray] = {}
-    with progress_bar(console, pieces) as tick:
-        for seed in config.seeds:
-            rows += repeat(config, seed, chosen, tick)
-    dataset = load(config.dataset, config.data_dir, config.pool, seed=config.seeds[0])
-    result = Result(rows, chosen, dataset, time.perf_counter() - begin)
-    coreset_report.show(result, console)
-    coreset_report.write(result, dataclasses.asdict(config), output)
-    console.print(f"Written to {output.folder}/; report.html is the page to open.")
+    dataset = config.load(dataset)
+    size = min(USUAL_POOL, len(dataset.train.y)) if config.pool is None else config.pool
+    if size > len(dataset.train.y):
+        raise InputError(f"`pool` must be at most {len(dataset.train.y)}, got {size}.")
+    for wanted in config.sizes:
+        check_size(wanted, size)
+    pools = [draw(config, dataset, size, seed) for seed in config.seeds]  # or raises
+    network = config.build(dataset, model, "bag" if dataset.kind == "tokens" else "mlp")
+    others = [config.build(dataset, spec) for spec in config.judges]
+    how = config.num_steps, config.learning_rate, config.networks
+    judges = {its.name: Judge(its, *how) for its in (network, *others)}
+    steps = len(config.seeds) * len(config.sizes) * len(config.methods)
+    with Run(PAGE, config, dataset, {"model": network.name, "pool": size}, steps) as page:
+        settings: Settings = config
+        if config.tune:
+            tuning = Judges(judges, dataset.validation.on_device())
+            settings = tuned(config, pools, tuning, network, page)
+        reported = dataset.test if config.tune else config.judged(dataset)
+        reported = Points(*(array[: config.num_test] for array in reported)).on_device()
+        chosen = []
+        for drawn in pools:
+            study = Study(
+                drawn.pool,
+                network,
+                frame.named_key(jax.random.key(drawn.seed), "methods"),
+                settings,
+            )
+            chosen += repeat(config, drawn, study, Judges(judges, reported), page)
+        owners = {drawn.seed: drawn.rows for drawn in pools}
+        result = Result(chosen, owners, [*judges, "svm"], dataset, page.seconds)
+    coreset_report.show(result, page)
+    coreset_report.write(result, page)
     return result
 
 
-def repeat(
-    config: Config, seed: int, chosen: dict[str, np.ndarray], tick: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """One seed: a pool, every method at every size; the rows chosen go to `chosen` as well."""
-    dataset = load(config.dataset, config.data_dir, config.pool, seed=seed)
-    labels = with_noise(
-        dataset.train.y, dataset.num_classes, config.label_noise, seed, config.noise == "pair"
+class Drawn(NamedTuple):
+    """The pool of one seed: its points, and their rows in the owner's order."""
+
+    seed: int
+    pool: Pool
+    rows: np.ndarray
+
+
+def draw(config: Config, dataset: Dataset, size: int, seed: int) -> Drawn:
+    """Draw the pool of a seed, and give some of its points wrong labels if that is asked for."""
+    rows = stratified(dataset.train.y, size, seed)
+    points = dataset.train.at(rows)
+    classes, pair = dataset.num_classes, config.noise == "pair"
+    labels = with_noise(points.y, classes, config.label_noise, seed, pair)
+    return Drawn(seed, make_pool(Points(points.x, labels), classes), dataset.train_rows[rows])
+
+
+def repeat(config: Config, drawn: Drawn, study: Study, judges: Judges, page: Run) -> list[Chosen]:
+    """One seed: every method at every size, each choice a piece of the run."""
+    judge_key = frame.named_key(jax.random.key(drawn.seed), "judge")
+
+    def make(name: str, method: Method, size: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        found = method(study, size)
+        seconds = time.perf_counter() - begin
+        accuracies = judges.accuracies(study.pool, found, judge_key)
+        scores = study.scores.get(name, np.zeros(0))
+        return accuracies | {"seconds": seconds, "scores": scores, **found._asdict()}
+
+    chosen = []
+    for name, method in find(config.methods).items():
+        for size in (len(drawn.rows),) if name == "all" else config.sizes:
+            page.tick(f"seed {drawn.seed}: {name}, {size} of {len(drawn.rows)}")
+            one = functools.partial(make, name, method, size)
+            kept = page.keep(f"seed{drawn.seed}/{size}/{name}", one)
+            found, scores = Coreset(kept.pop("rows"), kept.pop("weights")), kept.pop("scores")
+            row: dict[str, Any] = {"method": name, "size": size, "seed": drawn.seed}
+            row |= {measure: float(value) for measure, value in kept.items()}
+            labels = study.pool.y[found.rows]
+            row["classes"] = np.bincount(labels, minlength=study.pool.num_classes).tolist()
+            chosen.append(Chosen(drawn.rows[found.rows], found.weights, scores, row))
+    return chosen
+
+
+def tuned(
+    config: Config, pools: list[Drawn], judges: Judges, network: Model, page: Run
+) -> Settings:
+    """The settings of `GRID` whose coresets train the first network best, on held-out points."""
+    (name, _), *_ = judges.networks.items()
+    tried = [
+        dataclasses.replace(config, bandwidth=bandwidth, ridge=ridge)
+        for bandwidth, ridge in itertools.product(*GRID)
+    ]
+
+    def accuracy(settings: Settings, drawn: Drawn) -> float:
+        key = frame.named_key(jax.random.key(drawn.seed), "tuning")
+        found = METHODS["coreset"](Study(drawn.pool, network, key, settings), config.sizes[0])
+        return judges.accuracies(drawn.pool, found, key)[name]
+
+    def make() -> dict[str, Any]:
+        return {"means": [np.mean([accuracy(settings, d) for d in pools]) for settings in tried]}
+
+    means = page.keep("tuning " + "-".join(str(drawn.seed) for drawn in pools), make)["means"]
+    best = tried[int(np.argmax(means))]
+    page.console.print(
+        f"Tuned on {len(judges.test.y)} validation points, {means.min():.1f} to {means.max():.1f} %"
+        f" there: --bandwidth {best.bandwidth:g} --ridge {best.ridge:g}"
     )
-    pool = make_pool(Points(dataset.train.x, labels), dataset.num_classes)
-    test = dataset.test.on_device()
-    test = Points(*(array[: config.num_test] for array in test))
-    study = Study(pool, seed, config.settings)
-    rows = []
-    for size in config.sizes:
-        for name in config.methods:
-            tick(f"seed {seed}: {name}, {size} of {config.pool}")
-            begin = time.perf_counter()
-            selected = METHODS[name](study, size)
-            row = {"method": name, "size": size, "seed": seed}
-            row["seconds"] = time.perf_counter() - begin
-            for model in config.models:
-                judge = make_judge(config, model, pool.num_classes)
-                row[model] = judge.accuracy(pool, selected, test, jax.random.key(seed + 1))
-            row["svm"] = svm_accuracy(pool, selected, test)
-            row["classes"] = np.bincount(pool.y[selected.rows], minlength=pool.num_classes).tolist()
-            chosen[f"{name}_{size}_seed{seed}"] = selected.rows
-            rows.append(row)
-    return rows
-
-
-@functools.cache
-def make_judge(config: Config, model: str, num_classes: int) -> Judge:
-    """How a coreset is judged."""
-    network = networks.build(model, num_classes)
-    return Judge(network, config.num_steps, config.learning_rate, config.networks)
+    return best
 
 
 def with_noise(
     labels: np.ndarray, num_classes: int, share: float, seed: int, pair: bool = False
 ) -> np.ndarray:
     """Give a share of the points another class: one drawn uniformly, or the next one."""
-    # A stream of its own: that of the seed alone gives `uniform` the very rows that are wrong.
     rng = np.random.default_rng([seed, 1])
     rows = rng.permutation(len(labels))[: round(share * len(labels))]
     shift = np.zeros_like(labels)
@@ -180,7 +211,7 @@ def with_noise(
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    frame.main("coreset", Config, run, arguments)
+    frame.main(PAGE, Config, run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,45 @@
 """Learn from an imbalanced stream that is seen once, with a small memory to rehearse from.
 
-    python -m applications.coreset_stream --dataset fashion_mnist --output results/stream
+    python -m applications.coreset_stream --data fashion_mnist --output results/stream
 
 Source: Borsos, Mutny and Krause, "Coresets via Bilevel Optimization for Continual Learning and
-Streaming", NeurIPS 2020, section 5.3. docs/applications/coreset.md has results.
+Streaming", NeurIPS 2020, section 5.3. Differs from the paper in its network, which is that of their
+even streams, and in the kernel and loss of the proxy. docs/applications/coreset.md has results.
 """
 
 import dataclasses
 import functools
-import pathlib
-import time
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .components import frame, report
-from .components.console import make_console, progress_bar
-from .components.data import load
-from .components.errors import InputError, NonFiniteError
-from .components.output import Output, environment, to_json
-from .components.points import Points
-from .components.training import cross_entropy, predict
-from .coresets.memory import NUM_SLOTS, POLICIES, Memory, imbalanced_stream
-from .coresets.pool import make_pool
+from .components.errors import InputError, check_names, check_numbers
+from .components.judging import finite_logits, spread
+from .components.models import Model
+from .components.output import environment, to_json
+from .components.points import Dataset, Points
+from .components.work import Run
+from .coresets.memory import NUM_SLOTS, POLICIES, imbalanced_stream
+from .coresets.pool import Pool, make_pool
+from .coresets.rehearsal import Network, learn
+
+PAGE = "coreset_stream"
+COLUMNS = {
+    "memory": "what is kept of the stream; docs/applications/coreset.md explains each",
+    "test accuracy": "percent, after the stream, mean ± standard deviation over the seeds",
+    "beta": "weight of the memory's loss, the best on validation points, which are not the reported"
+    " ones",
+    "points of each class": "in the last memory, mean over the seeds",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(frame.Config):
     """Compare memories on a stream of class pairs, the last of which is far larger."""
 
-    output: pathlib.Path = pathlib.Path("results/stream")
-    """Folder for result.json and report.html; must not exist."""
-    overwrite: bool = False
-    """Replace the files of an earlier run in the output folder."""
-    dataset: Literal["digits", "fashion_mnist"] = "digits"
-    """Images to work on; digits needs no files, the others are read from --data-dir."""
-    data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder that holds fashion_mnist/*.gz, as published."""
     policies: tuple[str, ...] = tuple(POLICIES)
     """Which memories to compare."""
     usual: int = 40
@@ -58,16 +57,15 @@ class Config:
     betas: tuple[float, ...] = (1.0, 10.0, 100.0)
     """Weights of the memory's loss; each method takes its best, by validation points."""
     num_validation: int = 200
-    """Training points held out for that choice."""
+    """Training points held out for that choice; the table has the test points."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One independent stream and network for each."""
 
     def __post_init__(self) -> None:
-        if not self.policies or any(name not in POLICIES for name in self.policies):
-            raise InputError(f"`policies` must be of {', '.join(POLICIES)}, got {self.policies}.")
-        for name in ("usual", "last", "memory", "chunk", "epochs", "num_validation"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
+        super().__post_init__()
+        check_names("policies", self.policies or ("none",), POLICIES)
+        check_numbers(self, "usual", "last", "memory", "chunk", "epochs", "num_validation")
+        check_numbers(self, "learning_rate")
         if self.memory > self.chunk and self.memory % self.chunk:
             raise InputError(
                 f"`memory` must be below `chunk` = {self.chunk} or a multiple of it, got"
@@ -80,22 +78,6 @@ class Config:
             )
         if not self.betas or not all(0 <= beta < float("inf") for beta in self.betas):
             raise InputError(f"`betas` must be numbers >= 0, got {self.betas}.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
-
-
-class Network(nn.Module):
-    """Two hidden layers of 100 with dropout 0.2, as in the paper."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits of a batch of images."""
-        x = x.reshape(x.shape[0], -1)
-        for _ in range(2):
-            x = nn.Dropout(0.2, deterministic=not train)(nn.relu(nn.Dense(100)(x)))
-        return nn.Dense(self.num_classes)(x)
 
 
 class Result(NamedTuple):
@@ -105,110 +87,112 @@ class Result(NamedTuple):
         rows: one for each policy, seed and beta: validation and test accuracy, class counts of the
             last memory.
         chosen: for each policy its best beta.
+        memories: for each row's policy and seed the owner's rows of the last memory.
         seconds: of all of it.
     """
 
     rows: list[dict[str, Any]]
     chosen: dict[str, float]
+    memories: dict[tuple[str, int], np.ndarray]
     seconds: float
 
 
-@functools.partial(jax.jit, static_argnames=("model", "epochs", "rate"))
-def rehearse(
-    model: Network,
-    epochs: int,
-    rate: float,
-    state: Any,
-    new: Points,
-    memory: Points,
-    betas: jax.Array,
-    key: jax.Array,
-) -> Any:
-    """Adam on `CE(new) + beta CE(memory)`, one network for each beta side by side."""
-
-    def loss(params: Any, beta: jax.Array, key: jax.Array) -> jax.Array:
-        def part(points: Points, key: jax.Array) -> jax.Array:
-            scores = model.apply(params, points.x, True, rngs={"dropout": key})
-            return jnp.mean(cross_entropy(cast(jax.Array, scores), points.y))
-
-        new_key, memory_key = jax.random.split(key)
-        return part(new, new_key) + beta * part(memory, memory_key)
-
-    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-        params, opt_state = state
-        grads = jax.vmap(jax.grad(loss), in_axes=(0, 0, None))(params, betas, key)
-        updates, opt_state = optax.adam(rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    return jax.lax.scan(step, state, jax.random.split(key, epochs))[0]
-
-
-def run(config: Config) -> Result:
+def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Learn from each seed's stream with each memory; then print and write the results.
+
+    Args:
+        config: see there.
+        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
+            arguments of `components.data.from_arrays`.
+        model: in place of `config.model`: what `components.models.make` takes.
 
     Raises:
         InputError: a setting or a data file cannot be used.
         NonFiniteError: a network diverged.
     """
-    output = Output(config.output, config.overwrite)
-    console = make_console()
-    begin = time.perf_counter()
-    rows = []
-    with progress_bar(console, len(config.seeds) * len(config.policies)) as tick:
+    dataset = config.load(dataset)
+    if not len(dataset.validation.y):
+        raise InputError("`num_validation` must hold points out, or `data` bring them.")
+    if dataset.kind == "tokens" and model is None and config.model is None:
+        model = "bag"
+    network = config.build(dataset, Network if model is None and not config.model else model)
+    draw_stream(config, dataset, config.seeds[0])  # or raises
+    steps = len(config.seeds) * len(config.policies)
+    rows, memories = list[dict[str, Any]](), dict[tuple[str, int], np.ndarray]()
+    with Run(PAGE, config, dataset, {"model": network.name}, steps) as page:
         for seed in config.seeds:
             for policy in config.policies:
-                tick(f"seed {seed}: {policy}")
-                rows += learn(config, policy, seed)
-    chosen = {policy: best_beta(rows, policy) for policy in config.policies}
-    result = Result(rows, chosen, time.perf_counter() - begin)
-    table = summary(result)
-    table.print("Test accuracy after an imbalanced stream", console)
-    facts = {"config": dataclasses.asdict(config), **environment(), "seconds": result.seconds}
-    output.write_json("result.json", facts | {"rows": rows, "chosen": chosen})
-    sections = [("Accuracy", table.html()), ("Settings", report.listing(to_json(facts)))]
-    lead = "Test accuracy in percent, mean ± standard deviation over the seeds."
-    output.write("report.html", report.page("Memories on an imbalanced stream", "", lead, sections))
-    console.print(f"{result.seconds:.0f} s. Written to {output.folder}/.")
+                page.tick(f"seed {seed}: {policy}")
+                one = functools.partial(learned, config, dataset, network, policy, seed)
+                kept = page.keep(f"seed{seed}/{policy}", one)
+                memories[policy, seed] = kept["memory"]
+                for number, beta in enumerate(config.betas):
+                    row = {"policy": policy, "seed": seed, "beta": beta}
+                    row |= {part: float(kept[part][number]) for part in ("validation", "test")}
+                    rows.append(row | {"classes": kept["classes"].tolist()})
+        chosen = {policy: best_beta(rows, policy) for policy in config.policies}
+        result = Result(rows, chosen, memories, page.seconds)
+    write(result, dataset, page)
     return result
 
 
-def learn(config: Config, policy: str, seed: int) -> list[dict[str, Any]]:
-    """One stream, one memory, one network for each beta: a row for each."""
-    dataset = load(config.dataset, config.data_dir, num_validation=config.num_validation, seed=seed)
+def write(result: Result, dataset: Dataset, page: Run) -> None:
+    """Print and write the results."""
+    table = summary(result)
+    page.console.print(finding(result), style="bold")
+    table.print("Test accuracy after an imbalanced stream", page.console)
+    facts = {"config": page.settings, **environment(), "seconds": result.seconds}
+    page.write_json("result.json", facts | {"rows": result.rows, "chosen": result.chosen})
+    sections = [
+        ("Accuracy", report.columns(COLUMNS) + table.html()),
+        ("Settings and origin", report.listing(to_json(facts))),
+    ]
+    about = " ".join([f"A stream of {dataset.name}, seen once.", *page.notes])
+    title = "Memories on an imbalanced stream"
+    page.write("report.html", report.page(title, finding(result), about, sections))
+    arrays = {
+        name + "s": np.array([row[name] for row in result.rows])
+        for name in ("policy", "seed", "beta", "validation", "test")
+    }
+    names = {"memory_policies": 0, "memory_seeds": 1}
+    arrays |= {name: np.array([key[at] for key in result.memories]) for name, at in names.items()}
+    page.write_arrays(arrays | {"memories": np.stack(list(result.memories.values()))})
+
+
+def draw_stream(
+    config: Config, dataset: Dataset, seed: int
+) -> tuple[Pool, np.ndarray, np.random.Generator]:
+    """The stream of a seed, its rows in the owner's order, and the generator of what follows."""
     rng = np.random.default_rng(seed)
     pool = make_pool(dataset.train, dataset.num_classes)
-    stream = imbalanced_stream(pool, config.usual, config.last, rng)
-    model, betas = Network(stream.num_classes), jnp.asarray(config.betas)
-    init_key, key = jax.random.split(jax.random.key(seed))
-    params = model.init(init_key, stream.x[:1])
-    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(betas)), params)
-    state = params, optax.adam(config.learning_rate).init(params)
-    memory = Memory(np.zeros(0, int), config.memory)
-    for first in range(0, len(stream.y) - config.chunk + 1, config.chunk):
-        new = np.arange(first, first + config.chunk)
-        # Nothing to rehearse yet: the first chunk stands in for the memory.
-        old = memory.rows if len(memory.rows) else new
-        step_key = jax.random.fold_in(key, first)
-        points = (Points(jnp.asarray(stream.x[r]), jnp.asarray(stream.y[r])) for r in (new, old))
-        rate = config.learning_rate
-        state = rehearse(model, config.epochs, rate, state, *points, betas, step_key)
-        memory = POLICIES[policy](stream, memory, first, first + config.chunk, rng)
-    classes = np.bincount(stream.y[memory.rows], minlength=stream.num_classes).tolist()
-    rows = []
-    for number, beta in enumerate(config.betas):
-        mine = jax.tree.map(lambda leaf, number=number: leaf[number], state[0])
-        row = {"policy": policy, "seed": seed, "beta": beta, "classes": classes}
-        for part in ("validation", "test"):
-            split = getattr(dataset, part)
-            scores = np.asarray(predict(model, mine, jnp.asarray(split.x)))
-            if not np.isfinite(scores).all():
-                raise NonFiniteError(
-                    f"The network diverged at beta {beta}. Lower `learning_rate`, which is"
-                    f" {config.learning_rate}, or `betas`."
-                )
-            row[part] = float(100 * np.mean(scores.argmax(1) == split.y))
-        rows.append(row)
-    return rows
+    stream, rows = imbalanced_stream(pool, config.usual, config.last, rng)
+    return stream, dataset.train_rows[rows], rng
+
+
+def learned(
+    config: Config, dataset: Dataset, model: Model, policy: str, seed: int
+) -> dict[str, Any]:
+    """One stream and one memory: accuracies by beta, and what is in the memory at the end."""
+    stream, owner_rows, rng = draw_stream(config, dataset, seed)
+    key = jax.random.key(seed)
+    variables, memory = learn(model, stream, POLICIES[policy], config, rng, key)
+    remedy = f"Lower `learning_rate`, which is {config.learning_rate}, or `betas`."
+
+    def accuracies(points: Points) -> list[float]:
+        found = []
+        for number, beta in enumerate(config.betas):
+            mine = jax.tree.map(lambda leaf, number=number: leaf[number], variables)
+            whose = f"The network at beta {beta}"
+            scores = finite_logits(model, mine, jnp.asarray(points.x), whose, remedy)
+            found.append(float(100 * np.mean(scores.argmax(1) == points.y)))
+        return found
+
+    return {
+        "classes": np.bincount(stream.y[memory.rows], minlength=stream.num_classes),
+        "memory": owner_rows[memory.rows],
+        "validation": accuracies(dataset.validation),
+        "test": accuracies(dataset.test),
+    }
 
 
 def best_beta(rows: list[dict[str, Any]], policy: str) -> float:
@@ -220,22 +204,35 @@ def best_beta(rows: list[dict[str, Any]], policy: str) -> float:
     return max(sorted(scores), key=lambda beta: float(np.mean(scores[beta])))
 
 
+def _of(result: Result, policy: str) -> list[dict[str, Any]]:
+    beta = result.chosen[policy]
+    return [r for r in result.rows if r["policy"] == policy and r["beta"] == beta]
+
+
+def finding(result: Result) -> str:
+    """The result in one sentence."""
+    means = {name: np.mean([row["test"] for row in _of(result, name)]) for name in result.chosen}
+    best = max(means, key=lambda name: means[name])
+    others = ", ".join(f"{means[name]:.1f} % by {name}" for name in means if name != best)
+    return f"The memory kept by {best} leaves {means[best]:.1f} %" + (
+        f"; {others}." if others else "."
+    )
+
+
 def summary(result: Result) -> report.Table:
     """Mean and deviation of each policy at its best beta."""
     cells = []
     for policy, beta in result.chosen.items():
-        mine = [r for r in result.rows if r["policy"] == policy and r["beta"] == beta]
-        test = [row["test"] for row in mine]
-        deviation = np.std(test, ddof=1) if len(test) > 1 else 0.0
+        mine = _of(result, policy)
         counts = np.mean([row["classes"] for row in mine], axis=0)
-        counts = " ".join(f"{count:.0f}" for count in counts)
-        cells.append([policy, f"{np.mean(test):.1f} ± {deviation:.1f}", f"{beta:g}", counts])
+        test = spread([row["test"] for row in mine], 1)
+        cells.append([policy, test, f"{beta:g}", " ".join(f"{count:.0f}" for count in counts)])
     return report.Table(["memory", "test accuracy", "beta", "points of each class"], cells)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    frame.main("coreset_stream", Config, run, arguments)
+    frame.main(PAGE, Config, run, arguments)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,24 @@ Nothing here certifies any privacy. docs/applications/unlearning.md has results.
 """
 
 import dataclasses
-import functools
-import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .components import frame
+from .components import frame, report
 from .components.data import Dataset
-from .components.errors import InputError, check_names, check_numbers, filled
-from .components.models import make
+from .components.errors import InputError, check_names
 from .components.networks import MODELS
 from .components.work import Run
-from .unlearning import searching, selection, transfer_report, zoo
-from .unlearning.choosing import start_of
-from .unlearning.evaluation import Judges, judgements, to_rows
-from .unlearning.methods import Task
-from .unlearning.recipes import ForgetSetRecipe, recipe_for
-from .unlearning.transfer_report import Result
+from .unlearning import pages, selection, settings, tables, zoo
+from .unlearning.bench import Bench
+from .unlearning.choosing import Choice, Chosen, searched
+from .unlearning.evaluation import Row
+from .unlearning.recipes import ForgetSetRecipe
+from .unlearning.results import Repetition, Result
+from .unlearning.selection import Rule, largest
+from .unlearning.settings import Setting, settle
 
 PAGE = "forget_set_transfer"
 
@@ -36,8 +34,8 @@ PAGE = "forget_set_transfer"
 class Kind(NamedTuple):
     """One way to search: the hypergradient, and what its lower level starts from."""
 
-    rule: selection.Rule
-    lower: Literal["finetune", "retrain"]
+    rule: Rule
+    lower: str
 
 
 SEARCHES = {
@@ -50,40 +48,29 @@ SEARCHES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(frame.Config):
+class Config(settings.Config):
     """Search a worst-case set in several ways and judge each on several networks.
 
     No certified privacy guarantee is given. Only "unrolled" and "implicit" see how the lower level
-    moves with the weights; "sign" is biased, and its lower level is another one.
+    moves with the weights; "sign" is biased, and its lower level is another one. --lower is the way
+    of the search, and --model is among --networks.
     """
 
-    budget: float = 0.1
-    """What to forget: a share of the training points if below 1, a number of points otherwise."""
     by_class: int = 0
-    """Search so many whole classes in place of points; 0 searches points."""
+    """Search this many whole classes in place of points; 0 searches points."""
     searches: tuple[str, ...] = tuple(SEARCHES)
     """Ways to search: sign, "sign, retrain", truncated, unrolled, implicit."""
     networks: tuple[str, ...] = ("mlp", "small_cnn")
     """The first network searches in every way, the others by sign steps; all of them judge."""
-    methods: tuple[str, ...] = ("FT",)
-    """Methods that judge the sets beside Retrain and the no-op, with the data set's strengths."""
-    outer_steps: int | None = None
-    """Steps of each search; the unrolled and the implicit ones cost several times as much."""
-    lower_epochs: int | None = None
-    """Passes over the data in each lower level; more unlearn more thoroughly."""
-    epochs: int | None = None
-    """Passes over the data for the original models and for Retrain."""
-    learning_rate: float | None = None
-    """First step size of these; one that suits an MLP can be too large for a deeper network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_names("searches", self.searches or ("none",), SEARCHES)
         check_names("networks", [n for n in self.networks if ":" not in n] or (), MODELS)
-        check_names("methods", [n for n in self.methods if ":" not in n], zoo.NAMES)
-        check_numbers(self, "outer_steps", "epochs", "lower_epochs", "learning_rate")
         if not self.networks:
             raise InputError(f"`networks` must name one of {', '.join(MODELS)}, or more, got none.")
+        if self.lower or self.model or self.start:
+            raise InputError("`lower`, `start` and `model` are not for this page: see `searches`.")
         if self.by_class < 0:
             raise InputError(f"`by_class` must be 0 or a number of classes, got {self.by_class}.")
 
@@ -99,117 +86,135 @@ def run(config: Config, dataset: Any = None) -> Result:
         InputError: a setting or a data file cannot be used.
         NonFiniteError: a training or a search diverged.
     """
-    dataset = config.load(dataset)
-    if config.by_class >= dataset.num_classes:
+    of = {name: settle(config, dataset, name) for name in config.networks}
+    data = of[config.networks[0]].dataset
+    if config.by_class >= data.num_classes:
         raise InputError(
-            f"`by_class` must be below the {dataset.num_classes} classes of {dataset.name}, got"
+            f"`by_class` must be below the {data.num_classes} classes of {data.name}, got"
             f" {config.by_class}."
         )
-    selection.num_to_forget(config.budget, len(dataset.train.y))
-    decided = {n: dataclasses.asdict(zoo.strengths_of(dataset.name, n)) for n in config.networks}
-    decided["recipe"] = dataclasses.asdict(filled(recipe_for(dataset, "finetune"), config))
-    ticks = len(config.searches) + 3 * len(config.networks) - 1
-    result = Result([], {}, {}, {}, 0.0)
-    with Run(PAGE, config, dataset, decided, len(config.seeds) * ticks) as page:
-        for seed in config.seeds:
-            repeat(config, dataset, seed, result, page)
-        result = result._replace(seconds=page.seconds)
-    transfer_report.show(result, page.console)
-    transfer_report.write(result, dataset, page)
+    decided = {name: setting.decided for name, setting in of.items()}
+    with Run(PAGE, config, data, decided) as page:
+        repetitions = tuple(repeat(config, of, seed, page) for seed in config.seeds)
+        result = Result(repetitions, data, page.seconds)
+    finding = found(result.rows)
+    shown = {"What Retrain does to each set": transfer(result.rows), "Seconds": times(result)}
+    for title, table in shown.items():
+        table.print(title, page.console)
+    pages.show(result, page, finding)
+    meaning = {
+        "UA, forget loss": "errors of Retrain on the set, percent, and its mean loss there: a set"
+        " stays a worst case where both are far below those of the random set",
+        "seconds": "of a search, compiling included",
+    }
+    body = report.columns(meaning) + "".join(table.html() for table in shown.values())
+    title = "Do worst-case forget sets transfer?"
+    html = pages.page(title, result, page, finding, [(title, body)])
+    result.write(page, html, arrays(result))
     return result
 
 
-def repeat(config: Config, dataset: Dataset, seed: int, result: Result, page: Run) -> None:
-    """One seed: search, judge, and add to `result`; what `page` holds is read back."""
-    key, place = jax.random.key(seed), f"seed{seed}"
-    recipes = {
-        lower: filled(recipe_for(dataset, lower), config) for lower in ("finetune", "retrain")
+def repeat(config: Config, of: dict[str, Setting], seed: int, page: Run) -> Repetition:
+    """One seed: search in every way, and judge each set on every network."""
+    benches = {
+        name: Bench.of(page, own.task, own.judged, seed, f"/{name}") for name, own in of.items()
     }
-    tasks = {}
-    for network in config.networks:
-        page.tick(f"seed {seed}: training {network}")
-        task = recipes["finetune"].task(make(network, dataset), dataset)
-        train = functools.partial(task.fit, task.every, frame.named_key(key, "original"))
-        original = page.tree(f"{place}/original {network}", train)
-        tasks[network] = task.replace(original=original)
-
     first, *others = config.networks
     ways = {name: (first, SEARCHES[name]) for name in config.searches}
     ways |= {f"sign, {network}": (network, SEARCHES["sign"]) for network in others}
-    sets, scores, seconds = ({} for _ in range(3))
+    data = of[first].dataset
+    sets, searches = {}, {}
     for name, (network, kind) in ways.items():
-        page.tick(f"seed {seed}: search {name}")
-        search_key = frame.named_key(key, "search")
-        own = tasks[network], recipes[kind.lower], dataset.num_classes
-        search = functools.partial(timed, config, kind, *own, search_key)
-        found = page.keep(f"{place}/search {name}", search)
-        scores[name], seconds[name] = found["scores"], float(found["seconds"])
-        sets[name] = chosen(config, dataset, scores[name])
-    sets["random"] = chosen(config, dataset, random_scores(config, dataset, key))
-    result.sets[seed], result.scores[seed] = sets, scores
-    result.search_seconds[seed] = seconds
-
-    judges = Judges(config.judged(dataset).on_device(), page.keep)
-    for network, task in tasks.items():
-        page.tick(f"seed {seed}: judging on {network}")
-        methods = zoo.find(config.methods, task.finetune, zoo.strengths_of(dataset.name, network))
-        for name, forget in sets.items():
-            own_key = frame.named_key(key, "methods", name)
-            at = f"{place}/{network}/{name}"
-            scored = judgements(task, forget[None], methods, judges, own_key, at)
-            cell = {"forget_set": name, "network": network, "seed": seed}
-            result.rows.extend(cell | row for row in to_rows(scored))
+        recipe = config.recipe(data, kind.lower)
+        searches[name] = search(config, kind, recipe, benches[network], name)
+        sets[name] = chosen(config, data, searches[name].scores)[None]
+    size = data.num_classes if config.by_class else len(data.train.y)
+    random = jax.random.uniform(benches[first].key("random"), (size,))
+    sets["random"] = chosen(config, data, np.asarray(random))[None]
+    repetition = Repetition.of(seed, Chosen(sets, searches))
+    for network, bench in benches.items():
+        own = of[network]
+        methods = zoo.find(config.methods, own.task.finetune, own.strengths)
+        for name in sets:
+            repetition.judge(bench, network, name, methods)
+    return repetition
 
 
-def timed(*arguments: Any) -> dict[str, np.ndarray]:
-    """The last weights of one search, and the seconds that it took, compiling included."""
-    begin = time.perf_counter()
-    scores = searched(*arguments)
-    return {"scores": scores, "seconds": np.array(time.perf_counter() - begin)}
-
-
-def searched(
-    config: Config,
-    kind: Kind,
-    task: Task,
-    recipe: ForgetSetRecipe,
-    num_classes: int,
-    key: jax.Array,
-) -> np.ndarray:
-    """The last weights of one search, one for each point or class."""
-    num_points, groups = len(task.points.y), None
-    num_forget, size = selection.num_to_forget(config.budget, num_points), num_points
-    setting = recipe.search(task.model, num_forget, 1e-4)
-    setting = dataclasses.replace(setting, rule=kind.rule, smooth_rate=recipe.finetune_rate)
+def search(config: Config, kind: Kind, recipe: ForgetSetRecipe, bench: Bench, name: str) -> Any:
+    """One search on one network."""
+    num_points, num_classes = len(bench.task.points.y), bench.task.model.num_classes
+    others: dict[str, Any] = {"rule": kind.rule, "smooth_rate": recipe.finetune_rate}
+    num_forget = selection.num_to_forget(config.budget, num_points)
     if config.by_class:
-        size, num_forget, groups = num_classes, config.by_class, task.points.y
+        num_forget = config.by_class
         # The losses of a class are summed: the same step size would be that many times longer.
-        rate = setting.outer_rate * size / num_points
-        setting = dataclasses.replace(setting, num_forget=num_forget, outer_rate=rate)
-    return searching.search(
-        setting,
-        task.points,
-        start_of(task, kind.lower, key),
-        jnp.full(size, num_forget / size, jnp.float32),
-        recipe.outer_steps,
-        frame.named_key(key, "order"),
-        groups=groups,
-    ).scores
-
-
-def random_scores(config: Config, dataset: Dataset, key: jax.Array) -> np.ndarray:
-    """Scores that choose at random."""
-    size = dataset.num_classes if config.by_class else len(dataset.train.y)
-    return np.asarray(jax.random.uniform(frame.named_key(key, "random"), (size,)))
+        others |= {"unit": "class", "outer_rate": recipe.outer_rate * num_classes / num_points}
+    setting = recipe.search(bench.task.model, num_forget, **others)
+    return searched([bench], Choice(recipe, setting, 1), f"search {name}")[0]
 
 
 def chosen(config: Config, dataset: Dataset, scores: np.ndarray) -> np.ndarray:
     """The rows to forget: the points of the largest scores, or all points of such classes."""
     labels = dataset.train.y
     if config.by_class:
-        classes = selection.largest(scores, config.by_class)
+        classes = largest(scores, config.by_class)
         return np.flatnonzero(np.isin(labels, classes)).astype(np.int32)
-    return selection.largest(scores, selection.num_to_forget(config.budget, len(labels)))
+    return largest(scores, selection.num_to_forget(config.budget, len(labels)))
+
+
+def found(rows: list[Row]) -> str:
+    """The result in one sentence."""
+    retrained = tables.where(rows, method="Retrain")
+    first = retrained[0]
+    said = []
+    for network in tables.distinct(rows, "model"):
+        own = tables.where(retrained, model=network)
+        errors, random = (
+            f"{np.mean([r['UA'] for r in tables.where(own, forget_set=name)]):.2f} %"
+            for name in (first["forget_set"], "random")
+        )
+        said.append(f"{errors} of it with {network} (random sets {random})")
+    return (
+        f"Models that never saw the set found by {first['forget_set']} on {first['model']} err on"
+        f" {', and on '.join(said)}."
+    )
+
+
+def transfer(rows: list[Row]) -> report.Table:
+    """UA and forget loss of Retrain: a line for each set, two columns for each network."""
+    rows = tables.where(rows, method="Retrain")
+    networks = tables.distinct(rows, "model")
+    cells = []
+    for name in tables.distinct(rows, "forget_set"):
+        line = [name]
+        for network in networks:
+            own = tables.where(rows, forget_set=name, model=network)
+            line.append(tables.spread([row["UA"] for row in own]))
+            line.append(f"{np.mean([row['forget_loss'] for row in own]):.1e}")
+        cells.append(line)
+    headers = [f"{network} {column}" for network in networks for column in ("UA", "forget loss")]
+    return report.Table(["set found by", *headers], cells)
+
+
+def times(result: Result) -> report.Table:
+    """Seconds of each search, the compiling of the first seed left out where there are more."""
+    later = result.repetitions[1:] or result.repetitions
+    cells = [
+        [name, f"{np.mean([r.searches[name].seconds for r in later]):.2f}"]
+        for name in later[0].searches
+    ]
+    return report.Table(["search", "seconds"], cells)
+
+
+def arrays(result: Result) -> dict[str, Any]:
+    """Sets in the owner's order of the training points; scores are those of `rows`, or classes."""
+    places = result.dataset.train_rows
+    found: dict[str, Any] = {"rows": places}
+    for one in result.repetitions:
+        found |= {f"{name}/seed{one.seed}": places[own[0]] for name, own in one.sets.items()}
+        scores = {f"scores of {name}/seed{one.seed}": s.scores for name, s in one.searches.items()}
+        found |= scores
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

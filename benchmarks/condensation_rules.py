@@ -16,9 +16,11 @@ import numpy as np
 import optax
 
 from applications.components.data import load
+from applications.components.judging import Judge
+from applications.components.models import make
+from applications.components.points import Points
 from applications.components.training import initialise
-from applications.condensing.condense import condense
-from applications.condensing.evaluation import Judge
+from applications.condensing.condense import Budget, condense
 from applications.condensing.implicit import Convexified, NewtonStep, Seen
 from applications.condensing.methods import Recipe
 from applications.condensing.synthetic import ConvNet, flattened, make_real, start
@@ -27,7 +29,8 @@ from bilevel import Implicit, Minimize, Truncated, linear
 NUM_STEPS = 300
 SEEDS = range(3)
 NETWORKS = 5
-MODEL = ConvNet(10, width=8, smooth=True)
+DATASET = load("digits")
+MODEL = make(ConvNet(10, width=8, smooth=True), DATASET)
 EXACT = Implicit(NewtonStep(linear.CG(400)), linear.CG(400))
 
 
@@ -95,11 +98,15 @@ def spread(values):
 
 
 def main():
-    dataset = load("digits")
-    real, test = make_real(dataset.train, 10, 1), dataset.test.on_device()
+    real, test = make_real(DATASET.train, 10, 1), DATASET.test.on_device()
     starts = [start(real, 1, jax.random.key(seed)) for seed in SEEDS]
-    judge = Judge(ConvNet(10, 16), networks=NETWORKS)
-    score = lambda outer, seed: np.mean(judge.accuracy(outer, test, jax.random.key(seed + 100)))
+    network = make(ConvNet(10, 16), DATASET)
+    judge = Judge(network, learning_rate=3e-3, networks=NETWORKS, adam=True)
+
+    def score(outer, seed):
+        points = Points(outer.x, outer.y)
+        return np.mean(judge.accuracies(points, test, jax.random.key(seed + 100)))
+
     args = starts[0], initialise(MODEL, starts[0].x, jax.random.key(1))
     args += (real.sample(jax.random.key(2), 12),)
     reference = jax.jit(Convexified(MODEL, EXACT).hypergradient)(*args)
@@ -123,7 +130,7 @@ def main():
         )
         scores = []
         for seed, outer in zip(SEEDS, starts, strict=True):
-            course = condense(recipe, real, outer, NUM_STEPS, jax.random.key(seed + 50))
+            course = condense(recipe, real, outer, Budget(NUM_STEPS), jax.random.key(seed + 50))
             scores.append(score(course[-1].outer, seed))
         print(
             f"| {name} | {error:.2g} | {cosine:.3f} | {memory:.1f} | {ms:.1f} | {spread(scores)} |",

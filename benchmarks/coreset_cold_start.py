@@ -12,16 +12,20 @@ import gc
 import pathlib
 import time
 
+import jax
+
 from applications.components.data import load
-from applications.components.points import Points
+from applications.components.models import make
+from applications.components.points import Dataset
 from applications.coresets.methods import METHODS, Settings, Study
 from applications.coresets.pool import Coreset, make_pool
 
 
-def select(split: Points, size: int) -> tuple[Coreset, float]:
+def select(dataset: Dataset, size: int) -> tuple[Coreset, float]:
     """The coreset of a pool, and the seconds it took."""
+    model = make("mlp", dataset)
     begin = time.perf_counter()
-    study = Study(make_pool(split, 10), 0, Settings())
+    study = Study(make_pool(dataset.train, 10), model, jax.random.key(0), Settings())
     chosen = METHODS["coreset_weighted"](study, size)
     return chosen, time.perf_counter() - begin
 
@@ -30,9 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=pathlib.Path, default=pathlib.Path("data"))
     options = parser.parse_args()
-    split = load("fashion_mnist", options.data_dir, 1000).train
+    dataset = load("fashion_mnist", options.data_dir, 1000)
     gc.collect()  # what reading the files left behind is not the coreset's affair
-    (_, cold), (_, warm) = select(split, 50), select(split, 50)
+    (_, cold), (_, warm) = select(dataset, 50), select(dataset, 50)
     print(f"50 of 1,000 with weights: {cold:.2f} s in a fresh process, {warm:.2f} s compiled")
 
 

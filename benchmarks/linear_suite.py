@@ -4,19 +4,20 @@ Each problem is solved by eight solvers in both precisions: dimension 1 to 200, 
 a third indefinite, right-hand sides at random or aimed at the stiff directions, so that the
 flat ones are hardly in them. CONVERGED promises a true residual of at most the tolerance; of
 `Dense` also an error of a few times the tolerance, of `Probed` one of a few times its bound. The
-table counts how solves ended, and those that broke the promise.
+table counts how solves ended, and those that broke the promise. All problems of one size are solved
+at once by `vmap`.
 """
 
 import collections
-import functools
 import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bilevel import linear
-from bilevel.linear import LinearStatus
+from bilevel.linear import LinearInfo, LinearStatus
 
 SLACK = 5.0  # what an estimate may be off by
 SOLVERS = {
@@ -32,10 +33,10 @@ SOLVERS = {
 SIZES = (1, 2, 5, 20, 60, 200)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def solved(name: str, matrix: jax.Array, rhs: jax.Array):
-    """One solve; compiled once a solver, size and precision."""
-    return tuple(SOLVERS[name](lambda u: matrix @ u, rhs))
+def solved(name: str, matrices: jax.Array, rhs: jax.Array) -> tuple[np.ndarray, LinearInfo]:
+    """All systems of one size at once: one program a solver, size and precision."""
+    one = lambda matrix, v: tuple(SOLVERS[name](lambda u: matrix @ u, v))
+    return jax.device_get(jax.jit(jax.vmap(one))(matrices, rhs))
 
 
 def system(rng: np.random.Generator, size: int, aimed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -55,51 +56,82 @@ def system(rng: np.random.Generator, size: int, aimed: bool) -> tuple[np.ndarray
     return (matrix + matrix.T) / 2, basis @ coefficients
 
 
-def broken(name: str, matrix: np.ndarray, rhs: np.ndarray, value: np.ndarray, info) -> bool:
+class Truth(NamedTuple):
+    """What a solver was given and what is right, in double precision.
+
+    The matrix that it saw is the rounded one: it is judged by the solution of that.
+    """
+
+    matrix: np.ndarray
+    rhs: np.ndarray
+    exact: np.ndarray
+    norm: float
+
+    @classmethod
+    def of(cls, matrix: np.ndarray, rhs: np.ndarray) -> "Truth":
+        """From a system as it was rounded."""
+        matrix, rhs = matrix.astype("float64"), rhs.astype("float64")
+        return cls(matrix, rhs, np.linalg.solve(matrix, rhs), np.linalg.norm(matrix, 2))
+
+
+def broken(name: str, truth: Truth, value: np.ndarray, info: LinearInfo) -> bool:
     """Whether a solve that says CONVERGED holds less than it promises."""
-    if int(info.status) != LinearStatus.CONVERGED:
+    if info.status != LinearStatus.CONVERGED:
         return False
-    value, eps = np.asarray(value, np.float64), np.finfo(value.dtype).eps
-    norm = np.linalg.norm(rhs)
-    residual = np.linalg.norm(rhs - matrix @ value) / norm
-    rounding = 10 * eps * (1 + np.linalg.norm(matrix, 2) * np.linalg.norm(value) / norm)
+    eps, value = np.finfo(value.dtype).eps, value.astype("float64")
+    size = np.linalg.norm(truth.rhs)
+    residual = np.linalg.norm(truth.rhs - truth.matrix @ value) / size
+    rounding = 10 * eps * (1 + truth.norm * np.linalg.norm(value) / size)
     tolerance = SOLVERS[name].solver.tolerance if "Probed" in name else SOLVERS[name].tolerance
     if residual > tolerance + rounding:
         return True
     if info.error_bound is None:
         return False
-    # The matrix that the solver saw is the rounded one: judge by its solution.
-    exact = np.linalg.solve(matrix, rhs)
-    error = np.linalg.norm(value - exact) / np.linalg.norm(exact)
+    error = np.linalg.norm(value - truth.exact) / np.linalg.norm(truth.exact)
     promise = SOLVERS[name].max_error if "Probed" in name else tolerance
     return error > SLACK * promise
 
 
-def count(num_problems: int) -> dict[str, collections.Counter]:
-    """Endings by solver and precision; `broken` counts the promises that were not kept."""
-    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+def count(
+    num_problems: int, sizes: Sequence[int] = SIZES
+) -> Iterator[tuple[str, collections.Counter]]:
+    """Endings by solver and precision, as they come; `broken` counts promises not kept.
+
+    Args:
+        num_problems: of all sizes together, every other one aimed.
+        sizes: the dimensions, each of as many problems.
+    """
+    each = num_problems // len(sizes)
+    problems = {
+        size: [system(np.random.default_rng([size, i]), size, i % 2 == 1) for i in range(each)]
+        for size in sizes
+    }
     for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64"):
-            for index in range(num_problems):
-                rng = np.random.default_rng(index)
-                exact, rhs = system(rng, SIZES[index % len(SIZES)], index % 2 == 1)
-                matrix, v = jnp.asarray(exact, dtype), jnp.asarray(rhs, dtype)
-                given = np.asarray(matrix, "float64"), np.asarray(v, "float64")
-                for name in SOLVERS:
-                    value, info = jax.device_get(solved(name, matrix, v))
-                    row = counts[f"{name}, {dtype}"]
-                    row[LinearStatus(int(info.status)).name] += 1
-                    row["broken"] += broken(name, *given, value, info)
-    return counts
+        rounded = {
+            size: tuple(np.stack(part).astype(dtype) for part in zip(*pairs, strict=True))
+            for size, pairs in problems.items()
+        }
+        truths = {size: list(map(Truth.of, *batch)) for size, batch in rounded.items()}
+        for name in SOLVERS:
+            row: collections.Counter = collections.Counter()
+            for size, batch in rounded.items():
+                with jax.enable_x64(dtype == "float64"):
+                    values, infos = solved(name, *batch)
+                for i, truth in enumerate(truths[size]):
+                    info = jax.tree.map(lambda a, i=i: a[i], infos)
+                    row[LinearStatus(info.status).name] += 1
+                    row["broken"] += broken(name, truth, values[i], info)
+            yield f"{name}, {dtype}", row
 
 
 def main() -> None:
     """Print the table as Markdown."""
     columns = [*(status.name for status in LinearStatus), "broken"]
     print("| solver |", " | ".join(columns), "|")
-    print("|---" * (len(columns) + 1) + "|")
-    for name, row in count(int(sys.argv[1]) if len(sys.argv) > 1 else 300).items():
-        print(f"| {name} |", " | ".join(str(row[column]) for column in columns), "|")
+    print("|---" * (len(columns) + 1) + "|", flush=True)
+    for name, row in count(int(sys.argv[1]) if len(sys.argv) > 1 else 300):
+        cells = " | ".join(str(row[column]) for column in columns)
+        print(f"| {name} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

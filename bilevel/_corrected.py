@@ -12,12 +12,11 @@ from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
 from bilevel._stateful import require_plain
 from bilevel.linear import LinearInfo, LinearSolver
 from bilevel.rules import Implicit, implicit_pullback
-from bilevel.solvers import objective
+from bilevel.solvers import Solver, layers, objective
 
-# Largest contraction and disagreement at which first orders are trusted. On 4,000 under-solved
-# logistic regressions the corrected hypergradient was then never worse than the plain one. The
-# contraction alone does not do it: the gradient shrinks in stiff directions, while the
-# hypergradient is wrong in flat ones.
+# Largest contraction and disagreement at which first orders are trusted; `tests/test_licence.py`
+# measures it. The contraction alone does not do it: the gradient shrinks in stiff directions, while
+# the hypergradient is wrong in flat ones.
 LICENCE = 0.25
 
 
@@ -52,17 +51,18 @@ class Correction(NamedTuple):
 
 
 class CorrectedHypergradient(NamedTuple):
-    """A hypergradient with its first-order error removed.
+    """A hypergradient with its first-order error removed, where first orders can be trusted.
 
     Attributes:
         value: scalar, the outer loss at the inner solution.
-        hypergrad: `h(y) - Dh(y) s`, like the outer variable; its error is of second order.
+        hypergrad: like the outer variable. Where `licensed`, `h(y) - Dh(y) s`, whose error is of
+            second order; elsewhere `h(y)`, as removing the first order might make it worse.
         inner: y, the inner solution.
         error: scalar, `||Dh(y) s||`: how wrong the uncorrected hypergradient is, to first order.
         licensed: scalar bool. True: the error of `hypergrad` is below that of the uncorrected one,
-            `correction.hypergrad`, and `error` is right within a third. False: it may be above, as
-            y is too far from the minimiser for first orders; take more inner steps.
-        correction: all that was computed on the way.
+            `correction.hypergrad`, and `error` is right within a third. False: nothing was removed,
+            as y is too far from the minimiser for first orders; take more inner steps.
+        correction: all that was computed on the way, the first-order error in any case.
     """
 
     value: jax.Array
@@ -74,7 +74,7 @@ class CorrectedHypergradient(NamedTuple):
 
 
 def corrected_hypergradient(
-    problem: BilevelProblem, solver: Implicit, outer: PyTree, init: PyTree, batch: Batch
+    problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
 ) -> CorrectedHypergradient:
     """The implicit hypergradient with its first-order error in the inner solution removed.
 
@@ -92,28 +92,31 @@ def corrected_hypergradient(
 
     Args:
         problem: the two losses.
-        solver: `Implicit`; its linear solver serves all four solves.
+        solver: `Implicit`, or a wrapper with one in its field `solver`; the linear solver of that
+            rule serves all four solves.
         outer: where to differentiate; a pytree of floating arrays.
         init: where the inner solver starts.
         batch: what each loss sees.
 
     Raises:
-        TypeError: `solver` is not an `Implicit`, or has an optimality condition of its own; see
-            also `value_and_hypergrad`.
+        TypeError: `solver` is no `Implicit` and wraps none, or that has an optimality condition of
+            its own; see also `value_and_hypergrad`.
     """
-    if not isinstance(solver, Implicit) or solver.condition is not None:
+    rule = next((layer for layer in layers(solver) if isinstance(layer, Implicit)), None)
+    if rule is None or rule.condition is not None:
         raise TypeError(
             "`solver` must be an `Implicit` of a smooth minimisation, whose formula can be"
             f" corrected, got {solver!r}."
         )
     require_plain("corrected_hypergradient", init)
     problem, _ = checked(problem, solver, outer, init, batch)
-    inner = solver.solve(problem.inner_loss, outer, init, batch.inner)
+    inner = solver(problem.inner_loss, outer, init, batch.inner)
     inner_loss = objective(solver, problem.inner_loss)
-    found = correct(problem.outer_loss, inner_loss, solver.linear_solver, outer, inner, batch)
+    found = correct(problem.outer_loss, inner_loss, rule.linear_solver, outer, inner, batch)
+    corrected = _tree.add_scaled(found.hypergrad, -1.0, found.error)
     return CorrectedHypergradient(
         value=problem.outer_loss(outer, inner, batch.outer),
-        hypergrad=_tree.add_scaled(found.hypergrad, -1.0, found.error),
+        hypergrad=_tree.where(found.licensed, corrected, found.hypergrad),
         inner=inner,
         error=_tree.norm(found.error),
         licensed=found.licensed,

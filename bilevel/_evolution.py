@@ -44,7 +44,8 @@ def evolution_hypergrad(
 
     Returns:
         `(outer, init, batch, key) -> ((value, inner), hypergrad)`, like `value_and_hypergrad` with
-        a random key: value and inner solution at `outer` itself. It raises as that does.
+        a random key: value and inner solution at `outer` itself. It raises as that does, and a
+        TypeError for what is no random key.
 
     Raises:
         ValueError: `num_pairs`, `sigma` or `num_parallel` is out of its range.
@@ -57,6 +58,7 @@ def evolution_hypergrad(
     def call(
         outer: PyTree, init: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        _check.key("key", key)
         scalar, _ = checked(problem, solver, outer, init, batch)
         composed = compose(scalar, solver)
         flat, unravel = ravel_pytree(outer)

@@ -7,10 +7,10 @@ from typing import Literal
 
 import pytest
 
-from applications import forget_set
+from applications import condensation, coreset, coreset_stream, forget_set
 from applications.components import frame
 from applications.components.errors import InputError, NonFiniteError
-from applications.components.output import Output
+from applications.components.output import to_json
 from bilevel import training
 
 
@@ -57,8 +57,8 @@ CHANGED = Config(
 
 @pytest.mark.parametrize("config", [Config(), CHANGED], ids=["defaults", "changed"])
 def test_a_saved_configuration_runs_again(tmp_path, config):
-    Output(tmp_path / "run", overwrite=False).write_json("config.json", dataclasses.asdict(config))
-    path = str(tmp_path / "run" / "config.json")
+    path = str(tmp_path / "config.json")
+    pathlib.Path(path).write_text(to_json(dataclasses.asdict(config)))
     assert run(["--config", path]) == run([f"--config={path}"]) == config
     replaced = run(["--num-steps", "99", "--config", path, "--model", "mlp"])
     assert replaced == dataclasses.replace(config, num_steps=99, model="mlp")
@@ -66,7 +66,7 @@ def test_a_saved_configuration_runs_again(tmp_path, config):
 
 def test_the_configuration_of_an_application_can_be_read_back(tmp_path):
     config = forget_set.Config(output=tmp_path, data="fashion_mnist", outer_rate=0.5, seeds=(3,))
-    Output(tmp_path, overwrite=True).write_json("config.json", dataclasses.asdict(config))
+    (tmp_path / "config.json").write_text(to_json(dataclasses.asdict(config)))
     arguments = ["--config", str(tmp_path / "config.json")]
     assert frame.parse(forget_set.Config, "page", arguments) == config
 
@@ -81,12 +81,15 @@ def test_help_explains_every_option(capsys):
         assert option in text
 
 
-@pytest.mark.parametrize("application", [forget_set], ids=lambda module: module.__name__)
+PAGES = (forget_set, coreset, coreset_stream, condensation)
+
+
+@pytest.mark.parametrize("application", PAGES, ids=lambda module: module.__name__)
 def test_applications_say_what_each_option_does(application, capsys):
     with pytest.raises(SystemExit):
         frame.main("page", application.Config, print, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    source = "".join(inspect.getsource(kind) for kind in application.Config.__mro__[:2])
+    source = "".join(inspect.getsource(kind) for kind in application.Config.__mro__[:-1])
     for field in dataclasses.fields(application.Config):
         assert f"--{field.name.replace('_', '-')}" in text
         explained = source.split(f"    {field.name}:")[1].split("\n")[1].strip()

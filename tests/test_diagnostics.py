@@ -25,6 +25,7 @@ from bilevel import (
 from bilevel.diagnostics import (
     HypergradError,
     check_hypergrad,
+    check_labels,
     diagnose,
     plan_memory,
 )
@@ -76,6 +77,55 @@ def test_correction_needs_an_implicit_rule():
         corrected_hypergradient(
             case.problem, Minimize(optax.sgd(0.1), 3), case.outer, case.init, case.batch
         )
+
+
+def test_the_correction_sees_through_a_wrapper(x64):
+    @dataclasses.dataclass(frozen=True)
+    class Counted:
+        solver: object
+
+        def __call__(self, *args):
+            return self.solver(*args)
+
+    case = ridge(jax.random.key(0), dtype="float64")
+    rule = Implicit(descend(case, 10), linear.CG(tolerance=1e-13))
+    args = case.outer, case.init, case.batch
+    found, expected = (
+        corrected_hypergradient(case.problem, solver, *args) for solver in (Counted(rule), rule)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+LABELS = {
+    "negative": (
+        [0, -1],
+        3,
+        ValueError,
+        r"must lie in \[0, 3\), got -1 at entry 1 and 1 such",
+    ),
+    "too large": ([[0, 3]], 3, ValueError, "got 3 at entry 1"),
+    "floating": ([0.0], 3, TypeError, "`labels` must be an array of integers, got float64"),
+    "classes": ([0], 0, ValueError, "`num_classes` must be an integer >= 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_out_of_range_are_told(name):
+    labels, num_classes, error, message = LABELS[name]
+    with pytest.raises(error, match=message):
+        check_labels(np.array(labels), num_classes)
+
+
+def test_labels_in_range_pass():
+    check_labels(jnp.array([0, 2]), 3)
+    check_labels(np.zeros(0, np.uint8), 1)
+
+
+def test_a_seed_is_no_key():
+    case = ridge(jax.random.key(0))
+    args = case.problem, descend(case, 3), case.outer, case.init, case.batch
+    with pytest.raises(TypeError, match=r"`key` must be one random key, got 0: pass `jax.random"):
+        check_hypergrad(*args, key=0)
 
 
 def descend(case, num_steps):

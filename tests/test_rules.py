@@ -1,9 +1,11 @@
 """Rules that push forward, cut at random, or take no second derivative: figures and errors."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
@@ -85,6 +87,29 @@ def test_forward_is_unrolling(make, x64):
     found, expected = (value(r)(*args) for r in (Forward(solver, max_numbers=80), solver))
     for a, b in zip(found, expected, strict=True):
         assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["Forward", "offload"])
+def test_one_trace_serves_any_pattern_of_what_moves(offload):
+    """JAX traces a function once, and what its rules keep once for all patterns."""
+    case = quadratic()
+    plain = descend(case, 3)
+    rule = dataclasses.replace(plain, offload=True) if offload else Forward(plain, 300)
+
+    def value(solver):
+        def value(outer, init, data):
+            inner = solver(case.problem.inner_loss, outer, init, data)
+            return case.problem.outer_loss(outer, inner, case.batch.outer)
+
+        return jax.jit(value)
+
+    found, expected = value(rule), value(plain)
+    args = case.outer, case.init, case.batch.inner
+    for argnums in (0, 1, (0, 1), 0, 1, (0, 1, 2), (0, 1)):
+        for a, b in zip(
+            *(jax.tree.leaves(jax.grad(f, argnums)(*args)) for f in (found, expected)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_forward_counts_only_what_moves():

@@ -196,6 +196,17 @@ BAD = {
         TypeError,
         "`projection` must be a function",
     ),
+    "key": (
+        lambda: evolution_hypergrad(PROBLEM, SOLVER, 4, 0.1)(START, START, Batch(), 0),
+        TypeError,
+        r"`key` must be one random key, got 0: pass `jax.random.key\(0\)`",
+    ),
+    "stacks of different lengths": (
+        lambda: stacked({"x": jnp.zeros((3, 2)), "y": jnp.zeros(4)}, 0),
+        ValueError,
+        r"`data` must be a pytree of arrays with a common first axis, got first axes \[3, 4\]",
+    ),
+    "no stack": (lambda: stacked(jnp.float32(1), 0), ValueError, r"got first axes \['none'\]"),
     "PES pairs": (
         lambda: PES(PROBLEM, SOLVER, SGD, num_pairs=0),
         ValueError,

@@ -1,6 +1,8 @@
 """Products with the Gauss-Newton and Fisher matrices of a classifier, a chunk of points at a time.
 
-All are of `sum_i weight_i l(theta; z_i)` with l the cross-entropy, for parameters as pytrees.
+All are of `sum_i weight_i l(theta; z_i)` with l the cross-entropy, for parameters as pytrees. Where
+these are a model's variables, what is beside `params`, such as the statistics of BatchNorm, is held
+constant: its derivatives are zero, and no step along them moves it.
 """
 
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def weighted_gradient(
         points, weight = seen
 
         def loss_fn(params: PyTree) -> jax.Array:
-            return jnp.vdot(weight, cross_entropy(logits(model, params, points.x), points.y))
+            return jnp.vdot(weight, cross_entropy(_outputs(model, params, points.x), points.y))
 
         return jax.grad(loss_fn)(params)
 
@@ -65,7 +67,7 @@ def gauss_newton_product(
         points, weight = seen
 
         def outputs(params: PyTree) -> jax.Array:
-            return logits(model, params, points.x)
+            return _outputs(model, params, points.x)
 
         out, tangent = jax.jvp(outputs, (params,), (vector,))
         prob = jax.nn.softmax(out)
@@ -134,9 +136,15 @@ def map_gradients(
 
 def _example_gradients(model: Any, params: PyTree, points: Points) -> PyTree:
     def loss_fn(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
-        return cross_entropy(logits(model, params, x[None]), y[None])[0]
+        return cross_entropy(_outputs(model, params, x[None]), y[None])[0]
 
     return jax.vmap(jax.grad(loss_fn), (None, 0, 0))(params, points.x, points.y)
+
+
+def _outputs(model: Any, variables: PyTree, x: jax.Array) -> jax.Array:
+    """Logits; no derivative sees the statistics."""
+    fixed = {k: v if k == "params" else jax.lax.stop_gradient(v) for k, v in variables.items()}
+    return logits(model, fixed, x)
 
 
 def _summed(part: Any, seen: tuple[Points, jax.Array], chunk: int | None, params: PyTree) -> PyTree:

@@ -110,9 +110,10 @@ def from_arrays(
         notes.append(f"Classes with fewer than 10 training points: {few}.")
     mean, std = _statistics(train.x)
     parts.setdefault("validation", train.at(np.zeros(0, int)))
-    parts = {part: _standardised(points, mean, std) for part, points in parts.items()}
-    return Dataset(name, **parts, class_names=names, mean=mean, std=std, train_rows=rows,
-                   notes=tuple(notes))  # fmt: skip
+    train, validation, test = (
+        _standardised(parts[part], mean, std) for part in ("train", "validation", "test")
+    )
+    return Dataset(name, train, validation, test, names, mean, std, rows, notes=tuple(notes))
 
 
 def from_records(

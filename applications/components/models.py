@@ -44,6 +44,7 @@ class Model:
             dropout is off, and statistics are constants.
         step: `(variables, x, key) -> (logits, variables)`, as a model in training: dropout draws
             from `key`, and the statistics have moved. None for a model that has neither.
+        body: `(variables, x) -> [batch, width]`, where the module has a method `features`.
     """
 
     name: str
@@ -52,12 +53,20 @@ class Model:
     init: Callable[[jax.Array, jax.Array], Variables]
     apply: Callable[[Variables, jax.Array], jax.Array]
     step: Callable[[Variables, jax.Array, jax.Array], tuple[jax.Array, Variables]] | None = None
+    body: Callable[[Variables, jax.Array], jax.Array] | None = None
+
+    def has_statistics(self, x: Any) -> bool:
+        """Whether there are variables beside the parameters, which training moves too."""
+        return len(jax.eval_shape(self.init, jax.random.key(0), x[:1])) > 1
 
     def features(self, variables: Variables, x: jax.Array) -> jax.Array:
         """What the classifier, a dense last layer, sees of each point: `[batch, width]`.
 
-        It is the derivative of a logit by its own weights, so no framework need be asked for it.
+        Without a `body` it is the derivative of a logit by its own weights, so no framework need be
+        asked for it.
         """
+        if self.body is not None:
+            return self.body(variables, x)
         head = self.layers[-1]
         params = variables["params"]
 

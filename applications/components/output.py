@@ -1,74 +1,18 @@
-"""The folder that an application leaves behind, and the facts that say where its numbers come from.
-
-Every file appears complete or not at all, and a folder that exists is left alone unless overwriting
-was asked for; then only the files that are written again are replaced.
-"""
+"""The facts that say where the numbers of a result come from, and JSON that holds them."""
 
 import importlib.metadata
-import io
 import json
 import os
 import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from .errors import InputError
-
 PACKAGES = ("bilevel", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
-
-
-class Output:
-    """A folder of results in which every file is written whole or not at all.
-
-    Attributes:
-        folder: where the files go.
-
-    Raises:
-        InputError: `folder` exists, and neither overwriting nor resuming was asked for; or it is no
-            folder.
-    """
-
-    def __init__(self, folder: pathlib.Path, overwrite: bool, resume: bool = False) -> None:
-        self.folder = pathlib.Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"`output` must be a folder, got the file {self.folder}.")
-        if self.folder.exists() and not (overwrite or resume):
-            raise InputError(
-                f"`output` {self.folder} exists and is left as it is. Name another folder, or pass"
-                " `--overwrite` to replace the files of an earlier run, or `--resume` to go on with"
-                " one that was interrupted."
-            )
-
-    def write(self, name: str, content: bytes | str) -> None:
-        """Write one file: to a temporary name first, so that no reader sees half of it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        data = content.encode() if isinstance(content, str) else content
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(data)
-        os.replace(temporary, self.folder / name)
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Write indented JSON: see `to_json`."""
-        self.write(name, to_json(content) + "\n")
-
-    def write_array(self, name: str, array: np.ndarray) -> None:
-        """Write an `.npy` file that `numpy.load` reads without unpickling anything."""
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp.npy"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, array, allow_pickle=False)
-        os.replace(temporary, self.folder / name)
-
-    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a compressed `.npz` file of plain arrays."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self.write(name, buffer.getvalue())
 
 
 def environment() -> dict[str, Any]:

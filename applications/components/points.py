@@ -47,10 +47,12 @@ class Dataset:
         std: divided by afterwards, of the same shape.
         train_rows: `[n]`, the place of each training point in its owner's order of training points
             (that of the files; for digits, of `sources.read_digits`).
+        validation_rows: the same of the points held out of training; empty where they came apart.
         notes: what was decided for the owner, in sentences that a report repeats.
 
     Raises:
-        InputError: an entry is NaN or infinite, or a label is no class.
+        InputError: an entry is NaN or infinite, a label is no class, or a point that is held out is
+            trained on as well.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     train_rows: np.ndarray
+    validation_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,6 +71,9 @@ class Dataset:
             points = getattr(self, part)
             check_labels(points.y, self.num_classes, f"{self.name}.{part}.y")
             check_finite(points.x, f"{self.name}.{part}.x")
+        shared = np.intersect1d(self.train_rows, self.validation_rows)
+        if shared.size:
+            raise InputError(f"Points {shared[:5]} are both trained on and held out.")
 
     @property
     def num_classes(self) -> int:
@@ -96,6 +102,7 @@ def reduced(dataset: Dataset, num_train: int | None, num_validation: int, seed: 
     train, rows = dataset.train, dataset.train_rows
     held_out = _choose(train, num_validation, "num_validation", seed)
     validation = train.at(held_out) if num_validation else dataset.validation
+    validation_rows = rows[held_out] if num_validation else dataset.validation_rows
     train, rows = train.at(~held_out), rows[~held_out]
     if num_train is not None:
         kept = _choose(train, num_train, "num_train", seed + 1)
@@ -104,7 +111,8 @@ def reduced(dataset: Dataset, num_train: int | None, num_validation: int, seed: 
         raise InputError(
             f"`num_train` and `num_validation` leave no training points in {dataset.name}."
         )
-    return dataclasses.replace(dataset, train=train, validation=validation, train_rows=rows)
+    return dataclasses.replace(dataset, train=train, validation=validation, train_rows=rows,
+                               validation_rows=validation_rows)  # fmt: skip
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -37,6 +37,7 @@ class Recipe:
         weight_decay: added to the gradient as `weight_decay * parameter`, biases included.
         schedule: "cosine" lets the rate fall to 0 at the last step; "constant" keeps it.
         augment: random crops of the zero-padded image, by up to 4 pixels, and horizontal flips.
+        adam: take Adam in place of SGD; `momentum` then says nothing.
 
     Raises:
         InputError: a setting is out of its range.
@@ -49,6 +50,7 @@ class Recipe:
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     augment: bool = False
+    adam: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size"):
@@ -72,10 +74,9 @@ class Recipe:
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """The Optax optimizer for a run of so many steps."""
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            optax.sgd(lambda step: self.rate(step, num_steps), self.momentum or None),
-        )
+        rate = lambda step: self.rate(step, num_steps)
+        move = optax.adam(rate) if self.adam else optax.sgd(rate, self.momentum or None)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), move)
 
     def rate(self, step: jax.Array, num_steps: int) -> jax.Array:
         """The step size at step 0, 1, ... of so many."""
@@ -107,7 +108,7 @@ def train(
     Args:
         model: a `models.Model`, or a linen module without statistics or dropout.
         recipe: how.
-        variables: where to start.
+        variables: to begin with.
         points: all points, `x[n, ...]` and `y[n]`.
         index: `[m]` integers, the points to train on.
         key: of the shuffling, the augmentation and dropout.
@@ -125,17 +126,13 @@ def train(
     num_steps = recipe.num_steps(index.shape[0])
     order_key, augment_key = jax.random.split(key)
     order = shuffled_epochs(order_key, index, recipe.num_epochs, recipe.batch_size)
-    step = getattr(model, "step", None)
 
     def loss_fn(variables: Variables, seen: tuple[jax.Array, jax.Array]) -> Any:
         rows, step_index = seen
         x, own_key = points.x[rows], jax.random.fold_in(augment_key, step_index)
         if recipe.augment:
             x = crop_and_flip(own_key, x)
-        if step is None:
-            scores, moved = logits(model, variables, x), variables
-        else:
-            scores, moved = step(variables, x, jax.random.fold_in(own_key, 1))
+        scores, moved = in_training(model, variables, x, jax.random.fold_in(own_key, 1))
         losses = cross_entropy(scores, points.y[rows])
         return jnp.mean(losses if weight is None else weight[rows] * losses), moved
 
@@ -212,14 +209,10 @@ def _descent(
     return step, (dict(variables), optimizer.init(variables["params"]))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def predict(model: Any, params: Variables, x: jax.Array, chunk: int | None = None) -> jax.Array:
-    """Logits `[n, num_classes]` of points `[n, ...]`, `chunk` of them in memory at a time.
-
-    None takes `chunk_size()`.
-    """
-    chunk = chunk_size() if chunk is None else chunk
-    return jax.lax.map(lambda point: logits(model, params, point[None])[0], x, batch_size=chunk)
+@functools.partial(jax.jit, static_argnames=("model",))
+def predict(model: Any, params: Variables, x: jax.Array) -> jax.Array:
+    """Logits `[n, num_classes]` of points `[n, ...]`, `chunk_size()` in memory at a time."""
+    return in_chunks(lambda points: logits(model, params, points), x)
 
 
 def in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -235,6 +228,16 @@ def chunk_size() -> int:
 def logits(model: Any, params: Variables, x: jax.Array) -> jax.Array:
     """Logits `[batch, num_classes]` of images that fit into memory together."""
     return cast(jax.Array, model.apply(params, x))
+
+
+def in_training(
+    model: Any, variables: Variables, x: jax.Array, key: jax.Array
+) -> tuple[jax.Array, Variables]:
+    """Logits of a model in training, and its variables, whose statistics have moved."""
+    step = getattr(model, "step", None)
+    if step is None:
+        return logits(model, variables, x), variables
+    return cast(tuple[jax.Array, Variables], step(variables, x, key))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ from .frame import Config
 from .output import to_json
 
 PyTree = Any
-WIDTH_OF_FILES = 120
+WIDTH_OF_FILES = 160
 FREE = ("output", "overwrite", "resume", "seeds", "cache", "data_dir")
 """Settings of any page that a resumed run may change."""
 OWNER, PIECES = "run.json", "pieces"
@@ -229,7 +229,8 @@ class Run:
                 " Name another output folder."
             )
         here, before = self._owner["settings"], there["settings"]
-        for name in sorted({*here, *before}):
+        # What was typed first: what was decided follows from it.
+        for name in sorted({*here, *before}, key=lambda name: (name == "decided", name)):
             if here.get(name) != before.get(name):
                 raise InputError(
                     f"`resume` needs the settings that {self.folder} was begun with: `{name}` was"

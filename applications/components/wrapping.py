@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
-Parts = tuple[Any, ...]  # layers, init, apply, step
+Parts = tuple[Any, ...]  # layers, init, apply, step, and body of linen modules
 TRAINING = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
 """Arguments by which a module may be told that it is trained."""
 
@@ -85,7 +85,10 @@ def _linen(module: nn.Module, x: jax.ShapeDtypeStruct) -> Parts:
         return made
 
     jax.eval_shape(trace, jax.random.key(0), x)
-    return tuple(layers), init, apply, step if training else None
+    body = None
+    if hasattr(module, "features") and callable(module.features):
+        body = lambda variables, x: module.apply(variables, x, method="features")
+    return tuple(layers), init, apply, step if training else None, body
 
 
 def _nnx(build: Callable[[Any], Any], x: jax.ShapeDtypeStruct) -> Parts:

@@ -1,5 +1,6 @@
 """The loop of every method: draw real images, improve the synthetic set, train a network on it."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -11,13 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from ..components.errors import NonFiniteError
-from ..components.training import initialise, logits
+from ..components.training import cross_entropy, initialise, logits
 from .methods import Recipe
-from .synthetic import ConvNet, Real, Synthetic
+from .synthetic import Real, Synthetic
 
 PyTree = Any
 NETWORK_RATE = 0.01
 MOMENTUM = 0.9
+RELEASED_MOMENTUM = 0.5
 
 
 class Course(NamedTuple):
@@ -37,6 +39,22 @@ class Course(NamedTuple):
     outer: Synthetic
 
 
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long to condense.
+
+    Attributes:
+        num_steps: outer steps at most.
+        checkpoints: how many sets to return: the last one, that of half the way, of a quarter ...;
+            fewer where two of them would be the same step.
+        seconds: of learning at most; the steps taken then depend on the machine.
+    """
+
+    num_steps: int
+    checkpoints: int = 1
+    seconds: float = math.inf
+
+
 class State(NamedTuple):
     """What one step hands to the next, beside the networks."""
 
@@ -50,11 +68,9 @@ def condense(
     recipe: Recipe,
     real: Real,
     outer: Synthetic,
-    num_steps: int,
+    budget: Budget,
     key: jax.Array,
-    checkpoints: int = 1,
     on_step: Callable[[], None] = lambda: None,
-    seconds: float = math.inf,
 ) -> list[Course]:
     """Improve a synthetic set; compiles once, before the clock starts.
 
@@ -62,12 +78,9 @@ def condense(
         recipe: how.
         real: the points that it shall stand for.
         outer: where to start.
-        num_steps: outer steps at most.
+        budget: how long.
         key: of batches, networks and augmentation.
-        checkpoints: how many sets to return: the last one, that of half the way, of a quarter ...;
-            fewer where two of them would be the same step.
         on_step: called after each step.
-        seconds: of learning at most; the steps taken then depend on the machine.
 
     Raises:
         NonFiniteError: the loss, or the set, left the finite numbers.
@@ -87,7 +100,7 @@ def condense(
     jax.block_until_ready(advance(state, networks[0], 0))
     compile_seconds = time.perf_counter() - begin
     course, begin = list[Course](), time.perf_counter()
-    for step in range(num_steps):
+    for step in range(budget.num_steps):
         turn = step % recipe.networks
         value, state, networks[turn] = advance(state, networks[turn], step)
         uses[turn] += 1
@@ -100,8 +113,8 @@ def condense(
                 " `label_rate`."
             )
         spent = time.perf_counter() - begin
-        done = max((step + 1) / num_steps, spent / seconds)
-        if done >= 2.0 ** (len(course) + 1 - checkpoints):
+        done = max((step + 1) / budget.num_steps, spent / budget.seconds)
+        if done >= 2.0 ** (len(course) + 1 - budget.checkpoints):
             course.append(Course(step + 1, spent, compile_seconds, state.mean))
         on_step()
         if done >= 1:
@@ -118,7 +131,9 @@ def draw(real: Real, key: jax.Array, per_class: int) -> jax.Array:
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     rates = {"x": recipe.image_rate, "y": recipe.label_rate, "log_scale": recipe.scale_rate}
     where = Synthetic(**{name: name for name in rates})  # type: ignore[arg-type]
-    return optax.partition({name: optax.adam(rate) for name, rate in rates.items()}, where)
+    sgd = functools.partial(optax.sgd, momentum=RELEASED_MOMENTUM)
+    rule = sgd if recipe.released else optax.adam
+    return optax.partition({name: rule(rate) for name, rate in rates.items()}, where)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
@@ -130,23 +145,27 @@ def _step(
     updates, opt_state = _optimizer(recipe).update(slopes, state.opt_state, state.outer)
     outer = optax.apply_updates(state.outer, updates)
     # A plain mean at first, which forgets the start at once.
-    weight = jnp.maximum(1 - recipe.average, 1 / (state.step + 1))
+    weight = jnp.maximum(1 - recipe.average, 1 / (state.step + 1)) if recipe.average else 1.0
     mean = jax.tree.map(lambda old, new: old + weight * (new - old), state.mean, outer)
     if recipe.network_steps:
-        params = train_on(recipe.model, params, outer, recipe.network_steps)
+        params = train_on(recipe, params, outer)
     return value, State(outer, mean, opt_state, state.step + 1), params
 
 
-def train_on(model: ConvNet, params: PyTree, outer: Synthetic, num_steps: int) -> PyTree:
-    """Steps of momentum SGD on the squared distance to the label vectors."""
-    optimizer = optax.sgd(NETWORK_RATE, MOMENTUM)
+def train_on(recipe: Recipe, params: PyTree, outer: Synthetic) -> PyTree:
+    """Steps of a network on the synthetic set: see `Recipe.released`."""
+    optimizer = optax.sgd(NETWORK_RATE, None if recipe.released else MOMENTUM)
 
     def loss(params: PyTree) -> jax.Array:
-        return jnp.mean(jnp.sum((logits(model, params, outer.x) - outer.y) ** 2, axis=1)) / 2
+        scores = logits(recipe.model, params, outer.x)
+        if recipe.released:
+            return jnp.mean(cross_entropy(scores, outer.labels))
+        return jnp.mean(jnp.sum((scores - outer.y) ** 2, axis=1)) / 2
 
     def step(state: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
         params, opt_state = state
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), length=num_steps)[0][0]
+    begin = params, optimizer.init(params)
+    return jax.lax.scan(step, begin, length=recipe.network_steps)[0][0]

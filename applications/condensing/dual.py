@@ -11,7 +11,9 @@ adjoint. `J J'` is the empirical neural tangent kernel of the synthetic images; 
 in it is known beforehand, `K + 1` for each output.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +21,34 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.linear import LinearInfo, LinearSolution, LinearStatus
 
+from ..components.models import Model
 from ..components.training import logits
-from .synthetic import ConvNet, features
+from .synthetic import join_head, split_head
 
 PyTree = Any
 TOLERANCE = 1e-2  # relative residual that counts as solved: what float32 leaves at condition 1e4
 
 
-class Woodbury(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("body", "h", "factor", "scale"),
+    meta_fields=("model",),
+)
+@dataclasses.dataclass(frozen=True)
+class Woodbury:
     """A `bilevel.LinearSolver` of one Hessian; `woodbury` makes it.
 
     Attributes:
         body: J without the head, `[m * C, parameters below the head]`.
         h: features of the synthetic images and a 1, `[m, p + 1]`: J of the head, for each output.
+        model: the network.
         factor: lower Cholesky factor of `J J' + (K + ridge I)`, `[m * C, m * C]`.
         scale: s.
     """
 
     body: jax.Array
     h: jax.Array
+    model: Model
     factor: jax.Array
     scale: jax.Array
 
@@ -52,15 +63,15 @@ class Woodbury(NamedTuple):
 
     def _push(self, v: PyTree) -> jax.Array:
         """`J v`, `[m, C]`."""
-        body, head = split_head(v)
+        body, head = split_head(self.model, v)
         kernel = jnp.concatenate([head["kernel"], head["bias"][None]])
         return (self.body @ ravel_pytree(body)[0]).reshape(len(self.h), -1) + self.h @ kernel
 
     def _pull(self, a: jax.Array, like: PyTree) -> PyTree:
         """`J' a`, like the parameters."""
         kernel = self.h.T @ a
-        body = ravel_pytree(split_head(like)[0])[1](a.ravel() @ self.body)
-        return join_head(body, {"kernel": kernel[:-1], "bias": kernel[-1]})
+        body = ravel_pytree(split_head(self.model, like)[0])[1](a.ravel() @ self.body)
+        return join_head(self.model, body, {"kernel": kernel[:-1], "bias": kernel[-1]})
 
 
 def _judged(matvec: Any, rhs: PyTree, value: PyTree) -> LinearInfo:
@@ -77,16 +88,16 @@ def _judged(matvec: Any, rhs: PyTree, value: PyTree) -> LinearInfo:
     )
 
 
-def woodbury(model: ConvNet, params: PyTree, x: jax.Array, ridge: float | jax.Array) -> Woodbury:
+def woodbury(model: Model, params: PyTree, x: jax.Array, ridge: float | jax.Array) -> Woodbury:
     """Take the tangents and factorise: memory `m C (m C + P)`, operations `(m C)^2 (P + m C / 3)`.
 
     Args:
         model: the network.
         params: where it is linearised.
-        x: the synthetic images, `[m, height, width, channels]`.
+        x: the synthetic images, `[m, ...]`.
         ridge: of the head.
     """
-    h, body = features(model, params, x), tangents(model, params, x)
+    h, body = model.features(params, x), tangents(model, params, x)
     num_images, num_classes = len(x), len(body) // len(x)
     # Twice K: once as the head's part of J J', once as the head that was eliminated.
     kernel = 2 * h @ h.T + 1 + ridge * jnp.eye(num_images, dtype=h.dtype)
@@ -95,27 +106,18 @@ def woodbury(model: ConvNet, params: PyTree, x: jax.Array, ridge: float | jax.Ar
     return Woodbury(
         body=body,
         h=jnp.concatenate([h, ones], axis=1),
+        model=model,
         factor=jnp.linalg.cholesky(system, symmetrize_input=False),
         scale=jnp.asarray(ridge / (num_images * num_classes), h.dtype),
     )
 
 
-def tangents(model: ConvNet, params: PyTree, x: jax.Array) -> jax.Array:
+def tangents(model: Model, params: PyTree, x: jax.Array) -> jax.Array:
     """How each output at each image moves with the parameters below the head, `[m * C, P]`."""
-    body, head = split_head(params)
-    of_one = jax.jacrev(lambda body, image: logits(model, join_head(body, head), image[None])[0])
+    body, head = split_head(model, params)
+    of_one = jax.jacrev(
+        lambda body, image: logits(model, join_head(model, body, head), image[None])[0]
+    )
     leaves = jax.tree.leaves(jax.vmap(of_one, (None, 0))(body, x))
     num_rows = leaves[0].shape[0] * leaves[0].shape[1]
     return jnp.concatenate([leaf.reshape(num_rows, -1) for leaf in leaves], axis=1)
-
-
-def split_head(params: PyTree) -> tuple[PyTree, PyTree]:
-    """The parameters of a `ConvNet` below the head, and those of the head."""
-    layers = dict(params["params"])
-    head = layers.pop("head")
-    return layers, head
-
-
-def join_head(body: PyTree, head: PyTree) -> PyTree:
-    """The inverse of `split_head`."""
-    return {"params": {**body, "head": head}}

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 
 import bilevel
 
+from ..components.models import Model
 from ..components.training import cross_entropy, logits
 from .dual import woodbury
 from .ridge import label_margin
-from .synthetic import ConvNet, Synthetic, features, flattened
+from .synthetic import Synthetic, flattened, split_head
 
 PyTree = Any
 
@@ -64,12 +65,13 @@ class Convexified:
         model: smooth, since its second derivatives matter.
         solver: of the lower level, with the gradient rule. The problem is the same for each. None:
             `Implicit` with the exact inverse of `dual.woodbury`, which suits up to a thousand label
-            entries (images times classes); `NewtonStep` and `linear.CG` serve beyond that.
+            entries (images times classes); `NewtonStep` and `linear.CG` serve beyond that, and for
+            a last layer that is no Flax layer with a bias.
         relative_ridge: lambda over the number of images.
         margin: weight of the term that keeps label vectors labels.
     """
 
-    model: ConvNet
+    model: Model
     solver: bilevel.Solver | None = None
     relative_ridge: float = 5e-4
     margin: float = 1.0
@@ -94,6 +96,9 @@ class Convexified:
 
     def exact(self, outer: Synthetic, params: PyTree) -> bilevel.Implicit:
         """The rule in closed form: one factor for the lower level and the adjoint."""
+        if set(split_head(self.model, params)[1]) != {"kernel", "bias"}:
+            cg = bilevel.linear.CG(200)
+            return bilevel.Implicit(NewtonStep(cg), cg)
         inverse = woodbury(self.model, params, outer.x, self.relative_ridge * len(outer.x))
         return bilevel.Implicit(NewtonStep(inverse), inverse)
 
@@ -123,7 +128,7 @@ class Convexified:
     def _linearised(self, params: PyTree, x: jax.Array, d: PyTree) -> tuple[jax.Array, jax.Array]:
         """Features at p0 and the outputs of the linearised network."""
         value, slope = jax.jvp(lambda p: logits(self.model, p, x), (params,), (d,))
-        return features(self.model, params, x), value + slope
+        return self.model.features(params, x), value + slope
 
     def _ridge(self, h: jax.Array) -> jax.Array:
         return jnp.asarray(self.relative_ridge * len(h), h.dtype)

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..components.models import Model
 from ..components.training import cross_entropy, logits
 from .augment import augment
-from .synthetic import ConvNet, Synthetic, features
+from .synthetic import Synthetic
 
 PyTree = Any
 
@@ -28,7 +29,7 @@ class GradientMatching:
         augmented: DSA: the same random augmentation on both sides.
     """
 
-    model: ConvNet
+    model: Model
     augmented: bool = False
 
     def __call__(
@@ -90,7 +91,7 @@ class DistributionMatching:
         augmented: the same random augmentation on both sides, as in the paper.
     """
 
-    model: ConvNet
+    model: Model
     augmented: bool = True
 
     def __call__(
@@ -101,7 +102,7 @@ class DistributionMatching:
 
         def mean(x: jax.Array, key: jax.Array) -> jax.Array:
             x = augment(key, x) if self.augmented else x
-            return jnp.mean(features(self.model, params, x), axis=0)
+            return jnp.mean(self.model.features(params, x), axis=0)
 
         def loss(outer: Synthetic) -> jax.Array:
             gap = jax.vmap(mean)(outer.by_class, keys) - jax.vmap(mean)(batch, keys)

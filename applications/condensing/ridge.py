@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .synthetic import ConvNet, Synthetic, centred, features, flattened
+from ..components.models import Model
+from .synthetic import Synthetic, centred, flattened
 
 PyTree = Any
 
@@ -98,7 +99,7 @@ class FeatureRegression:
         relative_ridge: see `ridge_predictions`.
     """
 
-    model: ConvNet
+    model: Model
     relative_ridge: float = 1e-3
 
     def __call__(
@@ -108,10 +109,10 @@ class FeatureRegression:
         del key
         real, labels = flattened(batch)
         target = centred(len(batch))[labels]
-        t = features(self.model, params, real)
+        t = self.model.features(params, real)
 
         def loss(outer: Synthetic) -> jax.Array:
-            s = features(self.model, params, outer.x)
+            s = self.model.features(params, outer.x)
             scores = ridge_predictions(s @ s.T, t @ s.T, outer.y, self.relative_ridge)
             squared = jnp.mean(jnp.sum((scores - target) ** 2, axis=1)) / 2
             return squared - jnp.mean(jnp.minimum(label_margin(outer.y), 1 / len(batch)))

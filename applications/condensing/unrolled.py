@@ -12,8 +12,9 @@ import optax
 
 import bilevel
 
+from ..components.models import Model
 from ..components.training import cross_entropy, logits
-from .synthetic import ConvNet, Synthetic, flattened
+from .synthetic import Synthetic, flattened
 
 PyTree = Any
 
@@ -47,7 +48,7 @@ class Unrolled:
         rate: of the lower level.
     """
 
-    model: ConvNet
+    model: Model
     num_steps: int = 40
     window: int = 40
     place: Literal["end", "random"] = "end"

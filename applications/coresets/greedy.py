@@ -5,12 +5,12 @@
 
 Source: Borsos, Mutny and Krause, "Coresets via Bilevel Optimization for Continual Learning and
 Streaming", NeurIPS 2020, section 3 and algorithm 1. Differs from the paper in that the
-hypergradient is exact and comes without a linear solve; that all points are scored at once, unless
-`num_candidates` is set; and that a point can be judged by what it gains in place of its derivative.
+hypergradient is exact and comes without a linear solve, and that all points are scored at once,
+unless `num_candidates` is set. `original.py` is the paper's algorithm.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,6 @@ import numpy as np
 
 from ..components.errors import InputError
 from .pool import check_size
-
-Rule = Literal["derivative", "gain"]
 
 
 class State(NamedTuple):
@@ -42,7 +40,19 @@ class State(NamedTuple):
 def start(
     kernel: jax.Array, targets: jax.Array, ridge: float, mass: jax.Array | None = None
 ) -> State:
-    """Nothing is chosen, and f is zero; without `mass` every point counts 1 / n."""
+    """Nothing is chosen, and f is zero.
+
+    Args:
+        kernel: `[n, n]` positive definite.
+        targets: `[n, C]`.
+        ridge: of the lower level; larger trusts each point less and prefers typical ones.
+        mass: `[n]` >= 0 with sum 1, how much each point counts in F; None for 1 / n.
+
+    Raises:
+        InputError: `ridge` is not a number > 0.
+    """
+    if not 0 < ridge < float("inf"):
+        raise InputError(f"`ridge` must be a number > 0, got {ridge}.")
     if mass is None:
         mass = jnp.full(len(targets), 1 / len(targets), kernel.dtype)
     return State(kernel / ridge, -targets, jnp.ones(len(targets), bool), mass)
@@ -62,13 +72,6 @@ def hypergradient(state: State) -> jax.Array:
     return -jnp.sum(adjoint * state.residual, axis=1)
 
 
-def gain(state: State) -> jax.Array:
-    """By how much F falls exactly when a point is added with weight 1, `[n]`."""
-    step = 1 / (1 + jnp.diag(state.posterior))
-    curvature = jnp.sum(state.residual**2, axis=1) * (state.mass @ state.posterior**2)
-    return -step * hypergradient(state) - step**2 * curvature / 2
-
-
 def add(state: State, point: jax.Array) -> State:
     """Choose one more point, with weight 1: a rank-one change of everything."""
     column, residual = state.posterior[:, point], state.residual[point]
@@ -81,30 +84,22 @@ def add(state: State, point: jax.Array) -> State:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("size", "rule", "num_candidates"))
+@functools.partial(jax.jit, static_argnames=("size", "num_candidates"))
 def _select(
-    kernel: jax.Array,
-    targets: jax.Array,
-    ridge: float,
-    key: jax.Array | None,
-    size: int,
-    rule: Rule,
-    num_candidates: int | None,
-    mass: jax.Array | None,
+    begin: State, key: jax.Array | None, size: int, num_candidates: int | None
 ) -> tuple[jax.Array, jax.Array]:
     def step(state: State, key: jax.Array | None) -> tuple[State, tuple[jax.Array, jax.Array]]:
-        score = gain(state) if rule == "gain" else -hypergradient(state)
         allowed = state.free
         if key is not None and num_candidates is not None:
-            order = jnp.where(state.free, jax.random.uniform(key, (len(targets),)), 2.0)
+            order = jnp.where(state.free, jax.random.uniform(key, state.free.shape), 2.0)
             allowed &= order <= jnp.sort(order)[num_candidates - 1]
-        point = jnp.argmax(jnp.where(allowed, score, -jnp.inf))
+        point = jnp.argmin(jnp.where(allowed, hypergradient(state), jnp.inf))
         state = add(state, point)
         return state, (point, outer_loss(state))
 
     # Without candidates there is nothing random, and the program compiles a quarter faster.
     keys = None if key is None else jax.random.split(key, size)
-    return jax.lax.scan(step, start(kernel, targets, ridge, mass), keys, length=size)[1]
+    return jax.lax.scan(step, begin, keys, length=size)[1]
 
 
 class Selection(NamedTuple):
@@ -120,47 +115,34 @@ class Selection(NamedTuple):
 
 
 def select(
-    kernel: jax.Array,
-    targets: jax.Array,
-    size: int,
-    ridge: float,
-    key: jax.Array | None = None,
-    rule: Rule = "derivative",
-    num_candidates: int | None = None,
-    mass: jax.Array | None = None,
+    begin: State, size: int, key: jax.Array | None = None, num_candidates: int | None = None
 ) -> Selection:
     """Choose points one by one, in one compiled call of `size * n * (n + C)` operations.
 
+    Each is the one with the most negative `dF/dw`.
+
     Args:
-        kernel: `[n, n]` positive definite.
-        targets: `[n, C]`.
+        begin: the problem: see `start`.
         size: points to choose, 1 to n.
-        ridge: of the lower level; larger trusts each point less and prefers typical ones.
         key: of the candidates; needed only with `num_candidates`.
-        rule: "derivative" adds the point with the most negative `dF/dw`, as the paper does; "gain"
-            the one that lowers F most by itself, which on Fashion-MNIST ends at a higher F: it is
-            the more short-sighted of the two.
-        num_candidates: score a random batch of so many free points in each step; None scores all,
-            which costs the same and chooses better.
-        mass: `[n]` >= 0 with sum 1, how much each point counts in F; None for 1 / n.
+        num_candidates: score a random batch of this many free points in each step; None scores
+            all, which costs the same and chooses better.
 
     Raises:
         InputError: `size` is larger than the pool, a setting is out of its range, or the selection
             left the finite numbers.
     """
-    check_size(size, len(targets))
-    if not 0 < ridge < float("inf"):
-        raise InputError(f"`ridge` must be a number > 0, got {ridge}.")
+    check_size(size, len(begin.free))
     if num_candidates is not None and num_candidates < 1:
         raise InputError(f"`num_candidates` must be an integer >= 1, got {num_candidates}.")
     if num_candidates is not None and key is None:
         raise InputError("`num_candidates` draws candidates at random, and needs a `key`.")
-    if num_candidates is None or num_candidates >= len(targets):
+    if num_candidates is None or num_candidates >= len(begin.free):
         num_candidates = key = None
-    points, values = _select(kernel, targets, ridge, key, size, rule, num_candidates, mass)
+    points, values = _select(begin, key, size, num_candidates)
     if not np.isfinite(values).all():
         raise InputError(
             "The greedy selection left the finite numbers: `kernel` is not positive definite, or"
-            f" `ridge` is too small for float32, got {ridge:g}."
+            " `ridge` is too small for float32."
         )
     return Selection(np.asarray(points, np.int32), np.asarray(values))

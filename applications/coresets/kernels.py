@@ -1,21 +1,16 @@
 """Kernel matrices that stand in for a network, and features whose inner products they are."""
 
 import functools
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..components.errors import InputError
+from ..components.geometry import squared_distances
 from ..components.training import initialise, logits
-
-
-def squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[n, m]` squared Euclidean distances between the rows of `a[n, d]` and of `b[m, d]`."""
-    squares = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None, :]
-    return jnp.maximum(squares - 2 * a @ b.T, 0.0)
 
 
 def median_bandwidth(x: np.ndarray, count: int = 500) -> float:
@@ -50,7 +45,7 @@ def rbf(a: jax.Array, b: jax.Array, bandwidth: float | jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def tangent_kernel(model: nn.Module, x: jax.Array, key: jax.Array, chunk: int = 100) -> jax.Array:
+def tangent_kernel(model: Any, x: jax.Array, key: jax.Array, chunk: int = 100) -> jax.Array:
     """The neural tangent kernel of a finite network at its initialisation, `[n, n]`, diagonal 1.
 
     Inner products of the gradients of the sum of logits (the pseudo-NTK of Mohamadi, Bae and
@@ -58,8 +53,8 @@ def tangent_kernel(model: nn.Module, x: jax.Array, key: jax.Array, chunk: int = 
     unit diagonal, so that a ridge means the same as for `rbf`.
 
     Args:
-        model: from images to logits; its number of parameters times `chunk` numbers are in memory.
-        x: `[n, height, width, channels]`.
+        model: its number of parameters times `chunk` numbers are in memory.
+        x: `[n, ...]`.
         key: of the initialisation.
         chunk: points whose gradients are in memory together; larger is faster.
     """
@@ -67,7 +62,7 @@ def tangent_kernel(model: nn.Module, x: jax.Array, key: jax.Array, chunk: int = 
 
     def gradient(image: jax.Array) -> jax.Array:
         total = lambda params: jnp.sum(logits(model, params, image[None]))
-        return ravel_pytree(jax.grad(total)(params))[0]
+        return ravel_pytree(jax.grad(total)(params)["params"])[0]
 
     # Blocks of columns; a block's gradients are computed again for each block of rows.
     blocks = -(-x.shape[0] // chunk)

@@ -10,26 +10,21 @@ learn from clean data.
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 import bilevel
 
-from ..components.errors import InputError
+from ..components.errors import check_numbers
 from ..components.points import Points
 from ..components.training import cross_entropy, logits
 
 
 def check_settings(settings: Any) -> None:
-    """Raise an InputError unless every setting is in its range."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"`{field.name}` must be an integer >= 1, got {value}.")
-        if isinstance(value, float) and not 0 < value < float("inf"):
-            raise InputError(f"`{field.name}` must be a number > 0, got {value}.")
+    """Raise an InputError unless every setting that is a number is above 0."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    check_numbers(settings, *(k for k, v in values.items() if isinstance(v, int | float)))
 
 
 class Seen(NamedTuple):
@@ -51,11 +46,11 @@ class Weighted:
     """The two levels on a network.
 
     Attributes:
-        model: from images to logits.
+        model: from points to logits.
         decay: of all parameters; keeps the lower level from fitting few points without bound.
     """
 
-    model: nn.Module
+    model: Any
     decay: float = 1e-2
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class Memory(NamedTuple):
 
 
 NUM_SLOTS = 10
+RIDGE = 0.1  # of the proxy
 Policy = Callable[[Pool, Memory, int, int, np.random.Generator], Memory]
 
 
@@ -83,7 +84,6 @@ def coreset(
     first: int,
     last: int,
     rng: np.random.Generator,
-    ridge: float = 0.1,
 ) -> Memory:
     """Merge and reduce: the greedy kernel coreset of the memory and what has arrived.
 
@@ -92,14 +92,13 @@ def coreset(
 
     Args:
         mass: how much points count in the outer loss. "equal" counts those in memory and new ones
-            alike; "seen" lets the memory stand for all points before; "balanced" gives each class
-            the same mass, whatever came more often.
+            alike; "seen" lets the memory stand for all points before, as the paper's slot does;
+            "balanced" gives each class the same mass, whatever came more often.
         stream: all of it; only rows in memory and new ones are looked at.
         memory: before.
         first: first new row.
         last: one past the last new row.
         rng: unused; this policy is deterministic.
-        ridge: of the proxy.
     """
     del rng
     rows = np.concatenate([memory.rows, np.arange(first, last)]).astype(int)
@@ -110,8 +109,7 @@ def coreset(
         share[: len(memory.rows)] = first / max(len(memory.rows), 1)
     elif mass == "balanced":
         share = 1 / np.bincount(stream.y[rows], minlength=stream.num_classes)[stream.y[rows]]
-    reference = stream.flat[: memory.size]
-    return memory._replace(rows=_reduce(stream, rows, share, memory.size, reference, ridge))
+    return memory._replace(rows=_reduce(stream, rows, share, memory.size))
 
 
 def merge_reduce(
@@ -121,24 +119,21 @@ def merge_reduce(
     first: int,
     last: int,
     rng: np.random.Generator,
-    ridge: float = 0.1,
 ) -> Memory:
     """Merge and reduce in slots: a chunk becomes a coreset that is touched again only when merged.
 
     A point of the stream is chosen from at most `log2(chunks) + 1` times, where the policies above
     choose again with each chunk. Once there is a slot too many, the earliest neighbours that stand
     for equally many chunks become one, which stands for both; where there are none, the last two.
-
-    (Borsos, Mutny and Krause, NeurIPS 2020, section 4; their stream has 10 slots.)
+    (Borsos, Mutny and Krause, section 4; their even streams have 10 slots.)
 
     Args:
-        num_slots: parts of the memory.
-        stream: all of it; only rows in memory and new ones are looked at.
+        num_slots: parts of the memory; the other arguments are those of `coreset`.
+        stream: all of it.
         memory: before.
         first: first new row.
         last: one past the last new row.
-        rng: unused; this policy is deterministic.
-        ridge: of the proxy.
+        rng: unused.
 
     Raises:
         InputError: the memory has no point for each slot, or a chunk none for each of a slot.
@@ -148,39 +143,27 @@ def merge_reduce(
         raise InputError(
             f"`memory` must hold a point for each of {num_slots} slots, got {memory.size}."
         )
-    size, reference = memory.size // num_slots, stream.flat[: memory.size]
-    chunk = np.arange(first, last)
+    size, chunk = memory.size // num_slots, np.arange(first, last)
     parts = [memory.rows[i * size : (i + 1) * size] for i in range(len(memory.slots))]
-    parts.append(_reduce(stream, chunk, np.ones(len(chunk)), size, reference, ridge))
+    parts.append(_reduce(stream, chunk, np.ones(len(chunk)), size))
     slots = [*memory.slots, 1]
     if len(slots) > num_slots:
         equal = (i for i in range(num_slots) if slots[i] == slots[i + 1])
         place = next(equal, num_slots - 1)
         pair = slice(place, place + 2)
         rows, share = np.concatenate(parts[pair]), np.repeat(slots[pair], size)
-        parts[pair] = [_reduce(stream, rows, share, size, reference, ridge)]
+        parts[pair] = [_reduce(stream, rows, share, size)]
         slots[pair] = [sum(slots[pair])]
     return memory._replace(rows=np.concatenate(parts), slots=tuple(slots))
 
 
-def _reduce(
-    stream: Pool,
-    rows: np.ndarray,
-    share: np.ndarray,
-    size: int,
-    reference: np.ndarray,
-    ridge: float,
-) -> np.ndarray:
-    """Those of `rows` that are their coreset; the bandwidth is that of the reference points."""
+def _reduce(stream: Pool, rows: np.ndarray, share: np.ndarray, size: int) -> np.ndarray:
+    """Those of `rows` that are their coreset, each counting its share."""
     flat = stream.flat[rows]
-    chosen = greedy.select(
-        rbf(flat, flat, 0.5 * median_bandwidth(reference)),
-        jnp.asarray(one_hot(stream.y[rows], stream.num_classes)),
-        size,
-        ridge,
-        mass=jnp.asarray(share / share.sum(), jnp.float32),
-    )
-    return rows[chosen.rows]
+    kernel = rbf(flat, flat, 0.5 * median_bandwidth(flat))
+    targets = jnp.asarray(one_hot(stream.y[rows], stream.num_classes))
+    mass = jnp.asarray(share / share.sum(), jnp.float32)
+    return rows[greedy.select(greedy.start(kernel, targets, RIDGE, mass), size).rows]
 
 
 POLICIES: dict[str, Policy] = {
@@ -193,7 +176,9 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def imbalanced_stream(pool: Pool, usual: int, last: int, rng: np.random.Generator) -> Pool:
+def imbalanced_stream(
+    pool: Pool, usual: int, last: int, rng: np.random.Generator
+) -> tuple[Pool, np.ndarray]:
     """Pairs of classes one after the other, `usual` points each and `last` of the last pair.
 
     Args:
@@ -201,6 +186,9 @@ def imbalanced_stream(pool: Pool, usual: int, last: int, rng: np.random.Generato
         usual: points of each pair but the last.
         last: points of the last pair.
         rng: of the choice and the order within a pair.
+
+    Returns:
+        The stream, and its rows in the pool.
 
     Raises:
         InputError: the pool has too few points of a pair.
@@ -216,4 +204,4 @@ def imbalanced_stream(pool: Pool, usual: int, last: int, rng: np.random.Generato
             )
         rows.append(rng.permutation(members)[:wanted])
     order = np.concatenate(rows)
-    return Pool(pool.x[order], pool.y[order], pool.num_classes)
+    return Pool(pool.x[order], pool.y[order], pool.num_classes), order

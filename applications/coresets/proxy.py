@@ -9,7 +9,7 @@ Strongly convex below, so that the implicit gradient is well defined for any los
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ import optax
 import bilevel
 
 from .kernels import span_features
-from .pool import Coreset, check_size
 
 Loss = Literal["squared", "cross_entropy"]
 
@@ -72,148 +71,69 @@ class Proxy:
         fit = jnp.vdot(w, losses(self.loss, data.phi @ b, data.target))
         return fit + self.ridge / 2 * jnp.sum(b * b)
 
-    def closed_form(self) -> bilevel.Solver:
-        """The exact solver of squared loss; its derivative is the closed form."""
-        return RidgeSolver(self.ridge)
-
     def implicit(
         self, num_steps: int = 50, max_steps: int = 100, tolerance: float = 1e-6
     ) -> bilevel.Implicit:
         """The library's rule: the exact solver, or L-BFGS, and conjugate gradients."""
-        cg = bilevel.linear.CG(max_steps, tolerance)
-        if self.loss == "squared":
-            return bilevel.Implicit(self.closed_form(), cg)
-        return bilevel.Implicit(bilevel.Minimize(optax.lbfgs(), num_steps), cg)
+        exact = RidgeSolver(self.ridge)
+        solver = exact if self.loss == "squared" else bilevel.Minimize(optax.lbfgs(), num_steps)
+        return bilevel.Implicit(solver, bilevel.linear.CG(max_steps, tolerance))
 
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSolver:
-    """Exact minimiser of G for squared loss: one factorisation of a `[d, d]` matrix.
+    """Exact minimiser of G for squared loss; differentiating it is the closed form.
 
-    Its first derivative, by implicit differentiation, uses the same factor again.
-
-    Attributes:
-        ridge: of G.
+    The derivative of a linear solve uses its factor again, so nothing need be derived by hand.
     """
 
     ridge: float
 
-    def __call__(self, loss: Any, outer: jax.Array, init: jax.Array, data: Data) -> jax.Array:
-        """The minimiser at weights `outer`; differentiable, which gives the closed form."""
+    def __call__(self, loss: Any, outer: jax.Array, init: Any, data: Data) -> jax.Array:
+        """The minimiser `[d, C]` at weights `outer`."""
         del loss, init
-        return _solve(self.ridge, outer, data)
+        weighted = outer[:, None] * data.phi
+        eye = jnp.eye(data.phi.shape[1], dtype=data.phi.dtype)
+        return jnp.linalg.solve(data.phi.T @ weighted + self.ridge * eye, weighted.T @ data.target)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solve(ridge: float, w: jax.Array, data: Data) -> jax.Array:
-    return _solve_forward(ridge, w, data)[0]
-
-
-def _solve_forward(ridge: float, w: jax.Array, data: Data) -> tuple[jax.Array, Any]:
-    weighted = w[:, None] * data.phi
-    eye = jnp.eye(data.phi.shape[1], dtype=data.phi.dtype)
-    factor = jnp.linalg.cholesky(data.phi.T @ weighted + ridge * eye, symmetrize_input=False)
-    b = _solve_factored(factor, weighted.T @ data.target)
-    return b, (factor, w, data, b)
-
-
-def _solve_backward(ridge: float, residuals: Any, cotangent: jax.Array) -> Any:
-    """By the same factor, where autodiff would go through that of the factorisation.
-
-    With `A v = cotangent`, it is `-(d/d(w, data)) <v, grad_b G>`.
-    """
-    factor, w, data, b = residuals
-    v = _solve_factored(factor, cotangent)
-
-    def along(w: jax.Array, data: Data) -> jax.Array:
-        return -jnp.vdot(w, jnp.sum((data.phi @ v) * (data.phi @ b - data.target), axis=1))
-
-    return jax.grad(along, argnums=(0, 1))(w, data)
-
-
-def _solve_factored(factor: jax.Array, rhs: jax.Array) -> jax.Array:
-    return cast(jax.Array, jax.scipy.linalg.cho_solve((factor, True), rhs))
-
-
-_solve.defvjp(_solve_forward, _solve_backward)
-
-
+@functools.partial(jax.jit, static_argnames=("proxy", "solver", "num_steps"))
 def optimise(
-    proxy: Proxy,
-    solver: bilevel.Solver,
-    kernel: np.ndarray | jax.Array,
-    targets: np.ndarray | jax.Array,
-    rows: np.ndarray | jax.Array,
-    rate: float,
-    num_steps: int,
+    proxy: Proxy, solver: bilevel.Solver, batch: bilevel.Batch, step_size: float, num_steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Weights of a given coreset by Adam with projection; returns them and F at each step.
+    """Weights that let the proxy serve the whole pool best, by Adam with projection.
 
     Args:
         proxy: the two levels.
         solver: of the lower level, with its gradient rule.
-        kernel: `[n, n]`.
-        targets: `[n, C]`.
-        rows: `[m]` the chosen points; all weights start at 1.
-        rate: step size of Adam.
-        num_steps: outer steps.
+        batch: see `batch_of`.
+        step_size: falls to 0 by a cosine; a few times 1 / `num_steps` lets weights reach zero.
+        num_steps: outer steps; all weights start at 1.
+
+    Returns:
+        The weights `[m]`, and F at each step.
     """
-    whole = span_features(kernel, rows), np.asarray(targets)
-    chosen = tuple(array[np.asarray(rows)] for array in whole)
-    batch = bilevel.Batch(Data(*jax.device_put(chosen)), Data(*jax.device_put(whole)))
-    return _optimise(proxy, solver, batch, rate, num_steps)
-
-
-@functools.partial(jax.jit, static_argnames=("proxy", "solver", "num_steps"))
-def _optimise(
-    proxy: Proxy, solver: bilevel.Solver, batch: bilevel.Batch, rate: float, num_steps: int
-) -> tuple[jax.Array, jax.Array]:
     algorithm = bilevel.DoubleLoop(
         proxy.problem,
         solver,
-        optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
+        optax.adam(optax.cosine_decay_schedule(step_size, num_steps)),
         projection=bilevel.projections.NonNegative(),
     )
     phi, target = batch.inner
-    state = algorithm.init(
-        jnp.ones(len(phi), phi.dtype), jnp.zeros((phi.shape[1], target.shape[1]))
-    )
+    inner = jnp.zeros((phi.shape[1], target.shape[1]))
+    state = algorithm.init(jnp.ones(len(phi), phi.dtype), inner)
     state, infos = bilevel.run(algorithm, state, batch, num_steps)
     return state.outer, infos.value
 
 
-def learn_weights(
-    proxy: Proxy,
-    kernel: jax.Array,
-    targets: jax.Array,
-    rows: np.ndarray,
-    weight_rate: float = 0.05,
-    num_steps: int = 100,
-    solver: bilevel.Solver | None = None,
-) -> Coreset:
-    """Give a coreset the weights that let its proxy serve the whole pool best.
+def batch_of(kernel: Any, targets: Any, rows: np.ndarray | jax.Array) -> bilevel.Batch:
+    """The chosen rows below and the whole pool above, in features that the rows span.
 
     Args:
-        proxy: the two levels.
-        kernel: `[n, n]` positive definite.
-        targets: `[n, C]` centred one-hot rows.
-        rows: `[m]` the chosen points.
-        weight_rate: step size; a few times 1 / `num_steps` lets weights reach zero.
-        num_steps: outer steps.
-        solver: of the lower level; None for the closed form of squared loss and for `Implicit` with
-            CG otherwise.
-
-    Raises:
-        InputError: all weights collapsed to zero, or left the finite numbers.
+        kernel: `[n, n]`.
+        targets: `[n, C]`.
+        rows: `[m]`.
     """
-    check_size(len(rows), len(targets))
-    if solver is None:
-        solver = _default_solver(proxy)
-    weights, _ = optimise(proxy, solver, kernel, targets, rows, weight_rate, num_steps)
-    return Coreset.weighted(rows, weights)
-
-
-@functools.cache
-def _default_solver(proxy: Proxy) -> bilevel.Solver:
-    """Kept, since a new solver would compile everything again."""
-    return proxy.closed_form() if proxy.loss == "squared" else proxy.implicit()
+    whole = span_features(kernel, rows), np.asarray(targets)
+    chosen = tuple(array[np.asarray(rows)] for array in whole)
+    return bilevel.Batch(Data(*jax.device_put(chosen)), Data(*jax.device_put(whole)))

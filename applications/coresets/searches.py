@@ -228,14 +228,14 @@ def principal_components(flat: np.ndarray, count: int = 64) -> np.ndarray:
     return (leading / length.clip(1e-6)).astype(np.float32)
 
 
-def select(search: Search, pool: Pool, size: int, seed: int) -> Coreset:
+def select(search: Search, pool: Pool, size: int, key: jax.Array) -> Coreset:
     """The points with the largest weights or probabilities, which then all count the same.
 
     Args:
         search: which, with its settings.
         pool: to choose from.
         size: points to choose.
-        seed: of everything random.
+        key: of everything random.
 
     Raises:
         InputError: `size` is larger than the pool.
@@ -243,10 +243,10 @@ def select(search: Search, pool: Pool, size: int, seed: int) -> Coreset:
     """
     check_size(size, len(pool.y))
     points = Points(jnp.asarray(principal_components(pool.flat)), jnp.asarray(pool.y))
-    weights = np.asarray(find(search, points, size, jax.random.key(seed)).weights)
+    weights = np.asarray(find(search, points, size, key).weights)
     if not np.isfinite(weights).all():
         raise NonFiniteError(
             f"{type(search).__name__} left the finite numbers: lower `inner_rate`, which is"
             f" {search.inner_rate}, or `rate`, which is {search.rate}."
         )
-    return Coreset.unweighted(np.argsort(-weights, kind="stable")[:size])
+    return Coreset.of(np.argsort(-weights, kind="stable")[:size])

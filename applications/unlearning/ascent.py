@@ -20,7 +20,7 @@ PyTree = Any
 class GradientAscent:
     """Climb on the loss of the forget set, and look at nothing else.
 
-    The dearest mistake is a rate too high: nothing holds the rest of the model in place.
+    Take care with the rate: nothing holds the rest of the model in place.
     (Graves, Nagisetty and Ganesh, AAAI 2021; Thudi et al., EuroS&P 2022.)
 
     Attributes:
@@ -92,7 +92,8 @@ class SCRUB:
     The teacher is the original model. In each of the first `num_max` epochs the student first
     climbs on `KL(teacher || student)` over the forget set; every epoch then descends on
     `loss_weight * l + divergence_weight * KL` over the points to retain.
-    (Kurmanji et al., NeurIPS 2023, algorithm 1.) Differs from the released code in that the rate
+    (Kurmanji et al., NeurIPS 2023, algorithm 1; Fan et al., ECCV 2024, only climb in the first
+    epochs and only descend in the later ones.) Differs from the released code in that the rate
     follows the recipe's schedule, and that batches of both sets are of one size, for which rows of
     a small forget set come up more than once in an epoch's last batch.
 
@@ -155,7 +156,7 @@ def divergence(teacher: jax.Array, student: jax.Array, temperature: float = 1.0)
 
     Args:
         teacher: logits `[n, num_classes]`.
-        student: likewise.
+        student: the same shape.
         temperature: what the logits are divided by; larger looks more at the unlikely classes.
 
     Returns:

@@ -12,7 +12,7 @@ def epochs(key: jax.Array, index: jax.Array, recipe: Recipe) -> jax.Array:
 
 
 def cycled(key: jax.Array, index: jax.Array, num_steps: int, batch_size: int) -> jax.Array:
-    """So many batches from `index`, `[num_steps, batch_size]`.
+    """Batches from `index`, `[num_steps, batch_size]`.
 
     The rows are those of one permutation after the other, so that each row comes up equally often,
     give or take one, whatever the sizes; a batch larger than the set holds rows twice.

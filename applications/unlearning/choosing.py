@@ -1,23 +1,43 @@
 """Forget sets by name: at random, by the bi-level search, or by a score that needs no search."""
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..components.frame import named_key
 from ..components.training import initialise
-from ..components.work import Run
-from .methods import Task
+from .bench import Bench
+from .recipes import ForgetSetRecipe
 from .scores import SCORES
-from .searching import Found, search
-from .selection import Search, largest, random_sets
+from .searching import Begin, Found, search
+from .selection import (
+    Search,
+    largest,
+    largest_of_each_class,
+    random_sets,
+    random_sets_like,
+    share_of_each_class,
+)
 
 SEARCHED = {"worst_case": 1.0, "easiest": -1.0}
 """The two ends of one search, each with the sign of its scores."""
-SETS = ("random", *SEARCHED, *SCORES, "highest_loss")
+SETS = ("random", "class_matched", *SEARCHED, "worst_by_class", *SCORES, "highest_loss")
+
+
+class Choice(NamedTuple):
+    """How sets are chosen.
+
+    Attributes:
+        recipe: of the search: its steps, start and lower level.
+        search: its other settings; `num_forget` is the size of every set.
+        draws: random sets of a kind; every other name has one.
+    """
+
+    recipe: ForgetSetRecipe
+    search: Search
+    draws: int
 
 
 class Chosen(NamedTuple):
@@ -25,101 +45,96 @@ class Chosen(NamedTuple):
 
     Attributes:
         sets: by name, `[draws, m]` rows, hardest to forget first (`easiest`: easiest first).
-        found: scores and course of the search, or None where no set needed it.
+        searches: scores and course of each search that they needed, by name.
     """
 
     sets: dict[str, np.ndarray]
-    found: Found | None
+    searches: dict[str, Found]
 
 
 def choose(
-    task: Task,
-    names: Collection[str],
-    num_forget: int,
-    draws: int,
-    found: Found | None,
-    key: jax.Array,
-    run: Run,
-    place: str,
+    bench: Bench, choice: Choice, names: Collection[str], found: Found | None = None
 ) -> Chosen:
-    """Each named set.
+    """Each named set, in the order of `SETS`.
 
     A score's set holds its smallest values, the points that were easiest to learn.
 
     Args:
-        task: the trained model and its points.
+        bench: the seed; its task holds the trained model.
+        choice: how.
         names: some of `SETS`.
-        num_forget: points in each set.
-        draws: random sets; every other name has one.
-        found: what the search found, for the sets that come from it.
-        key: of everything random; that of a set comes from its name.
-        run: keeps the scores.
-        place: of the scores among the pieces, such as `seed0`.
+        found: of the search, where it was made already.
     """
-    sets = {}
+    labels, size = np.asarray(bench.task.points.y), choice.search.num_forget
+    sets: dict[str, np.ndarray] = {}
+    searches: dict[str, Found] = {}
+    if found is not None or not {"class_matched", *SEARCHED}.isdisjoint(names):
+        searches["worst_case"] = found or searched([bench], choice)[0]
     for name in (name for name in SETS if name in names):
-        own_key = named_key(key, name)
+        key = bench.key("sets", name)
         if name == "random":
-            sets[name] = random_sets(own_key, len(task.points.y), num_forget, draws)
+            sets[name] = random_sets(key, len(labels), size, choice.draws)
+        elif name == "class_matched":
+            worst = largest(searches["worst_case"].scores, size)
+            sets[name] = random_sets_like(key, labels, worst, choice.draws)
+        elif name == "worst_by_class":
+            quotas = share_of_each_class(labels, size, bench.task.model.num_classes)
+            own = choice._replace(search=dataclasses.replace(choice.search, quotas=quotas))
+            searches[name] = searched([bench], own, f"search {name}")[0]
+            sets[name] = largest_of_each_class(searches[name].scores, labels, quotas)[None]
         elif name in SEARCHED:
-            assert found is not None
-            sets[name] = largest(SEARCHED[name] * found.scores, num_forget)[None]
+            sets[name] = largest(SEARCHED[name] * searches["worst_case"].scores, size)[None]
         else:
-            score, sign = ("lowest_loss", 1) if name == "highest_loss" else (name, -1)
-
-            def make(score: str = score, key: jax.Array = own_key) -> dict[str, Any]:
-                return {"scores": SCORES[score](task, key)}
-
-            scores = run.keep(f"{place}/{score}", make)["scores"]
-            sets[name] = largest(sign * scores, num_forget)[None]
-    return Chosen(sets, found)
+            sets[name] = _by_score(bench, name, size)[None]
+    return Chosen(sets, searches)
 
 
-def start_of(task: Task, lower: str, key: jax.Array) -> Any:
-    """Where the lower level of a search starts: the original model, or fresh variables."""
-    if lower == "finetune":
-        return task.original
-    return initialise(task.model, task.points.x, named_key(key, "fresh"))
+def _by_score(bench: Bench, name: str, size: int) -> np.ndarray:
+    score, sign = ("lowest_loss", 1) if name == "highest_loss" else (name, -1)
+    make = lambda: {"scores": SCORES[score](bench.task, bench.key("sets", name))}
+    return largest(sign * bench.keep(score, make)["scores"], size)
 
 
-def searched(
-    task: Task,
-    setting: Search,
-    num_steps: int,
-    lower: str,
-    start: jax.Array | None,
-    key: jax.Array,
-    run: Run,
-    place: str,
-) -> Found:
-    """The search of one seed; read back if it is there, resumed if it was begun.
+def start_set(bench: Bench, size: int) -> np.ndarray:
+    """The random set that a search of this seed starts from where its start is random: `[size]`."""
+    return random_sets(bench.key("start"), len(bench.task.points.y), size, draws=1)[0]
+
+
+def searched(benches: Sequence[Bench], choice: Choice, name: str = "search") -> list[Found]:
+    """The search of each seed, all in one program; read back if it is there, else resumed.
 
     Args:
-        task: the trained model and its points.
-        setting: of the search.
-        num_steps: outer steps.
-        lower: "finetune" or "retrain", see `start_of`.
-        start: first weights; None for equal ones.
-        key: of the search.
-        run: keeps it.
-        place: of it among the pieces, such as `seed0`.
+        benches: the seeds.
+        choice: how.
+        name: of the search among the pieces of a seed, and of its key.
     """
+    setting, recipe, first = choice.search, choice.recipe, benches[0]
+    task = first.task
+    size = task.model.num_classes if setting.unit == "class" else len(task.points.y)
 
-    def make() -> dict[str, np.ndarray]:
-        num_points = len(task.points.y)
-        weights = jnp.full(num_points, setting.num_forget / num_points, jnp.float32)
-        init = start_of(task, lower, key)
-        with run.checkpoints(f"{place}/searching") as folder:
-            found = search(
-                setting,
-                task.points,
-                init,
-                weights if start is None else start,
-                num_steps,
-                named_key(key, "order"),
-                on_step=lambda: run.tick(f"{place}: searching the worst-case set"),
-                folder=folder,
-            )
-        return found._asdict()
+    def begin(bench: Bench) -> Begin:
+        weights = jnp.full(size, setting.num_forget / size, jnp.float32)
+        if recipe.start == "random" and setting.unit == "point":
+            weights = jnp.zeros_like(weights).at[start_set(bench, setting.num_forget)].set(1.0)
+        init = bench.task.original
+        if recipe.lower == "retrain":
+            init = initialise(task.model, task.points.x, bench.key("search", "fresh"))
+        return Begin(init, weights, bench.key("search", "order"))
 
-    return Found(**run.keep(f"{place}/search", make))
+    place = f"{first.place}/{name}"
+    if len(benches) > 1:
+        place = f"{name} {'-'.join(str(bench.seed) for bench in benches)}"
+
+    def on_step() -> None:
+        for bench in benches:
+            bench.tick("searching the worst-case set")
+
+    def make() -> dict[str, Any]:
+        with first.page.checkpoints(f"{place} begun") as folder:
+            begins = [begin(bench) for bench in benches]
+            args = setting, task.points, begins, recipe.outer_steps, on_step, folder
+            found = search(*args)
+        return {field: np.stack([getattr(one, field) for one in found]) for field in Found._fields}
+
+    kept = first.page.keep(place, make)
+    return [Found(*arrays) for arrays in zip(*(kept[n] for n in Found._fields), strict=True)]

@@ -1,22 +1,26 @@
-"""U-LiRA: can an attacker tell, point by point, an unlearned model from one that never saw it?
+"""Attacks point by point, with shadow models: U-LiRA, and RMIA.
 
-Source: Hayes, Shumailov, Triantafillou, Khalifa and Papernot, "Inexact Unlearning Needs More
-Careful Evaluations to Avoid a False Sense of Privacy", SaTML 2025, after Carlini et al., IEEE S&P
-2022. Differs from the paper in that all models share one forget set, the one in question, where
-the paper draws a set for each; and that variances are pooled over points, as Carlini et al.
-advise for few models.
+U-LiRA asks whether an attacker can tell an unlearned model from one that never saw the points
+(Hayes, Shumailov, Triantafillou, Khalifa and Papernot, "Inexact Unlearning Needs More Careful
+Evaluations to Avoid a False Sense of Privacy", SaTML 2025, after Carlini et al., IEEE S&P 2022).
+Differs from the paper in that all models share one forget set, the one in question, where the paper
+draws a set for each; and that variances are pooled over points, as Carlini et al. advise for few
+models. RMIA asks whether a model knows the points better than points that nobody saw, each measured
+against models that saw neither: `components.attacks.relative_membership`.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
-from ..components.attacks import attack_accuracy, confidence
-from ..components.files import recompute
-from ..components.frame import named_key
+from ..components.attacks import attack_accuracy, confidence, relative_membership
+from ..components.points import Points
 from ..components.training import predict
+from .bench import Bench
 from .methods import Method, Task
 
 PyTree = Any
@@ -29,51 +33,66 @@ def originals(task: Task, keys: jax.Array) -> PyTree:
 
 
 @jax.jit
-def population(method: Method, task: Task, originals: PyTree, keys: jax.Array) -> jax.Array:
-    """Confidence in each forgotten point of each unlearned model: `[K, m]`.
+def population(
+    method: Method, task: Task, originals: PyTree, judged: Points, keys: jax.Array
+) -> jax.Array:
+    """Confidence of each unlearned model in the forgotten and then the judged points: `[K, m + n]`.
 
     Args:
         method: unlearns each model; `Retrain` gives models that never saw the set.
         task: its `original` is replaced by each model in turn.
         originals: K models, from `originals`.
+        judged: n points that no model saw.
         keys: `[K]`, one for each.
     """
+    asked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.points.at(task.forget), judged)
 
     def one(original: PyTree, key: jax.Array) -> jax.Array:
         variables = method(task.replace(original=original), key)
-        logits = predict(task.model, variables, task.points.x[task.forget])
-        return confidence(logits, task.points.y[task.forget])
+        return confidence(predict(task.model, variables, asked.x), asked.y)
 
     return jax.vmap(one)(originals, keys)
 
 
 def attack_all(
-    task: Task,
-    methods: Mapping[str, Method],
-    models: Callable[[], PyTree],
-    num_models: int,
-    key: jax.Array,
-    keep: Callable[[str, Callable[[], Any]], dict[str, np.ndarray]] = recompute,
-) -> dict[str, float]:
-    """The accuracy of the attack on every method, in percent.
+    bench: Bench, name: str, methods: Mapping[str, Method], models: Callable[[], PyTree], count: int
+) -> dict[str, dict[str, float]]:
+    """What both attacks say of every method, in percent: `lira` and `rmia`.
 
     Args:
-        task: what is to be forgotten, from `Task.forgetting`.
+        bench: its task is that of forgetting one set, from `Task.forgetting`.
+        name: of the set.
         methods: by name, `Retrain` among them: the models that never saw the set come from it,
-            and it is itself attacked with other keys, which shows the noise of the number.
+            and it is itself attacked with other keys, which shows the noise of the numbers.
         models: gives K models that were trained on all points, from `originals`; not called where
-            `keep` knows all that is asked for.
-        num_models: K, 3 or more. With few, the number is noisy where points rise and fall together.
-        key: of all trainings; independent of the models' own.
-        keep: `(name, make) -> arrays`, where to look for a method's answers before it is run.
+            all that is asked for is kept.
+        count: K, 3 or more. With few, the numbers are noisy where points rise and fall together.
     """
 
-    def answers(name: str, method: Method) -> np.ndarray:
-        def make() -> dict[str, np.ndarray]:
-            keys = jax.random.split(named_key(key, name), num_models)
-            return {"confidence": np.asarray(population(method, task, models(), keys))}
+    def answers(who: str, method: Method) -> np.ndarray:
+        def make() -> dict[str, jax.Array]:
+            keys = jax.random.split(bench.key("methods", name, "shadows", who), count)
+            return {"confidence": population(method, bench.task, models(), bench.judged, keys)}
 
-        return keep(name, make)["confidence"]
+        return bench.keep(f"{name}/shadows/{who}", make)["confidence"].astype(np.float64)
 
+    size = len(bench.task.forget)
     never_saw = answers("never saw", methods["Retrain"])
-    return {name: attack_accuracy(answers(name, own), never_saw) for name, own in methods.items()}
+    return {
+        who: {
+            "lira": attack_accuracy(own[:, :size], never_saw[:, :size]),
+            "rmia": _relative(own, never_saw, size),
+        }
+        for who, own in ((who, answers(who, method)) for who, method in methods.items())
+    }
+
+
+def _relative(own: np.ndarray, never_saw: np.ndarray, size: int) -> float:
+    """RMIA of each unlearned model, on average; half of the judged points are its population."""
+    prob, references = (scipy.special.expit(a) for a in (own, never_saw))
+    scores = []
+    for one in prob:
+        both = np.vstack([one, references])
+        parts = both[:, :size], both[:, size::2], both[:, size + 1 :: 2]
+        scores.append(relative_membership(*parts))
+    return float(np.mean(scores))

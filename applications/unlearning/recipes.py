@@ -1,6 +1,7 @@
 """Numbers of the unlearning pages for each data set, and defaults for data that nobody tuned."""
 
 import dataclasses
+from typing import Any
 
 from ..components.data import Dataset
 from ..components.models import Model
@@ -11,7 +12,7 @@ from .selection import Search
 
 @dataclasses.dataclass(frozen=True)
 class ForgetSetRecipe:
-    """All that depends on the data set; `applications.forget_set.Config` explains each."""
+    """All that depends on the data set; `settings.Config` explains each."""
 
     model: str
     epochs: int
@@ -25,6 +26,10 @@ class ForgetSetRecipe:
     outer_rate: float = 10.0
     random_draws: int = 1
     augment: bool = False
+    lower: str = "finetune"
+    start: str = "uniform"
+    gamma: float = 1e-4
+    ascent: float = 0.0
 
     def task(self, model: Model, dataset: Dataset) -> Task:
         """How to train and to unlearn, for all points and no forget set yet."""
@@ -37,19 +42,11 @@ class ForgetSetRecipe:
         )
         return Task(model, train, finetune, dataset.train.on_device())
 
-    def search(self, model: Model, num_forget: int, gamma: float, ascent: float = 0.0) -> Search:
-        """How to search."""
-        return Search(
-            model,
-            num_forget,
-            self.lower_epochs,
-            self.batch_size,
-            self.sign_step,
-            self.outer_rate,
-            gamma,
-            ascent,
-            self.augment,
-        )
+    def search(self, model: Model, num_forget: int, **others: Any) -> Search:
+        """How to search; `others` are fields of `Search` that no recipe holds."""
+        names = ("batch_size", "sign_step", "outer_rate", "gamma", "ascent", "augment")
+        own = {name: getattr(self, name) for name in names}
+        return Search(model, num_forget, num_epochs=self.lower_epochs, **(own | others))
 
 
 DIGITS = ForgetSetRecipe(
@@ -90,31 +87,38 @@ CIFAR10 = ForgetSetRecipe(
 )
 
 
-def _retraining(recipe: ForgetSetRecipe, epochs: int, sign_step: float) -> ForgetSetRecipe:
-    return dataclasses.replace(recipe, lower_epochs=epochs, sign_step=sign_step)
-
-
 RECIPES = {
-    "digits": {"finetune": DIGITS, "retrain": _retraining(DIGITS, 10, 1e-3)},
-    "fashion_mnist": {"finetune": FASHION_MNIST, "retrain": _retraining(FASHION_MNIST, 3, 1e-3)},
-    "cifar100": {"finetune": CIFAR100, "retrain": _retraining(CIFAR100, 3, 1e-3)},
-    "cifar10": {"finetune": CIFAR10, "retrain": _retraining(CIFAR10, 10, 1e-3)},
+    "digits": DIGITS,
+    "fashion_mnist": FASHION_MNIST,
+    "cifar100": CIFAR100,
+    "cifar10": CIFAR10,
 }
+FROM_FRESH = {"digits": 10, "fashion_mnist": 3, "cifar100": 3, "cifar10": 10}
+"""Epochs of a lower level that starts from fresh parameters; its sign steps are of 1e-3."""
 MIN_BATCHES = 8  # in an epoch over data that nobody tuned
 SMALL = 5_000  # points, below which all is done at the pace of the digits
 
 
-def recipe_for(dataset: Dataset, lower: str) -> ForgetSetRecipe:
+def recipe_for(dataset: Dataset, lower: str = "finetune", authors: bool = False) -> ForgetSetRecipe:
     """The recipe of a published data set, or for another one that of the digits or Fashion-MNIST.
 
     Args:
         dataset: whose name or size decides. Where nobody tuned a recipe, the model is what suits
             the data, and a batch is an eighth of the points at most.
         lower: how the search unlearns, "finetune" or "retrain".
+        authors: search as the authors' released code: retrain, from a random set, in long steps.
     """
-    if dataset.name in RECIPES:
-        return RECIPES[dataset.name][lower]
     num_points = len(dataset.train.y)
-    base = RECIPES["digits" if num_points < SMALL else "fashion_mnist"][lower]
-    batch_size = max(min(base.batch_size, num_points // MIN_BATCHES), 1)
-    return dataclasses.replace(base, model="auto", batch_size=batch_size)
+    usual = "digits" if num_points < SMALL else "fashion_mnist"
+    name = dataset.name if dataset.name in RECIPES else usual
+    recipe = RECIPES[name]
+    if name != dataset.name:
+        batch_size = max(min(recipe.batch_size, num_points // MIN_BATCHES), 1)
+        recipe = dataclasses.replace(recipe, model="auto", batch_size=batch_size)
+    if authors or lower == "retrain":
+        recipe = dataclasses.replace(
+            recipe, lower="retrain", lower_epochs=FROM_FRESH[name], sign_step=1e-3
+        )
+    if authors:
+        recipe = dataclasses.replace(recipe, start="random", outer_rate=1e4, gamma=0.0)
+    return recipe

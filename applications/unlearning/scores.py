@@ -1,7 +1,7 @@
 """How hard each training point is, by measures that need no bi-level search: baselines beside it.
 
-Each maps a task, whose `forget` is not looked at, and a key to one number a point, `[n]`: the
-smaller, the easier the point was to learn, and the harder it should be to forget.
+Each of `SCORES` maps a task, whose `forget` is not looked at, and a key to one number a point,
+`[n]`: the smaller, the easier the point was to learn, and the harder it should be to forget.
 """
 
 from collections.abc import Callable
@@ -18,34 +18,16 @@ from .methods import Task
 Score = Callable[[Task, jax.Array], Any]
 
 
-def loss(task: Task, key: jax.Array) -> jax.Array:
-    """The cross-entropy of the original model."""
-    del key
-    return scores.loss(task.model, task.original, task.points)
+def _early(task: Task, key: jax.Array) -> Any:
+    return scores.early(task.model, task.recipe, task.points, key)
 
 
-def el2n(task: Task, key: jax.Array) -> jax.Array:
-    """`components.scores.el2n` of networks early in the task's training."""
-    early = scores.early(task.model, task.recipe, task.points, key)
-    return scores.el2n(task.model, early, task.points)
+def _history(task: Task, key: jax.Array) -> jax.Array:
+    return scores.history(task.model, task.recipe, task.points, key)
 
 
-def grand(task: Task, key: jax.Array) -> jax.Array:
-    """`components.scores.grand` of networks early in the task's training."""
-    early = scores.early(task.model, task.recipe, task.points, key)
-    return scores.grand(task.model, early, task.points)
-
-
-def forgetting(task: Task, key: jax.Array) -> jax.Array:
-    """`components.scores.forgetting` in the task's training."""
-    return scores.forgetting(scores.history(task.model, task.recipe, task.points, key))
-
-
-def moderate(task: Task, key: jax.Array) -> Any:
-    """Minus `components.scores.moderate`: a coreset drops both tails, and they come first here."""
-    del key
-    features = in_chunks(lambda x: task.model.features(task.original, x), task.points.x)
-    return -scores.moderate(features, task.points.y)
+def _features(task: Task) -> jax.Array:
+    return in_chunks(lambda x: task.model.features(task.original, x), task.points.x)
 
 
 def self_influence(task: Task, key: jax.Array) -> jax.Array:
@@ -59,13 +41,16 @@ def self_influence(task: Task, key: jax.Array) -> jax.Array:
 
 
 SCORES: dict[str, Score] = {
-    "lowest_loss": loss,
-    "EL2N": el2n,
-    "GraNd": grand,
-    "forgetting": forgetting,
-    "moderate": moderate,
+    "lowest_loss": lambda task, key: scores.loss(task.model, task.original, task.points),
+    "EL2N": lambda task, key: scores.el2n(task.model, _early(task, key), task.points),
+    "GraNd": lambda task, key: scores.grand(task.model, _early(task, key), task.points),
+    "forgetting": lambda task, key: scores.forgetting(_history(task, key)),
+    # A coreset drops both tails, and they come first here: hence the sign.
+    "moderate": lambda task, key: -scores.moderate(_features(task), task.points.y),
     "influence": self_influence,
 }
+"""By the name of the set of its smallest values; all but the first and `influence` are explained in
+`components.scores`."""
 
 
 @jax.jit

@@ -1,8 +1,9 @@
-"""Run the bi-level search of the worst-case forget set: one seed, or many in one program."""
+"""Run the bi-level search of the worst-case forget set: of one seed, or of many in one program."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,102 +21,65 @@ from .selection import LowerData, Minibatch, OuterData, Search
 PyTree = Any
 
 
+class Begin(NamedTuple):
+    """What one search begins with.
+
+    Attributes:
+        init: parameters that every lower solve starts from: the original model's to unlearn by
+            fine-tuning, fresh ones to unlearn by retraining.
+        weights: first w, one for each point or class; a binary one hardly moves under a small
+            `outer_rate`.
+        key: of the order of the lower level's points.
+    """
+
+    init: PyTree
+    weights: jax.Array
+    key: jax.Array
+
+
 class Found(NamedTuple):
     """What a search found.
 
     Attributes:
-        scores: float32, the last w, one for each point or group: larger is harder to forget, so
+        scores: float32, the last w, one for each point or class: larger is harder to forget, so
             sorted they are a curriculum, and the smallest are the *easiest* to forget.
         values: `[num_steps]`, the outer loss at each step.
+        seconds: that it took, compiling included; of all that were searched together.
     """
 
     scores: np.ndarray
     values: np.ndarray
+    seconds: np.ndarray
 
 
 def search(
     setting: Search,
     points: Points,
-    init: PyTree,
-    start: jax.Array,
+    begins: Sequence[Begin],
     num_steps: int,
-    key: jax.Array,
     on_step: Callable[[], None] = lambda: None,
-    groups: jax.Array | None = None,
     folder: training.RunFolder | None = None,
-) -> Found:
+) -> list[Found]:
     """Search the worst-case forget set; only the first step compiles.
 
     Args:
         setting: of the search.
         points: all training points.
-        init: parameters that every lower solve starts from: the original model's to unlearn by
-            fine-tuning, fresh ones to unlearn by retraining.
-        start: first w, `[n]` or one for each group; a binary one hardly moves under a small
-            `outer_rate`.
+        begins: one for each search; several run in one compiled program.
         num_steps: outer steps.
-        key: of the order of the lower level's points.
         on_step: called after each outer step.
-        groups: `[n]` int32, the group of each point, such as its class; groups are forgotten or
-            retained whole. None: every point by itself.
         folder: where to save the search every ten minutes and when it is interrupted, to resume it;
             None saves nothing.
 
     Raises:
         NonFiniteError: the outer loss or the hypergradient is not finite.
     """
-    algorithm = _algorithm(setting, len(points.y))
-    if groups is None:
-        groups = jnp.arange(len(points.y), dtype=jnp.int32)
-    arrays = OuterData(points, groups), key
-    state = algorithm.init(start, init)
-    return _fit(setting, algorithm, state, _Batches(setting), arrays, num_steps, on_step, folder)
-
-
-def search_seeds(
-    setting: Search,
-    points: Points,
-    inits: list[PyTree],
-    starts: list[jax.Array],
-    num_steps: int,
-    keys: list[jax.Array],
-    on_step: Callable[[], None] = lambda: None,
-    folder: training.RunFolder | None = None,
-) -> list[Found]:
-    """Several searches at once, in one compiled program: see `search`.
-
-    Args:
-        setting: see `search`.
-        points: see `search`; all searches see the same.
-        inits: one for each search.
-        starts: likewise.
-        num_steps: outer steps of each.
-        keys: one for each search.
-        on_step: called after each outer step of all.
-        folder: see `search`.
-
-    Raises:
-        NonFiniteError: one of the searches diverged.
-    """
-    groups = jnp.arange(len(points.y), dtype=jnp.int32)
-    arrays = OuterData(points, groups), jnp.stack(keys)
-    algorithm = _together(_algorithm(setting, len(points.y)), len(keys))
-    state = algorithm.init(jnp.stack(starts), jax.tree.map(lambda *a: jnp.stack(a), *inits))
-    batches = _Batches(setting, many=True)
-    found = _fit(setting, algorithm, state, batches, arrays, num_steps, on_step, folder)
-    return [Found(found.scores[i], found.values[:, i]) for i in range(len(keys))]
-
-
-def _fit(
-    setting: Search,
-    algorithm: Any,
-    state: PyTree,
-    batches: "_Batches",
-    arrays: PyTree,
-    num_steps: int,
-    on_step: Callable[[], None],
-    folder: training.RunFolder | None,
-) -> Found:
+    start_time = time.perf_counter()
+    many = len(begins) > 1
+    algorithm = _algorithm(setting, tuple(np.asarray(points.y).tolist()), len(begins))
+    rows = jnp.arange(len(points.y), dtype=jnp.int32)
+    data = OuterData(points, points.y if setting.unit == "class" else rows)
+    begin = jax.tree.map(lambda *a: jnp.stack(a), *begins) if many else begins[0]
     taken = 0
 
     def after_step(report: training.Report) -> None:
@@ -126,12 +90,13 @@ def _fit(
     try:
         end = training.fit(
             algorithm,
-            state,
-            batches,
+            algorithm.init(begin.weights, begin.init),
+            _Batches(setting, many),
             num_steps,
-            arrays=arrays,
+            arrays=(data, begin.key),
             folder=folder,
             callbacks=[after_step],
+            every=1,
             chunk=1,
             progress=False,
         )
@@ -143,18 +108,18 @@ def _fit(
     values = end.metrics["value"]
     if folder is not None:  # those of the steps before a resumption too
         values = np.array([line["value"] for line in training.read_metrics(folder.path)])
-    return Found(np.asarray(end.state.outer), np.asarray(values))
+    seconds = np.array(time.perf_counter() - start_time)
+    columns = np.asarray(end.state.outer), np.asarray(values).T
+    if not many:
+        return [Found(*columns, seconds)]
+    return [Found(scores, own, seconds) for scores, own in zip(*columns, strict=True)]
 
 
 @functools.lru_cache(maxsize=8)
-def _together(algorithm: bilevel.DoubleLoop, num_seeds: int) -> training.Seeds:
-    return training.Seeds(algorithm, num_seeds, shared_batch=False)
-
-
-@functools.lru_cache(maxsize=8)
-def _algorithm(setting: Search, num_points: int) -> bilevel.DoubleLoop:
+def _algorithm(setting: Search, labels: tuple[int, ...], count: int) -> Any:
     """One object for equal settings, so that the search of the next seed compiles nothing."""
-    return setting.algorithm(num_points)
+    algorithm = setting.algorithm(labels)
+    return algorithm if count == 1 else training.Seeds(algorithm, count, shared_batch=False)
 
 
 @dataclasses.dataclass(frozen=True)

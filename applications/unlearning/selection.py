@@ -23,11 +23,36 @@ import optax
 import bilevel
 
 from ..components.errors import InputError
-from ..components.points import Points
+from ..components.points import Points, stratified
 from ..components.training import crop_and_flip, cross_entropy, logits, predict
 
 PyTree = Any
 Rule = Literal["sign", "truncated", "unrolled", "implicit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ByClass:
+    """Projects weights so that each class keeps its own number of points: a `CappedSimplex` each.
+
+    Attributes:
+        quotas: one for each class, from 0 to its number of points.
+        labels: `[n]`, the class of each weight.
+    """
+
+    quotas: tuple[int, ...]
+    labels: tuple[int, ...] = dataclasses.field(repr=False)
+
+    def __call__(self, w: jax.Array) -> jax.Array:
+        """The nearest weights, `[n]`."""
+        labels = np.array(self.labels)
+        rows = [np.flatnonzero(labels == label) for label in range(len(self.quotas))]
+        longest = max(map(len, rows))
+        # Short classes are filled up with one more weight, so small that it ends at 0.
+        blocks = np.array([np.pad(r, (0, longest - len(r)), constant_values=len(w)) for r in rows])
+        filled = jnp.append(w, jnp.min(w) - 2.0)[blocks]
+        project = lambda v, quota: bilevel.projections.CappedSimplex(quota)(v)
+        projected = jax.vmap(project)(filled, jnp.array(self.quotas, w.dtype))
+        return jnp.zeros(len(w) + 1, w.dtype).at[blocks].set(projected)[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +83,8 @@ class Search:
         ridge: added to the Hessian of "implicit", which a network makes indefinite; larger makes
             the term that the sign trick leaves out smaller.
         linear_points: points in each Hessian-vector product of "implicit".
+        unit: what has a weight of its own, a point or a class.
+        quotas: points to choose from each class; none: from wherever they are hardest to forget.
     """
 
     model: Any
@@ -73,14 +100,19 @@ class Search:
     smooth_rate: float = 0.02
     ridge: float = 0.1
     linear_points: int = 1000
+    unit: Literal["point", "class"] = "point"
+    quotas: tuple[int, ...] = ()
 
-    def algorithm(self, num_points: int) -> bilevel.DoubleLoop:
-        """The bi-level algorithm for a training set of so many points."""
+    def algorithm(self, labels: tuple[int, ...]) -> bilevel.DoubleLoop:
+        """The bi-level algorithm for training points of these classes."""
+        projection: Any = bilevel.projections.CappedSimplex(float(self.num_forget))
+        if self.quotas:
+            projection = ByClass(self.quotas, labels)
         return bilevel.DoubleLoop(
             bilevel.BilevelProblem(self._outer_loss, self._inner_loss),
-            self._solver(self.num_epochs * (num_points // self.batch_size)),
+            self._solver(self.num_epochs * (len(labels) // self.batch_size)),
             optax.sgd(self.outer_rate),
-            projection=bilevel.projections.CappedSimplex(float(self.num_forget)),
+            projection=projection,
             warm_start=False,  # each unlearning starts from the original model, not from the last
         )
 
@@ -141,13 +173,6 @@ class Minibatch(NamedTuple):
     groups: jax.Array
 
 
-def first_weights(start: str, start_set: np.ndarray, num_points: int) -> jax.Array:
-    """Where the search starts: `[num_points]` float32 with the sum that it keeps."""
-    if start == "random":
-        return jnp.zeros(num_points, jnp.float32).at[start_set].set(1.0)
-    return jnp.full(num_points, len(start_set) / num_points, jnp.float32)
-
-
 def num_to_forget(budget: float, num_points: int) -> int:
     """Points that a budget stands for: a share of `num_points` if below 1, else a count.
 
@@ -177,3 +202,34 @@ def random_sets(key: jax.Array, num_points: int, num_forget: int, draws: int) ->
 def largest(scores: np.ndarray | jax.Array, count: int) -> np.ndarray:
     """Rows of the `count` largest scores, largest first; ties go to the lower row: int32."""
     return np.argsort(-np.asarray(scores), kind="stable")[:count].astype(np.int32)
+
+
+def random_sets_like(
+    key: jax.Array, labels: np.ndarray, rows: np.ndarray, draws: int
+) -> np.ndarray:
+    """Random sets with the class counts of the set `rows`: `[draws, len(rows)]` int32.
+
+    What a chosen set scores beyond these is not due to its classes.
+    """
+    counts = np.bincount(labels[rows], minlength=labels.max() + 1)
+    # The first of each class in a random order of all points are a random choice among them.
+    orders = random_sets(key, len(labels), len(labels), draws)
+
+    def first(order: np.ndarray) -> np.ndarray:
+        own = [order[labels[order] == label][:count] for label, count in enumerate(counts)]
+        return np.concatenate(own)
+
+    return np.stack([first(order) for order in orders]).astype(np.int32)
+
+
+def share_of_each_class(labels: np.ndarray, count: int, num_classes: int) -> tuple[int, ...]:
+    """`count` points divided among the classes like all points are, rounded to whole ones."""
+    chosen = stratified(labels, count, seed=0)
+    return tuple(np.bincount(labels[chosen], minlength=num_classes).tolist())
+
+
+def largest_of_each_class(scores: np.ndarray, labels: np.ndarray, quotas: tuple[int, ...]) -> Any:
+    """Rows of the largest scores of each class, as many as its quota, largest first: int32."""
+    order = largest(scores, len(scores))
+    kept = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
+    return order[np.isin(order, np.concatenate(kept))]

@@ -1,108 +1,105 @@
-"""Every unlearning method under its usual name, each with its own rates."""
+"""Every unlearning method under its usual name, each with its own strength."""
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.tree_util import Partial
 
-from ..components.errors import check_names
+from ..components.errors import InputError, check_names
 from ..components.models import load_name
 from ..components.training import Recipe
 from .ascent import SCRUB, GradientAscent, NegGradPlus
 from .influence import FisherForgetting, Influence, WoodFisher
 from .layers import CFk, EUk
 from .methods import METHODS, FineTune, Method
-from .relabel import (
-    BoundaryExpand,
-    BoundaryShrink,
-    RandomLabels,
-    SalUn,
-)
+from .relabel import BoundaryExpand, BoundaryShrink, RandomLabels, SalUn
 from .sparse import L1Sparse
 
-RELABEL = ("RL", "SalUn", "BS", "BE")
-"""The methods that give the forget set labels that are not its own."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Strengths:
+class Strengths(NamedTuple):
     """One number for each method, that on which its result depends most.
 
-    A rate is a multiple of that of the recipe for fine-tuning, which also gives epochs and batches.
-
     Attributes:
-        FT: rate of fine-tuning, and of the l1-sparse methods.
-        GA: rate of gradient ascent, for half of the epochs.
-        NegGrad: rate of NegGrad+.
-        SCRUB: rate of SCRUB.
-        RL: rate of random labels.
-        SalUn: rate of SalUn.
-        BS: rate of boundary shrink.
-        BE: rate of boundary expand.
-        EU: rate of EU-1.
-        CF: rate of CF-1.
-        l1: first weight of the l1 penalty.
-        l1_prox: the same for soft thresholds.
-        IU: ridge of influence unlearning.
-        WoodFisher: ridge of its Fisher matrix.
-        FF: largest deviation of Fisher forgetting's noise.
+        values: by the method's name. For the last five the first weight of the l1 penalty, ridges,
+            and the largest deviation of the noise; for all others a rate, as a multiple of the
+            recipe's for fine-tuning, which also gives epochs and batches.
+        origin: where these numbers are from.
     """
 
-    FT: float = 1.0
-    GA: float = 0.01
-    NegGrad: float = 1.0
-    SCRUB: float = 0.1
-    RL: float = 1.0
-    SalUn: float = 1.0
-    BS: float = 0.01
-    BE: float = 0.01
-    EU: float = 10.0
-    CF: float = 1.0
-    l1: float = 5e-4
-    l1_prox: float = 5e-4
-    IU: float = 1e-2
-    WoodFisher: float = 1e-2
-    FF: float = 1e-2
+    values: Mapping[str, float]
+    origin: str
+
+    def changed(self, given: Collection[str]) -> "Strengths":
+        """With numbers in their place that a user gave as `FT=10`.
+
+        Raises:
+            InputError: one is no such thing.
+        """
+        values = dict(self.values)
+        for text in given:
+            name, _, value = text.partition("=")
+            try:
+                values[name] = float(value)
+            except ValueError:
+                values[name] = 0.0
+            if name not in self.values or not 0 < values[name] < float("inf"):
+                names = ", ".join(self.values)
+                raise InputError(f"`strengths` must be NAME=NUMBER > 0 of {names}, got {text!r}.")
+        return Strengths(values, "given") if given else self
 
 
-def all_methods(finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
+DEFAULTS = Strengths(
+    {
+        "FT": 1.0, "GA": 0.01, "NegGrad+": 1.0, "SCRUB": 0.1, "RL": 1.0, "SalUn": 1.0, "BS": 0.01,
+        "BE": 0.01, "EU-1": 10.0, "CF-1": 1.0, "l1-sparse": 5e-4, "l1-prox": 5e-4, "IU": 1e-2,
+        "WoodFisher": 1e-2, "FF": 1e-2,
+    },
+    "defaults, not tuned for this data set",
+)  # fmt: skip
+
+
+def all_methods(finetune: Recipe, strengths: Strengths = DEFAULTS) -> dict[str, Method]:
     """Every method, Retrain first and the no-op last.
 
     Args:
         finetune: recipe of fine-tuning; all rates are multiples of its rate.
         strengths: of each method.
     """
-    s = strengths
+    s = strengths.values
 
-    def at(factor: float, num_epochs: int = finetune.num_epochs) -> Recipe:
-        rate = factor * finetune.learning_rate
-        return dataclasses.replace(finetune, learning_rate=rate, num_epochs=num_epochs)
+    def at(name: str, **changes: Any) -> Recipe:
+        rate = s[name] * finetune.learning_rate
+        return dataclasses.replace(finetune, learning_rate=rate, **changes)
 
-    # SCRUB repairs at a falling rate what its first epochs broke.
-    falling = dataclasses.replace(at(s.SCRUB), schedule="cosine")
     half = max(finetune.num_epochs // 2, 1)
+    # SCRUB repairs at a falling rate what its first epochs broke.
+    scrub = SCRUB(at("SCRUB", schedule="cosine"), num_max=min(2, finetune.num_epochs))
     return {
         "Retrain": METHODS["Retrain"],
         "Retrain again": METHODS["Retrain"],  # with another key: how far apart two of them are
-        "FT": FineTune(at(s.FT)),
-        "GA": GradientAscent(at(s.GA, half)),
-        "NegGrad+": NegGradPlus(at(s.NegGrad)),
-        "SCRUB": SCRUB(falling, num_max=min(2, finetune.num_epochs)),
-        "RL": RandomLabels(at(s.RL)),
-        "SalUn": SalUn(at(s.SalUn)),
-        "BS": BoundaryShrink(at(s.BS)),
-        "BE": BoundaryExpand(at(s.BE)),
-        "EU-1": EUk(at(s.EU)),
-        "CF-1": CFk(at(s.CF)),
-        "l1-sparse": L1Sparse(at(s.FT), s.l1),
-        "l1-prox": L1Sparse(at(s.FT), s.l1_prox, proximal=True),
-        "IU": Influence(s.IU),
-        "WoodFisher": WoodFisher(s.WoodFisher),
-        "FF": FisherForgetting(largest=s.FF),
+        "FT": FineTune(at("FT")),
+        "GA": GradientAscent(at("GA", num_epochs=half)),
+        "NegGrad+": NegGradPlus(at("NegGrad+")),
+        "SCRUB": scrub,
+        "RL": RandomLabels(at("RL")),
+        "SalUn": SalUn(at("SalUn")),
+        "BS": BoundaryShrink(at("BS")),
+        "BE": BoundaryExpand(at("BE")),
+        "EU-1": EUk(at("EU-1")),
+        "CF-1": CFk(at("CF-1")),
+        "l1-sparse": L1Sparse(at("FT"), s["l1-sparse"]),
+        "l1-prox": L1Sparse(at("FT"), s["l1-prox"], proximal=True),
+        "IU": Influence(s["IU"]),
+        "WoodFisher": WoodFisher(s["WoodFisher"]),
+        "FF": FisherForgetting(largest=s["FF"]),
         "none": METHODS["none"],
     }
+
+
+NAMES = tuple(all_methods(Recipe(1)))
+"""The names of all methods, in the order of the table."""
 
 
 def find(names: Collection[str], finetune: Recipe, strengths: Strengths) -> dict[str, Method]:
@@ -133,99 +130,41 @@ def as_method(method: Any) -> Method:
     return Partial(method) if is_leaf else method
 
 
-METHOD_OF = {
-    "FT": "FT",
-    "GA": "GA",
-    "NegGrad": "NegGrad+",
-    "SCRUB": "SCRUB",
-    "RL": "RL",
-    "SalUn": "SalUn",
-    "BS": "BS",
-    "BE": "BE",
-    "EU": "EU-1",
-    "CF": "CF-1",
-    "l1": "l1-sparse",
-    "l1_prox": "l1-prox",
-    "IU": "IU",
-    "WoodFisher": "WoodFisher",
-    "FF": "FF",
+def _tuned(options: str, *values: float) -> Strengths:
+    command = "python -m applications.unlearning_table --sets random --seeds 0"
+    return Strengths(dict(zip(DEFAULTS.values, values, strict=True)), f"{command} {options}")
+
+
+_DIGITS = _tuned(
+    "--random-draws 5 --num-validation 297 --tune 0.1 0.3 1 3 10",
+    *(10.0, 5.0, 10.0, 30.0, 0.1, 0.1, 0.09, 0.3, 1.0, 90.0, 1.5e-3, 5e-3, 3e-3, 3e-3, 3e-2),
+)
+_FASHION_MNIST = _tuned(
+    "--data fashion_mnist --model mlp --num-train 3000 --num-validation 1000 --tune 0.1 1 10",
+    *(10.0, 5.0, 10.0, 1.0, 1.0, 1.0, 0.03, 0.1, 10.0, 300.0, 5e-5, 5e-4, 3e-4, 0.03, 0.01),
+)
+_FASHION_MNIST_CNN = _tuned(
+    "--data fashion_mnist --num-train 6000 --num-validation 2000 --tune 1 3 10",
+    # The ridge of IU is that of WoodFisher: swept too low, every trial ruined the model.
+    *(3.0, 1.5, 3.0, 1.0, 1.0, 1.0, 0.03, 0.1, 1.0, 30.0, 1.5e-5, 5e-5, 0.03, 0.03, 0.001),
+)
+_PAPERS = {"SCRUB": 0.05, "RL": 1.3, "SalUn": 1.3, "BS": 5e-4, "BE": 5e-4, "FF": 1e-3}
+_CIFAR10 = Strengths(
+    {**DEFAULTS.values, **_PAPERS}, "rates of the papers or their followers, over 0.01; not tuned"
+)
+_OF = {
+    ("digits", ""): _DIGITS,
+    ("fashion_mnist", ""): _FASHION_MNIST,
+    ("fashion_mnist", "small_cnn"): _FASHION_MNIST_CNN,
+    ("cifar10", ""): _CIFAR10,
 }
-"""The method that each of the `Strengths` belongs to."""
-
-NAMES = tuple(all_methods(Recipe(1), Strengths()))
-"""The names of all methods, in the order of the table."""
-
-# Each the best of at least five, three apart, on random sets of a seed that no table holds.
-DIGITS = Strengths(
-    FT=10.0,
-    GA=5.0,
-    NegGrad=10.0,
-    SCRUB=30.0,
-    RL=0.1,
-    SalUn=0.1,
-    BS=0.09,
-    BE=0.3,
-    EU=1.0,
-    CF=90.0,
-    l1=1.5e-3,
-    l1_prox=5e-3,
-    IU=3e-3,
-    WoodFisher=3e-3,
-    FF=3e-2,
-)
-# Each the best of three, ten apart, likewise; of an MLP on 3,000 points.
-FASHION_MNIST = Strengths(
-    FT=10,
-    GA=5,
-    NegGrad=10,
-    SCRUB=1,
-    RL=1,
-    SalUn=1,
-    BS=0.03,
-    BE=0.1,
-    EU=10,
-    CF=300,
-    l1=5e-05,
-    l1_prox=0.0005,
-    IU=0.0003,
-    WoodFisher=0.03,
-    FF=0.01,
-)
-# Likewise, of the small CNN on 6,000 points, but for IU: its ridge was swept too low (every trial
-# ruined the model), so it has that of WoodFisher.
-FASHION_MNIST_CNN = Strengths(
-    FT=3,
-    GA=1.5,
-    NegGrad=3,
-    SCRUB=1,
-    RL=1,
-    SalUn=1,
-    BS=0.03,
-    BE=0.1,
-    EU=1,
-    CF=30,
-    l1=1.5e-05,
-    l1_prox=5e-05,
-    IU=0.03,
-    WoodFisher=0.03,
-    FF=0.001,
-)
-# Rates that the papers or their followers give, as multiples of 0.01.
-CIFAR10 = Strengths(GA=0.01, SCRUB=0.05, RL=1.3, SalUn=1.3, BS=5e-4, BE=5e-4, l1=5e-4, FF=1e-3)
-
-_SWEPT = {
-    ("digits", "mlp"): DIGITS,
-    ("fashion_mnist", "mlp"): FASHION_MNIST,
-    ("fashion_mnist", "small_cnn"): FASHION_MNIST_CNN,
-}
-_USUAL = {"digits": DIGITS, "fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10}
 
 
 def strengths_of(dataset: str, model: str) -> Strengths:
-    """What a table is made with: swept for this data set and model, or else the usual ones.
+    """What a table is made with: tuned for this data set and model, or for its usual one.
 
     Args:
         dataset: its name.
         model: its name.
     """
-    return _SWEPT.get((dataset, model), _USUAL.get(dataset, Strengths()))
+    return _OF.get((dataset, model), _OF.get((dataset, ""), DEFAULTS))

@@ -3,6 +3,7 @@
 from bilevel.diagnostics._check_hypergrad import HypergradCheck, HypergradError, check_hypergrad
 from bilevel.diagnostics._diagnose import Diagnosis, diagnose
 from bilevel.diagnostics._evidence import Evidence, evidence
+from bilevel.diagnostics._labels import check_labels
 from bilevel.diagnostics._plan import MemoryPlan, MemoryPlanRow, plan_memory
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MemoryPlan",
     "MemoryPlanRow",
     "check_hypergrad",
+    "check_labels",
     "diagnose",
     "evidence",
     "plan_memory",

@@ -76,10 +76,11 @@ def check_hypergrad(
             from either route by more than `tolerance`. The message says which, and what to do.
         ValueError: a setting is out of its range.
         TypeError: the lower level is constrained, non-smooth or a fixed point, and no `reference`
-            is given; see also `value_and_hypergrad`.
+            is given; `key` is no random key; see also `value_and_hypergrad`.
     """
     _check.positive("tolerance", tolerance)
     _check.positive_integer("num_directions", num_directions)
+    _check.key("key", key)
     if reference is None:
         require_smooth(solver)
         require_plain("check_hypergrad` without a `reference", init)

@@ -3,6 +3,7 @@
 from bilevel.linear._auto import Auto
 from bilevel.linear._bicgstab import BiCGSTAB
 from bilevel.linear._cg import CG
+from bilevel.linear._coded import GradientCode, coded_hvp, coded_inverse
 from bilevel.linear._dense import Dense
 from bilevel.linear._diagonal import DiagonalFisher, HutchinsonDiagonal, fisher_diagonal
 from bilevel.linear._gmres import GMRES
@@ -33,6 +34,7 @@ __all__ = [
     "Dense",
     "DiagonalFisher",
     "GMRES",
+    "GradientCode",
     "HutchinsonDiagonal",
     "Identity",
     "KroneckerFactored",
@@ -52,6 +54,8 @@ __all__ = [
     "Probed",
     "Strict",
     "Tap",
+    "coded_hvp",
+    "coded_inverse",
     "conv_patches",
     "fisher_diagonal",
     "kronecker_factors",

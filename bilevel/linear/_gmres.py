@@ -108,7 +108,7 @@ class GMRES(Settings):
             lambda c: _arnoldi(system.matvec, norm, c),
             self._begin(state.residual, norm),
         )
-        used = jnp.arange(end.triangle.shape[1]) < end.step - end.singular
+        used = jnp.arange(end.triangle.shape[1]) < end.step - end.singular.astype(jnp.int32)
         pair = used[:, None] & used[None, :]
         triangle = jnp.where(pair, end.triangle[:-1], jnp.eye(used.size, dtype=norm.dtype))
         weights = jsp.linalg.solve_triangular(

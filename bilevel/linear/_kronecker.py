@@ -1,6 +1,6 @@
 """EKFAC: the inverse curvature of a network, layer by layer, in Kronecker-factored eigenbases."""
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class KroneckerFactored(Settings):
     ridge: float = 0.0
     tolerance: float = 1e-6
 
-    symmetric_only: ClassVar[bool] = True
+    symmetric_only = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """MINRES: the Krylov solver for a symmetric Hessian of any sign."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class MINRES(Settings):
     tolerance: float = 1e-6
     ridge: float = 0.0
 
-    symmetric_only: ClassVar[bool] = True
+    symmetric_only = True
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `init` is a first guess."""

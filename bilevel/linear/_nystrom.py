@@ -1,7 +1,5 @@
 """A randomised low-rank approximation of H: an inverse of its own, or a preconditioner."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
@@ -41,7 +39,7 @@ class Nystrom(Settings):
     seed: int = 0
     tolerance: float = 1e-6
 
-    symmetric_only: ClassVar[bool] = True
+    symmetric_only = True
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`; `init` is ignored."""

@@ -11,8 +11,9 @@ from bilevel._problem import PyTree
 def distance(projection: Callable[[PyTree], PyTree], tree: PyTree) -> jax.Array:
     """`||x - P(x)||`: 0 for a point of the set, up to rounding.
 
-    Algorithms project the outer variable before the first step. A start that lies outside of its
-    set is moved by that: ask first, if you do not want it to be.
+    The `init` of an algorithm projects the outer variable, without a warning: zeros are the usual
+    start, and seldom in the set. A start that lies outside is moved by that: ask first, if you do
+    not want it to be.
 
     Args:
         projection: any of `bilevel.projections`, or a function from a pytree to the nearest one in

@@ -1,6 +1,7 @@
 """Forward-mode hypergradients: exact for the steps taken, in memory that they do not add to."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -12,15 +13,6 @@ from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
 from bilevel.solvers import Solver
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Residuals:
-    jacobian: list[Any]  # of the floating leaves, with one more axis in front: the moving numbers
-    values: list[Any]
-    moving: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    count: int = dataclasses.field(metadata={"static": True})
 
 
 @settings
@@ -69,24 +61,22 @@ class Forward:
         run = lambda outer, init, data: solver(loss, outer, init, data)
         pure, consts = _tree.hoist(run, outer, init, data)
         leaves, structure = jax.tree.flatten((consts, outer, init, data))
+        kinds = [(jnp.shape(a), jnp.result_type(a)) for a in leaves]
 
         @jax.custom_vjp
         def solve(leaves: list[Any]) -> PyTree:
             return pure(*jax.tree.unflatten(structure, leaves))
 
-        def forward(primals: list[Any]) -> tuple[PyTree, _Residuals]:
+        def forward(primals: list[Any]) -> tuple[PyTree, list[PyTree]]:
             leaves = [primal.value for primal in primals]
-            moving = tuple(
-                i
-                for i, primal in enumerate(primals)
-                if primal.perturbed and _tree.is_differentiable(primal.value)
-            )
-            values = [leaves[i] for i in moving]
-            flat, unravel = ravel_pytree(values)
+            moving = [p.perturbed and _tree.is_differentiable(p.value) for p in primals]
+            flat, unravel = ravel_pytree(list(itertools.compress(leaves, moving)))
             self._check_count(flat.size)
 
             def push(flat: jax.Array) -> tuple[list[Any], PyTree]:
-                moved = _replaced(leaves, moving, unravel(flat))
+                given = iter(unravel(flat))
+                pairs = zip(leaves, moving, strict=True)
+                moved = [next(given) if moves else leaf for leaf, moves in pairs]
                 inner = pure(*jax.tree.unflatten(structure, moved))
                 return _tree.split_differentiable(inner)[0], inner
 
@@ -94,15 +84,19 @@ class Forward:
                 lambda tangent: jax.jvp(push, (flat,), (tangent,), has_aux=True),
                 out_axes=(None, 0, None),
             )(jnp.eye(flat.size, dtype=flat.dtype))
-            return inner, _Residuals(jacobian, values, moving, len(leaves))
+            # JAX keeps one structure of residuals for all patterns of what moves, so the pattern
+            # is in their shapes: no rows for a leaf that rests.
+            counts = [jnp.size(leaf) * moves for leaf, moves in zip(leaves, moving, strict=True)]
+            ends = itertools.pairwise(itertools.accumulate(counts, initial=0))
+            return inner, [_rows(jacobian, *pair) for pair in ends]
 
-        def backward(residuals: _Residuals, cotangent: PyTree) -> tuple[list[Any]]:
-            flat, unravel = ravel_pytree(residuals.values)
-            bars = jax.tree.leaves(_derivatives.instantiated(cotangent))
-            cotangent = [a for a in bars if a.dtype != jax.dtypes.float0]
-            pulled = jax.vmap(lambda column: _tree.vdot(column, cotangent))(residuals.jacobian)
-            given = dict(zip(residuals.moving, unravel(pulled.astype(flat.dtype)), strict=True))
-            return ([given.get(i) for i in range(residuals.count)],)
+        def backward(jacobians: list[PyTree], cotangent: PyTree) -> tuple[list[Any]]:
+            given = jax.tree.leaves(_derivatives.instantiated(cotangent))
+            floating = [a for a in given if a.dtype != jax.dtypes.float0]
+            pull = jax.vmap(lambda row: _tree.vdot(row, floating))
+            pulled = [pull(rows) for rows in jacobians]
+            bars = zip(pulled, kinds, strict=True)
+            return ([a.reshape(shape).astype(d) if a.size else None for a, (shape, d) in bars],)
 
         solve.defvjp(forward, backward, symbolic_zeros=True)
         return solve(leaves)
@@ -117,6 +111,5 @@ class Forward:
             )
 
 
-def _replaced(leaves: list[Any], moving: tuple[int, ...], values: list[Any]) -> list[Any]:
-    given = dict(zip(moving, values, strict=True))
-    return [given.get(i, leaf) for i, leaf in enumerate(leaves)]
+def _rows(jacobian: PyTree, start: int, end: int) -> PyTree:
+    return jax.tree.map(lambda a: a[start:end], jacobian)

@@ -7,12 +7,14 @@ Where `R(p, y) = 0` defines y as a function of p, with `H = dR/dy` and `C = dR/d
 Of a minimiser, `R = grad_y G`, and H is its own transpose.
 """
 
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from bilevel import _derivatives, _tree, linear
+from bilevel._carried import carried
 from bilevel._problem import Loss, check_alike
 from bilevel._tree import PyTree
 from bilevel.linear import LinearInfo, LinearSolver
@@ -128,23 +130,28 @@ def moving_root(
         symmetric: see `root_pullback`.
     """
 
-    @jax.custom_jvp
-    def root(inner: PyTree, parameters: PyTree) -> PyTree:
-        return inner
-
-    @root.defjvp
-    def differentiate(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
-        # As a root again, so that a second derivative sees y move in H and C.
-        inner, parameters = root(*primals), primals[1]
-        moved = _tree.split_differentiable(tangents[1])[0]  # without the `float0`s
+    def rule(inner: PyTree, parameters: PyTree, moved: list[Any]) -> PyTree:
         _, by_leaves = _along_parameters(residual, parameters, inner)
         _, by_inner = _along_inner(residual, parameters, inner)
         # JAX transposes a linear solve only if every leaf of its right-hand side moves: behind the
         # barrier a leaf that is a constant zero counts as moving with the others.
         rhs = jax.lax.optimization_barrier(_tree.scale(-1.0, by_leaves(moved)))
-        return inner, linear.solve(linear_solver, by_inner, rhs, symmetric=symmetric).value
+        return linear.solve(linear_solver, by_inner, rhs, symmetric=symmetric).value
 
-    return root(jax.lax.stop_gradient(inner), parameters)
+    return carried(rule, inner, parameters, closed=not _holds_tracers(linear_solver))
+
+
+def _holds_tracers(part: Any, seen: tuple[Any, ...] = ()) -> bool:
+    """Whether there is a traced number in what a linear solver is made of, such as its ridge."""
+    if isinstance(part, jax.core.Tracer):
+        return True
+    if isinstance(part, type | types.ModuleType) or any(part is outer for outer in seen):
+        return False
+    cells = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
+    entries = part.values() if isinstance(part, dict) else part
+    entries = list(entries) if isinstance(part, dict | list | tuple) else []
+    inside = [*entries, *cells, *getattr(part, "__dict__", {}).values()]
+    return any(_holds_tracers(each, (*seen, part)) for each in inside)
 
 
 def _along_inner(

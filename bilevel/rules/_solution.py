@@ -1,11 +1,11 @@
 """Run a solver as a constant to differentiation, and refuse derivatives that would be zero."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from bilevel import _tree
+from bilevel._carried import carried
 from bilevel._tree import PyTree
 
 
@@ -55,12 +55,7 @@ def _looked_at(criterion: Callable[..., PyTree], *args: PyTree) -> set[int]:
 def _setting(number: jax.Array) -> jax.Array:
     """`number`, which raises when it is differentiated."""
 
-    @jax.custom_jvp
-    def identity(number: jax.Array) -> jax.Array:
-        return number
-
-    @identity.defjvp
-    def differentiate(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    def refuse(*_: PyTree) -> PyTree:
         raise ValueError(
             "A number that enters the solver but not the inner loss, such as a learned step size,"
             " is being differentiated, and this gradient rule does not look at the solver's steps:"
@@ -68,4 +63,4 @@ def _setting(number: jax.Array) -> jax.Array:
             " say that it is a constant here: `jax.lax.stop_gradient(number)`."
         )
 
-    return identity(number)
+    return carried(refuse, number, number)

@@ -17,8 +17,14 @@ def stacked(data: PyTree, index: jax.Array) -> PyTree:
     Args:
         data: pytree of arrays with a common first axis.
         index: int32 scalar; steps beyond the end of the stack start over from its beginning.
+
+    Raises:
+        ValueError: the leaves have first axes of different lengths, or one has none.
     """
-    return jax.tree.map(lambda a: a[index % a.shape[0]], data)
+    if not jax.tree.leaves(data):
+        return data
+    size = _tree.leading_size("data", data)
+    return jax.tree.map(lambda a: a[index % size], data)
 
 
 def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count: int) -> Loss:

@@ -1,6 +1,5 @@
 """A step whose incoming state waits for the backward pass in host memory."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +9,6 @@ from bilevel import _derivatives, _tree
 from bilevel._problem import PyTree
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Residuals:
-    leaves: list[Any]
-    index: jax.Array
-    moving: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
 def offloaded(
@@ -32,7 +23,10 @@ def offloaded(
     def call(state: PyTree, index: jax.Array) -> PyTree:
         pure, consts = _tree.hoist(step, state, index)
         leaves, structure = jax.tree.flatten((consts, state))
-        of_state = range(len(consts), len(leaves))
+        # All of them, whether they move or not: JAX keeps one structure of residuals for all
+        # patterns of what moves, and drops what nothing needs.
+        floating = [i for i, a in enumerate(leaves) if _tree.is_differentiable(a)]
+        stored = [i for i in floating if i >= len(consts)]
 
         def run(leaves: list[Any], index: jax.Array) -> PyTree:
             return pure(*jax.tree.unflatten(structure, leaves), index)
@@ -41,34 +35,29 @@ def offloaded(
         def take(leaves: list[Any], index: jax.Array) -> PyTree:
             return run(leaves, index)
 
-        def forward(leaves: list[Any], index: Any) -> tuple[PyTree, _Residuals]:
-            moving = tuple(
-                i for i, a in enumerate(leaves) if a.perturbed and _tree.is_differentiable(a.value)
-            )
-            values = [a.value for a in leaves]
-            stored = [
-                jax.device_put(a, HOST, src=DEVICE) if i in of_state and i in moving else a
-                for i, a in enumerate(values)
-            ]
-            return run(values, index.value), _Residuals(stored, index.value, moving)
+        def forward(leaves: list[Any], index: Any) -> tuple[PyTree, Any]:
+            values, index = [a.value for a in leaves], index.value
+            return run(values, index), (_moved(values, stored, HOST, DEVICE), index)
 
-        def backward(residuals: _Residuals, cotangent: PyTree) -> tuple[list[Any], None]:
-            moving = residuals.moving
-            leaves = [
-                jax.device_put(a, DEVICE, src=HOST) if i in of_state and i in moving else a
-                for i, a in enumerate(residuals.leaves)
-            ]
+        def backward(residuals: Any, cotangent: PyTree) -> tuple[list[Any], None]:
+            kept, index = residuals
+            leaves = _moved(kept, stored, DEVICE, HOST)
 
             def move(values: list[Any]) -> PyTree:
-                given = dict(zip(moving, values, strict=True))
-                return run([given.get(i, a) for i, a in enumerate(leaves)], residuals.index)
+                given = dict(zip(floating, values, strict=True))
+                return run([given.get(i, a) for i, a in enumerate(leaves)], index)
 
-            _, pull = jax.vjp(move, [leaves[i] for i in moving])
+            _, pull = jax.vjp(move, [leaves[i] for i in floating])
             pulled = pull(_derivatives.instantiated(cotangent))[0]
-            given = dict(zip(moving, pulled, strict=True))
+            given = dict(zip(floating, pulled, strict=True))
             return [given.get(i) for i in range(len(leaves))], None
 
         take.defvjp(forward, backward, symbolic_zeros=True)
         return take(leaves, index)
 
     return call
+
+
+def _moved(leaves: list[Any], which: list[int], there: Any, here: Any) -> list[Any]:
+    move = lambda a: jax.device_put(a, there, src=here)
+    return [move(a) if i in which else a for i, a in enumerate(leaves)]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from bilevel import _tree
+from bilevel._carried import carried
 from bilevel._problem import PyTree
 
 # Enough for what acts at every n-th step only, such as `optax.MultiSteps`.
@@ -63,37 +64,27 @@ def watched(grads: PyTree, optimizer: optax.GradientTransformation, mode: str = 
             refused; "reverse" may be pushed forward as well.
     """
 
-    @jax.custom_jvp
-    def identity(grads: PyTree) -> PyTree:
-        return grads
-
-    @identity.defjvp
-    def differentiate(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
-        flaw = _flaw(optimizer, primals[0])
+    def rule(grads: PyTree, _: PyTree, moved: list[jax.Array]) -> PyTree:
+        flaw = _flaw(optimizer, grads)
         if flaw is not None and (flaw != "loop" or mode == "mixed"):
-            reason = _REFUSALS[flaw].format(eps_root=_eps_root(primals[0]))
+            reason = _REFUSALS[flaw].format(eps_root=_eps_root(grads))
             raise ValueError(f"`optimizer` is differentiated by unrolling, but {reason}")
-        return primals[0], tangents[0]
+        return moved
 
-    return identity(grads)
+    return carried(rule, grads, grads)
 
 
 def differentiable_once(tree: PyTree, rule: str) -> PyTree:
     """`tree`, a first derivative by `rule`, that raises a ValueError when it is differentiated."""
 
-    @jax.custom_jvp
-    def identity(tree: PyTree) -> PyTree:
-        return tree
-
-    @identity.defjvp
-    def differentiate(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
+    def refuse(*_: PyTree) -> PyTree:
         raise ValueError(
             f"`{rule}` gives a first derivative only, and what it computed is being differentiated"
             " again. For second derivatives unroll (`Minimize` alone) or wrap the solver in"
             " `Implicit`, whose gradients can be differentiated in reverse mode again and again."
         )
 
-    return identity(tree)
+    return carried(refuse, tree, tree)
 
 
 def _eps_root(grads: PyTree) -> str:

@@ -12,7 +12,8 @@ import pytest
 from applications.components import formats, networks, plots, report, sources
 from applications.components.data import Dataset, load, stratified
 from applications.components.errors import InputError
-from applications.components.output import Output, environment, to_json
+from applications.components.files import write_whole
+from applications.components.output import environment, to_json
 from applications.components.points import Points
 from applications.components.training import (
     Recipe,
@@ -211,21 +212,13 @@ def test_augmentation_shifts_and_mirrors_nothing_else():
     assert seen.sum(axis=(1, 2, 3)).min() >= 16 and len(np.unique(seen.sum(axis=(1, 2, 3)))) > 3
 
 
-def test_output_writes_whole_files_only(tmp_path, monkeypatch):
-    output = Output(tmp_path / "out", overwrite=False)
-    output.write("a.txt", "one")
+def test_files_are_written_whole(tmp_path, monkeypatch):
+    write_whole(tmp_path / "out" / "a.txt", b"one")
     monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        output.write("a.txt", "two")
+        write_whole(tmp_path / "out" / "a.txt", b"two")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
     assert (tmp_path / "out" / "a.txt").read_text() == "one"
-
-
-def test_output_refuses_a_file_and_an_existing_folder(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="must be a folder, got the file"):
-        Output(tmp_path / "file", overwrite=True)
-    with pytest.raises(InputError, match="exists and is left as it is"):
-        Output(tmp_path, overwrite=False)
 
 
 def test_json_holds_numpy_and_refuses_nan():

@@ -12,25 +12,28 @@ import bilevel
 from applications import condensation
 from applications.components.data import load
 from applications.components.errors import InputError, NonFiniteError
+from applications.components.judging import Judge
+from applications.components.models import make
 from applications.components.points import Points
 from applications.components.training import initialise
-from applications.condensation import Config, halved, k_means, run
+from applications.condensation import Config, halved, run
 from applications.condensing import matching, ridge, synthetic
 from applications.condensing.augment import augment
-from applications.condensing.condense import condense
+from applications.condensing.baselines import k_means
+from applications.condensing.condense import Budget, condense, train_on
 from applications.condensing.dual import woodbury
-from applications.condensing.evaluation import Judge
 from applications.condensing.implicit import Convexified, NewtonStep, Seen
-from applications.condensing.methods import Recipe, recipes
+from applications.condensing.methods import METHODS, Recipe, recipes
 from applications.condensing.synthetic import ConvNet, flattened
 from applications.condensing.unrolled import Unrolled
 
-SMOOTH = ConvNet(10, width=3, smooth=True, blocks=1)
+DATASET = load("digits", num_train=200)
+SMOOTH = make(ConvNet(10, width=3, smooth=True, blocks=1), DATASET)
 
 
 @pytest.fixture(scope="module")
 def real():
-    return synthetic.make_real(load("digits", num_train=200).train, 10, 1)
+    return synthetic.make_real(DATASET.train, 10, 1)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def test_the_closed_form_says_what_it_is_worth(setting):
     @jax.vmap
     def status(factor):
         product = jax.linearize(slope, jax.tree.map(jnp.zeros_like, params))[1]
-        return right._replace(factor=factor)(product, params).info.status
+        return dataclasses.replace(right, factor=factor)(product, params).info.status
 
     got = status(jnp.stack([right.factor, jnp.eye(100), jnp.full((100, 100), jnp.nan)]))
     known = bilevel.linear.LinearStatus
@@ -164,14 +167,19 @@ def test_augmentation_is_siamese_and_differentiable():
 
 def test_k_means_of_one_is_the_mean():
     train = load("digits", num_train=100).train
-    outer = k_means(train, 10, 1, seed=0)
+    outer = k_means(train, 10, 1, np.random.default_rng(0))
     np.testing.assert_allclose(outer.x[3], train.x[train.y == 3].mean(0), atol=1e-4)
     np.testing.assert_array_equal(outer.labels, np.arange(10))
 
 
 def test_halving_averages():
-    x = np.arange(18, dtype=np.float32).reshape(1, 3, 6, 1)
-    np.testing.assert_allclose(halved(x).ravel(), [3.5, 5.5, 7.5])
+    dataset = halved(load("digits", num_train=20))
+    x = load("digits", num_train=20).train.x[3]
+    np.testing.assert_allclose(dataset.train.x[3, 1, 2], x[2:4, 4:6].mean((0, 1)), rtol=1e-5)
+    assert dataset.test.x.shape[1:] == (4, 4, 1)
+
+
+CHEAP = ("random", "herding", "k_center", "k_means_real", "k_means", "all", "kip")
 
 
 @pytest.fixture(scope="module")
@@ -180,42 +188,100 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "digits"
     config = Config(
         output=folder,
-        methods=("random", "kip"),
+        methods=CHEAP,
         num_steps=40,
         checkpoints=2,
         width=4,
         networks=2,
         judge_steps=150,
     )
-    return folder, run(config)
+    return config, run(config)
 
 
 def test_condensed_images_beat_random_ones(digits):
-    folder, result = digits
-    last = {row["method"]: np.mean(row["mlp"]) for row in result.rows if "mlp" in row}
-    assert last["kip"] > last["random"] + 10
-    content = json.loads((folder / "result.json").read_text())
-    assert content["rows"] == result.rows and len(content["rows"]) == 3
-    assert (folder / "kip_seed0.png").read_bytes().startswith(b"\x89PNG")
-    images = np.load(folder / "kip_seed0.npy")
-    assert images.shape == (10, 8, 8, 1) and 0 <= images.min() <= images.max() <= 1
-    assert "data:image/png" in (folder / "report.html").read_text()
+    config, result = digits
+    last = {name: np.mean(its["mlp"]) for name, its in result.finals().items()}
+    assert last["kip"] > last["random"] + 10 and last["all"] > last["kip"]
+    content = json.loads((config.output / "result.json").read_text())
+    assert content["rows"] == result.rows and len(content["rows"]) == 8
+    assert (config.output / "kip_seed0.png").read_bytes().startswith(b"\x89PNG")
+    text = (config.output / "report.html").read_text()
+    assert "data:image/png" in text and "over random" in text
+
+
+def test_the_arrays_hold_images_and_the_owners_rows(digits):
+    config, _ = digits
+    with np.load(config.output / "result.npz") as file:
+        arrays = dict(file)
+    at = {name: number for number, name in enumerate(arrays["methods"].tolist())}
+    points, rows = arrays["points"], arrays["rows"]
+    assert points.shape == (6, 10, 8, 8, 1) and 0 <= points.min() <= points.max() <= 1
+    assert (rows[at["kip"]] == -1).all() and "all" not in at
+    train = load("digits").train
+    for name in ("random", "herding", "k_center", "k_means_real"):
+        np.testing.assert_array_equal(train.y[rows[at[name]]], np.arange(10))
+    own = train.x[rows[at["herding"]]]
+    raw = load("digits").pictures(own)
+    np.testing.assert_allclose(points[at["herding"]], raw, atol=1e-6)
+
+
+def test_a_killed_run_goes_on_and_recomputes_nothing_finished(digits, monkeypatch):
+    """And a method's start does not depend on what runs beside it."""
+    config, result = digits
+    (config.output / "pieces" / "seed0" / "random.npz").unlink()
+    monkeypatch.setattr(condensation, "condense", None)  # calling it would fail
+    again = run(dataclasses.replace(config, resume=True))
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert strip(again.rows) == strip(result.rows)
+
+
+def test_vectors_and_a_model_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = rng.normal(size=(200, 3)) + 3.0 * y[:, None]
+    config = Config(
+        output=tmp_path / "out",
+        methods=("random", "dc", "rcig"),
+        model="mlp",
+        num_steps=3,
+        checkpoints=1,
+        networks=1,
+        judge_steps=60,
+    )
+    result = run(config, {"x_train": x, "y_train": y})
+    assert min(np.mean(its["network"]) for its in result.finals().values()) > 60
+    assert "data:image" not in (tmp_path / "out" / "report.html").read_text()
+    with np.load(tmp_path / "out" / "result.npz") as arrays:
+        assert arrays["points"].shape == (3, 2, 3)
+    with pytest.raises(InputError, match="`methods` must be of .* got 'dsa'"):
+        run(dataclasses.replace(config, methods=("dsa",), output=tmp_path / "b"), {
+            "x_train": x, "y_train": y})  # fmt: skip
+
+
+def test_every_point_of_a_class_is_as_likely():
+    """Also of the smaller class, whose rows fill up the table unevenly."""
+    split = Points(np.arange(8.0, dtype=np.float32)[:, None], np.array([0] * 5 + [1] * 3))
+    drawn = synthetic.make_real(split, 2, 1).sample(jax.random.key(0), 30_000)[:, :, 0]
+    for own, members in zip(np.asarray(drawn), ([0, 1, 2, 3, 4], [5, 6, 7]), strict=True):
+        values, counts = np.unique(own, return_counts=True)
+        np.testing.assert_array_equal(values, members)
+        np.testing.assert_allclose(counts / 30_000, 1 / len(members), atol=0.01)
 
 
 def test_fixed_labels_stay(real):
     recipe = Recipe(Convexified(SMOOTH), SMOOTH, networks=2, network_steps=1, max_uses=2)
     outer = synthetic.start(real, 1, jax.random.key(0))
-    course = condense(recipe, real, outer, 2, jax.random.key(1), checkpoints=9)
+    course = condense(recipe, real, outer, Budget(2, 9), jax.random.key(1))
     assert [point.step for point in course] == [1, 2] and course[-1].compile_seconds > 0
     end = course[-1].outer
     np.testing.assert_array_equal(end.y, outer.y)
     assert not np.allclose(end.x, outer.x)
-    short = condense(recipe, real, outer, 10**6, jax.random.key(1), seconds=1e-6)
+    short = condense(recipe, real, outer, Budget(10**6, seconds=1e-6), jax.random.key(1))
     assert [point.step for point in short] == [1]
     np.testing.assert_array_equal(short[0].outer.x, course[0].outer.x)
     broken = outer._replace(x=outer.x * jnp.nan)
     with pytest.raises(NonFiniteError, match="at step 0.*Lower `image_rate`, which is 0.02"):
-        condense(recipe, real, broken, 2, jax.random.key(1))
+        condense(recipe, real, broken, Budget(2), jax.random.key(1))
 
 
 def shrinking(outer, params, batch, key):
@@ -226,7 +292,7 @@ def shrinking(outer, params, batch, key):
 def test_the_result_may_be_a_mean_of_the_last_sets(real):
     outer = synthetic.start(real, 1, jax.random.key(0))
     last, mean = (
-        condense(Recipe(shrinking, SMOOTH, average=a), real, outer, 2, jax.random.key(1), 2)
+        condense(Recipe(shrinking, SMOOTH, average=a), real, outer, Budget(2, 2), jax.random.key(1))
         for a in (0.0, 0.9)
     )
     sets = [point.outer.x for point in last]
@@ -234,22 +300,43 @@ def test_the_result_may_be_a_mean_of_the_last_sets(real):
     np.testing.assert_allclose(mean[1].outer.x, (sets[0] + sets[1]) / 2, rtol=1e-5, atol=1e-6)
 
 
+def test_the_released_optimizers_are_those_of_the_papers(real, setting):
+    """SGD with momentum on the images, plain SGD on cross-entropy between the steps."""
+    outer, params, _ = setting
+    recipe = Recipe(shrinking, SMOOTH, image_rate=0.1, average=0.0, released=True, network_steps=1)
+    first, second = condense(recipe, real, outer, Budget(2, 2), jax.random.key(1))
+    np.testing.assert_allclose(first.outer.x, 0.8 * outer.x, rtol=1e-5)
+    momentum = 0.5 * (first.outer.x - outer.x)
+    np.testing.assert_allclose(second.outer.x, 0.8 * first.outer.x + momentum, rtol=1e-4, atol=1e-6)
+
+    def loss(params):
+        prob = jax.nn.log_softmax(SMOOTH.apply(params, outer.x))
+        return -jnp.mean(jnp.diagonal(prob))
+
+    moved = train_on(recipe, params, outer)
+    expected = jax.tree.map(lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                 moved, expected)  # fmt: skip
+
+
 def test_a_network_that_diverges_is_named(setting):
     outer, _, batch = setting
     test = Points(batch[:, 0], jnp.arange(10))
-    judge = Judge(SMOOTH, num_steps=3, rate=1e30, networks=1)
-    with pytest.raises(NonFiniteError, match="diverged on the synthetic set: lower"):
-        judge.accuracy(outer, test, jax.random.key(0))
+    judge = Judge(SMOOTH, num_steps=3, learning_rate=1e30, networks=1, adam=True)
+    with pytest.raises(NonFiniteError, match="diverged on a set of 10 points: lower"):
+        judge.accuracies(Points(outer.x, outer.y), test, jax.random.key(0))
 
 
-def test_every_method_has_a_recipe_and_a_batch_of_real_images():
-    assert set(recipes(10, 1)) == set(recipes(10, 10)) == set(condensation.METHODS[2:])
-    assert recipes(10, 1)["dc"].network_steps == 0 < recipes(10, 10)["dc"].network_steps
+def test_every_method_has_a_recipe():
+    few, many = (recipes(SMOOTH, SMOOTH, ipc) for ipc in (1, 10))
+    assert tuple(few) == tuple(many) == METHODS
+    assert few["dc"].network_steps == 0 < many["dc"].network_steps
+    assert "dsa" not in recipes(SMOOTH, SMOOTH, 1, images=False)
 
 
 BAD = {
     "method": (dict(methods=("magic",)), "`methods` must be of random"),
-    "ipc": (dict(ipc=0), "`ipc` must be an integer >= 1, got 0"),
+    "ipc": (dict(ipc=0), "`ipc` must be a number > 0, got 0"),
     "checkpoints": (dict(num_steps=2), "`checkpoints` must not exceed `num_steps` = 2"),
     "seconds": (dict(seconds=0.0), "`seconds` must be a number > 0, got 0.0"),
     "seeds": (dict(seeds=()), "`seeds` must be at least one"),
@@ -263,13 +350,3 @@ def test_bad_settings(name, tmp_path):
     with pytest.raises(InputError, match=message):
         run(Config(output=tmp_path / "out", **settings))
     assert not (tmp_path / "out").exists()
-
-
-def test_help_explains_every_option(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["condensation", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        condensation.main()
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for field in dataclasses.fields(Config):
-        assert f"--{field.name.replace('_', '-')}" in text, field.name

@@ -26,6 +26,7 @@ from applications.coresets.searches import (
     select,
 )
 
+KEY = jax.random.key(0)
 LINEAR = Weighted(networks.MLP(2, ()), decay=0.1)
 
 
@@ -90,7 +91,7 @@ def test_weights_stay_feasible_and_serve_the_pool(name):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_both_classes_are_chosen(name):
     pool = clusters()
-    chosen = select(SEARCHES[name], pool, 4, 0)
+    chosen = select(SEARCHES[name], pool, 4, KEY)
     assert len(np.unique(chosen.rows)) == 4 and len(np.unique(pool.y[chosen.rows])) == 2
     np.testing.assert_array_equal(chosen.weights, 1.0)
 
@@ -136,10 +137,10 @@ class Broken(nn.Module):
 
 BAD = {
     "size": (
-        lambda: select(SEARCHES["bcsr"], clusters(), 25, 0),
+        lambda: select(SEARCHES["bcsr"], clusters(), 25, KEY),
         "the 24 points of the pool, got 25",
     ),
-    "steps": (lambda: BCSR(LINEAR, num_steps=0), "`num_steps` must be an integer >= 1, got 0"),
+    "steps": (lambda: BCSR(LINEAR, num_steps=0), "`num_steps` must be a number > 0, got 0"),
     "rate": (lambda: Direct(LINEAR, rate=0.0), "`rate` must be a number > 0, got 0.0"),
     "samples": (lambda: PBCS(LINEAR, num_samples=1), "`num_samples` must be at least 2, got 1"),
     "margin": (lambda: PBCS(LINEAR, margin=float("inf")), "`margin` must be a number > 0, got inf"),
@@ -161,4 +162,4 @@ def test_bad_settings(name):
 def test_divergence_is_named():
     search = Direct(Weighted(Broken()), num_steps=2)
     with pytest.raises(NonFiniteError, match="Direct left the finite numbers: lower `inner_rate`"):
-        select(search, clusters(), 4, 0)
+        select(search, clusters(), 4, KEY)

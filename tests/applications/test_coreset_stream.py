@@ -1,5 +1,6 @@
 """Memories of a stream: what each keeps, and a run as a person would do it."""
 
+import dataclasses
 import functools
 import json
 
@@ -78,7 +79,8 @@ def test_slots_of_different_weight_merge_last():
 
 
 def test_the_stream_comes_in_pairs():
-    stream = imbalanced_stream(IMBALANCED, 8, 60, np.random.default_rng(0))
+    stream, rows = imbalanced_stream(IMBALANCED, 8, 60, np.random.default_rng(0))
+    np.testing.assert_array_equal(stream.y, IMBALANCED.y[rows])
     assert len(stream.y) == 68 and stream.y[:8].max() <= 1 and stream.y[8:].min() >= 2
 
 
@@ -101,14 +103,18 @@ def test_a_run_and_its_files(tmp_path):
         scores = {row["beta"]: row["test"] for row in result.rows if row["policy"] == policy}
         assert scores[10.0] > scores[0.0] and best_beta(result.rows, policy) == 10.0
     assert "<table>" in (tmp_path / "out" / "report.html").read_text()
-    with pytest.raises(NonFiniteError, match="diverged at beta.*Lower `learning_rate`"):
-        run(Config(**(vars(config) | {"output": tmp_path / "b", "learning_rate": float("inf")})))
-    assert not (tmp_path / "b").exists()
+    again = run(dataclasses.replace(config, resume=True, seeds=(0, 1)))
+    assert again.rows[:4] == result.rows
+    with np.load(tmp_path / "out" / "result.npz") as arrays:
+        assert arrays["memories"].shape == (4, 10) and arrays["tests"].shape == (8,)
+    with pytest.raises(NonFiniteError, match="diverged.*Lower `learning_rate`"):
+        run(dataclasses.replace(config, output=tmp_path / "b", learning_rate=1e30))
+    assert not (tmp_path / "b" / "result.npz").exists()
 
 
 BAD = {
     "policy": (dict(policies=("magic",)), "`policies` must be of reservoir"),
-    "memory": (dict(memory=0), "`memory` must be an integer >= 1"),
+    "memory": (dict(memory=0), "`memory` must be a number > 0"),
     "memory and chunk": (dict(memory=30), "`memory` must be below `chunk` = 25 or a multiple"),
     "slots": (dict(memory=5), "a point for each of the 10 slots of coreset_slots, got 5"),
     "betas": (dict(betas=(-1.0,)), "`betas` must be numbers >= 0"),

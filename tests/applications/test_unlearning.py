@@ -4,51 +4,108 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.svm
 
-from applications.components import models, networks
-from applications.components.attacks import attack_accuracy
+import bilevel
+from applications.components import models, networks, svc
+from applications.components.attacks import (
+    attack_accuracy,
+    membership_inference,
+    relative_membership,
+)
 from applications.components.curvature import example_gradients
 from applications.components.data import from_arrays
 from applications.components.errors import InputError, NonFiniteError
 from applications.components.points import Points
 from applications.components.training import Recipe, cross_entropy
 from applications.unlearning import lira, searching, selection
-from applications.unlearning.evaluation import Judges, judgements, to_rows
+from applications.unlearning.bench import Bench, Scratch
+from applications.unlearning.evaluation import (
+    RELEARN_EPOCHS,
+    judgements,
+    relearn_epochs,
+    to_rows,
+)
 from applications.unlearning.methods import METHODS, Task, retained, unlearn
 from applications.unlearning.metrics import (
     Metrics,
     Predictions,
     judge,
     mean_divergence,
-    membership_inference,
 )
 from applications.unlearning.scores import SCORES
 
 
-def predictions(correct, loss):
-    return Predictions(np.asarray(correct, bool), np.asarray(loss, float))
+def predictions(correct):
+    """Of two classes, the first the true one."""
+    logits = np.where(np.array(correct)[:, None], [2.0, 0.0], [0.0, 2.0])
+    return Predictions.from_logits(logits, np.zeros(len(correct), int))
 
 
 def test_accuracies_are_percentages_of_the_right_sets():
-    forget = predictions([1, 0, 0, 0], [0.1, 2, 2, 2])
-    retain = predictions([1, 1, 1, 0], [0.1, 0.1, 0.1, 2])
-    test = predictions([1, 1], [0.1, 0.1])
-    metrics = judge(forget, retain, test)
+    metrics, attacks = judge(*map(predictions, ([1, 0, 0, 0], [1, 1, 1, 0], [1, 1])))
     assert (metrics.UA, metrics.RA, metrics.TA) == (75.0, 75.0, 100.0)
+    assert attacks["confidence"].forgotten == metrics.MIA and len(attacks) == 5
 
 
 def test_membership_inference_separates_what_can_be_separated():
     rng = np.random.default_rng(0)
     members, others = rng.uniform(0.9, 1.0, 200), rng.uniform(0.0, 0.5, 100)
-    assert membership_inference(rng.uniform(0.9, 1.0, 50), members, others) == 0.0
-    assert membership_inference(rng.uniform(0.0, 0.5, 50), members, others) == 100.0
+    assert membership_inference(rng.uniform(0.9, 1.0, 50), members, others) == (0.0, 100.0)
+    assert membership_inference(rng.uniform(0.0, 0.5, 50), members, others).forgotten == 100.0
 
 
 def test_membership_inference_is_not_decided_by_the_number_of_points():
     """A thousand test points beside a hundred members: a member still looks like one."""
     rng = np.random.default_rng(0)
     members, others = rng.uniform(0.6, 1.0, 100), rng.uniform(0.4, 1.0, 1000)
-    assert membership_inference(rng.uniform(0.6, 1.0, 50), members, others) < 50
+    assert membership_inference(rng.uniform(0.6, 1.0, 50), members, others).forgotten < 50
+
+
+def test_an_attack_that_can_learn_nothing_says_so():
+    """All probabilities are 1: every point is on the boundary, and the attack is a coin."""
+    assert membership_inference(*np.ones((3, 20))) == (50.0, 50.0)
+
+
+@pytest.mark.parametrize("draw", ["beta", "exponential", "normal"])
+def test_the_fast_classifier_is_that_of_scikit_learn(draw):
+    rng = np.random.default_rng(0)
+    sizes = {"beta": (8.0, 1.0), "exponential": (0.3,), "normal": (0.0, 1.0)}[draw]
+    members, others = getattr(rng, draw)(*sizes, (200, 1)), getattr(rng, draw)(*sizes, (200, 1))
+    x, is_first = np.concatenate([members, others - 0.2]), np.arange(400) < 200
+    theirs = sklearn.svm.SVC(C=3, gamma=1.0, tol=1e-8).fit(x, is_first)
+    asked = np.linspace(x.min(), x.max(), 50)[:, None]
+    ours = svc.fit(x, is_first, 3.0, 1.0)
+    np.testing.assert_allclose(ours.decide(asked), theirs.decision_function(asked), atol=1e-4)
+
+
+def test_the_numbers_that_attacks_look_at():
+    prob = np.array([[0.7, 0.2, 0.1]])
+    seen = Predictions.from_logits(np.log(prob), np.array([1]))
+    assert seen.entropy[0] == pytest.approx(-np.sum(prob * np.log(prob)))
+    expected = -0.8 * np.log(0.2) - 0.7 * np.log(0.3) - 0.1 * np.log(0.9)
+    assert seen.modified_entropy[0] == pytest.approx(expected)
+    certain = Predictions.from_logits(np.array([[1e3, 0.0], [0.0, 1e3]]), np.zeros(2, int))
+    assert certain.modified_entropy[0] == 0 and np.isfinite(certain.modified_entropy[1])
+
+
+def test_relative_membership_is_relative():
+    """Easy points are no members; points that gained more than others are."""
+    rng = np.random.default_rng(0)
+    easy, hard, others = rng.uniform(0.8, 0.9, 50), rng.uniform(0.3, 0.4, 50), rng.random((2, 99))
+    unchanged = lambda p: np.stack([p, p])
+    same = relative_membership(unchanged(easy), unchanged(others[0]), unchanged(others[1]))
+    assert same == 50.0
+    gained, lost = np.stack([hard * 2, hard]), [np.stack([p * p, p]) for p in others]
+    assert relative_membership(gained, *lost) == 100.0
+
+
+def test_what_was_not_forgotten_is_relearned_at_once():
+    task = small_task(num_epochs=20)
+    task = task.replace(original=task.fit(task.every, jax.random.key(0))).forgetting(np.arange(6))
+    epochs = lambda variables: int(relearn_epochs(task, variables, jax.random.key(1)))
+    fresh = task.model.init(jax.random.key(5), task.points.x)
+    assert epochs(task.original) == 0 < epochs(fresh) <= RELEARN_EPOCHS + 1
 
 
 def test_confidence_is_the_probability_of_the_true_class():
@@ -83,8 +140,8 @@ def untrained(**options):
 
 
 def judged(task, draws, methods=METHODS):
-    key = jax.random.key(1)
-    return to_rows(judgements(task, np.array(draws), methods, Judges(task.points), key))
+    bench = Bench(Scratch(), task, task.points, 1, "seed1")
+    return to_rows(judgements(bench, "random", np.array(draws), methods))
 
 
 def blobs(num_points=40):
@@ -162,12 +219,14 @@ def test_attacks_that_cannot_be(shapes):
 def test_shadow_models_are_trained_at_once_and_differ():
     task, keys = small_task(), jax.random.split(jax.random.key(0), 3)
     points, forgetting = task.points, task.forgetting(np.arange(3))
-    seen = lira.population(METHODS["none"], forgetting, lira.originals(task, keys), keys)
+    models_ = lira.originals(task, keys)
+    seen = lira.population(METHODS["none"], forgetting, models_, points.at(np.arange(3, 9)), keys)
+    assert seen.shape == (3, 9)
     for number in range(3):
         alone = task.fit(task.every, keys[number])
         prob = jax.nn.softmax(task.model.apply(alone, points.x[:3]))
         own = prob[jnp.arange(3), points.y[:3]]
-        np.testing.assert_allclose(seen[number], jnp.log(own / (1 - own)), rtol=1e-3)
+        np.testing.assert_allclose(seen[number, :3], jnp.log(own / (1 - own)), rtol=1e-3)
     assert float(jnp.min(jnp.std(seen, axis=0))) > 0
 
 
@@ -200,27 +259,55 @@ def test_self_influence_is_a_quadratic_form_of_the_gradient():
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-def searched(rule="sign", groups=None, num_forget=4, **options):
+def searched(rule="sign", num_forget=4, **options):
     task = small_task()
     choice = selection.Search(
         task.model, num_forget, 1, 10, 1e-3, 1e-2, gamma=0.0, rule=rule, **options
     )
     params = task.fit(task.every, jax.random.key(0))
-    size = 40 if groups is None else 2
+    size = 2 if choice.unit == "class" else 40
     start = jnp.full(size, num_forget / size, jnp.float32)
-    return searching.search(choice, task.points, params, start, 2, jax.random.key(1), groups=groups)
+    begin = searching.Begin(params, start, jax.random.key(1))
+    return searching.search(choice, task.points, [begin], 2)[0]
 
 
 def test_classes_are_a_search_over_groups():
     """At equal weights the two searches solve the same lower level and see the same outer loss."""
     single = searched(num_forget=20)
-    by_class = searched(num_forget=1, groups=blobs().y)
+    by_class = searched(num_forget=1, unit="class")
     assert by_class.scores.shape == (2,) and by_class.scores.sum() == pytest.approx(1.0)
     assert single.values[0] == pytest.approx(by_class.values[0], rel=1e-5)
     change = single.scores - 0.5
     per_class = np.array([change[np.asarray(blobs().y) == label].sum() for label in (0, 1)])
     moved = by_class.scores - 0.5
     assert np.sign(per_class).tolist() == np.sign(moved).tolist()
+
+
+def test_a_search_by_class_keeps_the_number_of_each():
+    found = searched(quotas=(1, 3))
+    labels = np.asarray(blobs().y)
+    sums = [found.scores[labels == label].sum() for label in (0, 1)]
+    np.testing.assert_allclose(sums, [1.0, 3.0], rtol=1e-4)
+    rows = selection.largest_of_each_class(found.scores, labels, (1, 3))
+    assert np.bincount(labels[rows]).tolist() == [1, 3]
+    assert np.all(np.diff(found.scores[rows]) <= 0)
+
+
+def test_the_projection_by_class_is_that_of_each_class():
+    w = jax.random.normal(jax.random.key(0), (7,))
+    labels = np.array([0, 1, 0, 2, 0, 1, 0])
+    found = selection.ByClass((2, 2, 0), tuple(labels.tolist()))(w)
+    for label, quota in enumerate((2, 2, 0)):
+        own = labels == label
+        expected = bilevel.projections.CappedSimplex(float(quota))(w[own]) if quota else 0.0
+        np.testing.assert_allclose(found[own], expected, atol=1e-6)
+
+
+def test_random_sets_like_another_have_its_classes():
+    labels, rows = np.arange(60) % 3, np.array([0, 3, 6, 1])
+    sets = selection.random_sets_like(jax.random.key(0), labels, rows, 4)
+    assert sets.shape == (4, 4) and not np.array_equal(sets[0], sets[1])
+    assert all(np.bincount(labels[own], minlength=3).tolist() == [3, 1, 0] for own in sets)
 
 
 def test_the_smooth_rules_share_a_lower_level_and_differ_in_its_derivative():

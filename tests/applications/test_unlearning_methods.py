@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +36,11 @@ from applications.unlearning.relabel import (
     largest_share,
 )
 from applications.unlearning.sparse import L1Sparse, magnitude_mask, sparsity_of
-from applications.unlearning.zoo import METHOD_OF, NAMES, Strengths, all_methods
+from applications.unlearning.zoo import DEFAULTS, NAMES, all_methods
 
 RECIPE = Recipe(4, batch_size=10, learning_rate=0.05, schedule="constant")
 KEY = jax.random.key(7)
-METHODS = all_methods(RECIPE, Strengths())
+METHODS = all_methods(RECIPE)
 
 
 @functools.cache
@@ -335,11 +336,10 @@ def test_fisher_noise_is_capped_and_larger_in_the_last_layer():
 
 
 def test_every_method_but_retrain_and_none_has_a_strength():
-    fields = [field.name for field in dataclasses.fields(Strengths)]
-    assert list(METHOD_OF) == fields and NAMES[0] == "Retrain" and NAMES[-1] == "none"
-    assert set(METHOD_OF.values()) == set(NAMES) - {"Retrain", "Retrain again", "none"}
-    for field, name in METHOD_OF.items():
-        stronger = dataclasses.replace(Strengths(), **{field: 3 * getattr(Strengths(), field)})
+    assert NAMES[0] == "Retrain" and NAMES[-1] == "none"
+    assert {*DEFAULTS.values} == {*NAMES} - {"Retrain", "Retrain again", "none"}
+    for name, value in DEFAULTS.values.items():
+        stronger = DEFAULTS.changed([f"{name}={3 * value}"])
         assert all_methods(RECIPE, stronger)[name] != METHODS[name]
 
 
@@ -364,3 +364,26 @@ def test_bad_settings(name):
     make, message = BAD[name]
     with pytest.raises(InputError, match=message):
         make()
+
+
+class Normed(nn.Module):
+    """A model with statistics."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(4)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(2, name="a_head")(x)
+
+
+@pytest.mark.parametrize("method", [Influence(), WoodFisher()], ids=["influence", "wood-fisher"])
+def test_a_newton_step_leaves_statistics_as_they_are(method):
+    """They are no parameters: the derivative by them is zero, and so is the step."""
+    points = task().points
+    dataset = from_arrays(*map(np.asarray, points), *map(np.asarray, points))
+    normed = Task(models.make(Normed(), dataset), RECIPE, RECIPE, points)
+    normed = normed.replace(original=normed.fit(normed.every, KEY)).forgetting(np.arange(3))
+    params = unlearn(method, normed, KEY)
+    assert equal(params["batch_stats"], normed.original["batch_stats"])
+    assert not equal(params["params"], normed.original["params"])
+    assert bool(jnp.all(jnp.isfinite(vector(params))))

@@ -8,14 +8,15 @@ import pytest
 from benchmarks import condensation_time
 
 
-def row(method, seed, checkpoint, seconds, conv, **last):
+def row(method, seed, checkpoint, seconds, network, **last):
     step = 0 if method == "random" else 10 * checkpoint
     common = {"step": step, "seconds": seconds, "compile_seconds": 1.0 + seed}
-    return {"method": method, "seed": seed, "checkpoint": checkpoint, "conv": conv} | common | last
+    common |= {"method": method, "seed": seed, "checkpoint": checkpoint}
+    return common | {"network": network} | last
 
 
 def rows(seed):
-    last = {"conv, classes only": [40.0 + seed], "mlp": [30.0, 50.0]}
+    last = {"classes": [40.0 + seed], "mlp": [30.0, 50.0]}
     return [
         row("random", seed, 1, 0.0, [20.0], **last),
         row("dc", seed, 1, 1.0, [30.0, 40.0]),

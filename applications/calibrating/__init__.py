@@ -1,0 +1,1 @@
+"""Recalibration: exact risks of a known mixture, and calibrators of a trained classifier."""
