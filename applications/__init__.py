@@ -13,5 +13,6 @@ PAGES = (
     "trigger_key",
     "lifelong",
     "lifelong_checks",
+    "pruning",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

@@ -39,8 +39,13 @@ from bilevel._hypergradient import (
     value_and_hypergrad,
 )
 from bilevel._problem import (
+    Aux,
     Batch,
     BilevelProblem,
+    Stateful,
+)
+from bilevel._stateful import (
+    Metrics,
 )
 from bilevel._summary import (
     summary,
@@ -74,6 +79,7 @@ from bilevel.algorithms import (
     PolicyGradient,
     StocBiO,
     ValuePBGD,
+    WithAux,
 )
 from bilevel.linear import (
     LinearSolver,
@@ -104,10 +110,13 @@ from bilevel.solvers import (
 __all__ = [
     # The keystone
     "Algorithm",
+    "Aux",
     "Batch",
     "BilevelProblem",
     "LinearSolver",
+    "Metrics",
     "Solver",
+    "Stateful",
     "fast_on_cpu",
     "run",
     "summary",
@@ -137,6 +146,8 @@ __all__ = [
     "SignUnrolled",
     "Truncated",
     "implicit_gradient",
+    # Any algorithm on losses with model state or metrics
+    "WithAux",
     # Algorithms with an inner solver
     "DoubleLoop",
     "PES",

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree, linear
-from bilevel._hypergradient import seen_batch
-from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_problem
+from bilevel._hypergradient import checked
+from bilevel._problem import Batch, BilevelProblem, Loss, PyTree
+from bilevel._stateful import require_plain
 from bilevel.linear import LinearInfo, LinearSolver
 from bilevel.rules import Implicit, implicit_pullback
 from bilevel.solvers import Solver, layers, objective
@@ -107,7 +108,8 @@ def corrected_hypergradient(
             "`solver` must be an `Implicit` of a smooth minimisation, whose formula can be"
             f" corrected, got {solver!r}."
         )
-    check_problem(problem, outer, init, seen_batch(solver, batch))
+    require_plain("corrected_hypergradient", init)
+    problem, _ = checked(problem, solver, outer, init, batch)
     inner = solver(problem.inner_loss, outer, init, batch.inner)
     inner_loss = objective(solver, problem.inner_loss)
     found = correct(problem.outer_loss, inner_loss, rule.linear_solver, outer, inner, batch)

@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from bilevel import _tree
 from bilevel._tree import PyTree
@@ -77,3 +80,21 @@ def _calls(jaxpr: Any, name: str) -> bool:
     return any(equation.primitive.name == name for equation in jaxpr.eqns) or any(
         _calls(part, name) for part in inside
     )
+
+
+def is_zero(leaf: Any) -> bool:
+    """Whether a cotangent is a zero that JAX has not made an array of."""
+    return isinstance(leaf, SymbolicZero)
+
+
+def instantiated(cotangent: PyTree) -> PyTree:
+    """`cotangent` with arrays in the place of symbolic zeros."""
+
+    def zeros(leaf: Any) -> Any:
+        if not is_zero(leaf):
+            return leaf
+        if leaf.dtype == jax.dtypes.float0:
+            return np.zeros(leaf.shape, leaf.dtype)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(zeros, cotangent, is_leaf=is_zero)

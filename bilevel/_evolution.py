@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check
-from bilevel._hypergradient import seen_batch
-from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem
+from bilevel._hypergradient import checked, compose
+from bilevel._problem import Batch, BilevelProblem
 from bilevel._tree import PyTree
 from bilevel.solvers import Solver
 
@@ -55,16 +55,12 @@ def evolution_hypergrad(
     if num_parallel is not None:
         _check.positive_integer("num_parallel", num_parallel)
 
-    def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, outer, init, batch.inner)
-        check_alike("the solver's result", inner, "init", init)
-        return problem.outer_loss(outer, inner, batch.outer), inner
-
     def call(
         outer: PyTree, init: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         _check.key("key", key)
-        check_problem(problem, outer, init, seen_batch(solver, batch))
+        scalar, _ = checked(problem, solver, outer, init, batch)
+        composed = compose(scalar, solver)
         flat, unravel = ravel_pytree(outer)
 
         def pair(key: jax.Array) -> jax.Array:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem
+from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem_with_aux
+from bilevel._stateful import at_state, metrics_of, scalar_problem, value_and_aux, variable_of
 from bilevel._tree import PyTree
 from bilevel.rules import Hypergradient, HypergradInfo, evidence
 from bilevel.solvers import Solver, innermost, last_loss
@@ -25,21 +26,43 @@ def value_and_hypergrad(
             `Implicit(Minimize(optax.sgd(0.1), 100), linear.CG())`.
 
     Returns:
-        `(outer, init, batch) -> ((value, inner), hypergrad)`. It raises a TypeError before any
-        computing for non-scalar losses, integer leaves in `outer` or `init`, or a batch that is
-        not a `Batch`; a ValueError if the solver's result is not like `init`.
+        `(outer, init, batch) -> ((value, inner), hypergrad)`. Where `init` is a `Stateful`, so is
+        `inner`, with the state after the last step, which the outer loss sees too. It raises a
+        TypeError before any computing for non-scalar losses, integer leaves in `outer` or `init`,
+        or a batch that is not a `Batch`; a ValueError if the solver's result is not like `init`.
     """
+
+    def call(outer: PyTree, init: PyTree, batch: Batch) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        scalar, _ = checked(problem, solver, outer, init, batch)
+        composed = compose(scalar, solver)
+        return jax.value_and_grad(composed, has_aux=True)(outer, init, batch)
+
+    return call
+
+
+def compose(
+    problem: BilevelProblem, solver: Solver
+) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, PyTree]]:
+    """`(outer, init, batch) -> (outer loss, inner)` at what the solver finds."""
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
         inner = solver(problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
         return problem.outer_loss(outer, inner, batch.outer), inner
 
-    def call(outer: PyTree, init: PyTree, batch: Batch) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-        check_problem(problem, outer, init, seen_batch(solver, batch))
-        return jax.value_and_grad(composed, has_aux=True)(outer, init, batch)
+    return composed
 
-    return call
+
+def checked(
+    problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
+) -> tuple[BilevelProblem, bool]:
+    """The problem as a solver sees it, all arguments checked, and whether a loss reports metrics.
+
+    Its losses are those of `problem` themselves unless they return an `Aux`.
+    """
+    auxes = check_problem_with_aux(problem, outer, init, seen_batch(solver, batch))
+    scalar = problem if auxes == (None, None) else scalar_problem(problem, init)
+    return scalar, metrics_of(*auxes) is not None
 
 
 def hypergradient(
@@ -66,19 +89,37 @@ def hypergradient(
     wrapped solver in its field `solver` and hands arguments and result on as they are; a plain
     function that calls a solver gives the same numbers without `adjoint` and `info.linear`.
 
+    Metrics that the losses return in an `Aux` come out in `info.metrics`: those of the outer loss
+    at the inner solution, those of the inner loss there too, on the data of the last inner step.
+
     Raises:
         TypeError: see `value_and_hypergrad`.
         ValueError: `adjoint` is not like `init`, or the solver's result is not.
     """
-    check_problem(problem, outer, init, seen_batch(solver, batch))
+    scalar, has_metrics = checked(problem, solver, outer, init, batch)
     if adjoint is not None:
-        check_alike("adjoint", adjoint, "init", init)
-    found = evidence(solver, problem, outer, init, batch, adjoint)
-    if found is not None:
+        check_alike("adjoint", adjoint, "init", variable_of(init))
+    found = evidence(solver, scalar, outer, init, batch, adjoint)
+    if found is None:
+        found = _without_evidence(scalar, solver, outer, init, batch)
+    if not has_metrics:
         return found
-    (value, inner), hypergrad = value_and_hypergrad(problem, solver)(outer, init, batch)
+    # XLA merges these passes with those that the hypergradient has taken at the same points.
+    inner_loss = last_loss(solver, problem.inner_loss)
+    _, inner_aux = value_and_aux(inner_loss, outer, found.inner, batch.inner)
+    _, outer_aux = value_and_aux(problem.outer_loss, outer, found.inner, batch.outer)
+    info = found.info._replace(metrics=metrics_of(inner_aux, outer_aux))
+    return found._replace(info=info)
+
+
+def _without_evidence(
+    problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
+) -> Hypergradient:
+    composed = jax.value_and_grad(compose(problem, solver), has_aux=True)
+    (value, inner), hypergrad = composed(outer, init, batch)
     loss = last_loss(solver, problem.inner_loss)
-    stationarity = jax.grad(loss, argnums=1)(outer, inner, batch.inner)
+    slope = jax.grad(at_state(loss, inner), argnums=1)
+    stationarity = slope(outer, variable_of(inner), batch.inner)
     info = HypergradInfo.of(value, hypergrad, stationarity)
     return Hypergradient(value, hypergrad, inner, None, info)
 

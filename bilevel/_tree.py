@@ -151,3 +151,23 @@ def hoist(
         return jax.tree.unflatten(out_structure, run(*jax.tree.leaves(args)))
 
     return pure, tuple(closed.consts)
+
+
+def describe(leaf: Any) -> str:
+    """Short name of a leaf, e.g. `float32[3,4]`; of anything else, its type."""
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    if isinstance(leaf, bool | int | float | str):
+        return f"{type(leaf).__name__} {leaf!r}"
+    return f"a {type(leaf).__name__}"
+
+
+def describe_leaves(name: str, tree: PyTree) -> str:
+    """The leaves of an argument by their paths, the first dozen of them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        return f"`{name}` is {tree!r}"
+    shown = [
+        f"`{name}{jax.tree_util.keystr(path)}` is {describe(leaf)}" for path, leaf in leaves[:12]
+    ]
+    return ", ".join([*shown, f"{len(leaves) - 12} more"] if len(leaves) > 12 else shown)

@@ -14,7 +14,7 @@ compiled run; loop over it in Python instead:
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,46 @@ from bilevel._problem import Batch, PyTree
 _ROUNDS = 12
 
 
+class Keyed(NamedTuple):
+    """Data of one loss with a random key beside it, for what is drawn in the loss (dropout, noise).
+
+    Attributes:
+        data: what the loss would see without.
+        key: one random key; a stack of them beside a stack of minibatches.
+    """
+
+    data: PyTree
+    key: jax.Array
+
+
+def keyed(data: PyTree, key: jax.Array, index: jax.Array, stack: int | None = None) -> Keyed:
+    """`data` with the random key of one step beside it.
+
+    For a run on all of the data: `lambda step: Batch(inner=sampling.keyed(train, key, step))`.
+
+    Args:
+        data: what the loss would see without.
+        key: equal keys, equal noise. The keys of the steps differ from those that `minibatches`
+            draws rows by, so that it may be the same.
+        index: the step, an int32 scalar.
+        stack: None for one key, an integer k for a stack of k keys.
+    """
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), index)
+    return Keyed(data, step_key if stack is None else jax.random.split(step_key, stack))
+
+
+def rekeyed(data: Keyed, index: jax.Array) -> Keyed:
+    """All of the data with another key at each index: a `minibatch` for `Minimize`.
+
+    So that every inner step on one and the same data draws a mask of its own.
+
+    Args:
+        data: the data and the key of this outer step.
+        index: int32 scalar, the inner step.
+    """
+    return data._replace(key=jax.random.fold_in(data.key, index))
+
+
 def minibatches(
     data: PyTree,
     batch_size: int,
@@ -33,6 +73,7 @@ def minibatches(
     *,
     replace: bool = False,
     stack: int | Batch | None = None,
+    with_key: bool | Batch = False,
 ) -> Callable[[jax.Array], Any]:
     """A sampler `index -> minibatch`, pure and traceable, to be given to `run`.
 
@@ -54,13 +95,18 @@ def minibatches(
         stack: None: one minibatch per step. An integer k, or a `Batch` of them: k minibatches per
             step along a new first axis, for methods that take several steps in one
             (`minibatch=stacked`), e.g. `Batch(inner=10, linear=20)`.
+        with_key: True gives every minibatch as `Keyed(data, key)` with a random key of its own, for
+            dropout and other noise in the loss. It depends on `key` and the step alone, so that a
+            resumed run draws what an uninterrupted one would have drawn. A `Batch` of booleans
+            says so of each field, e.g. `Batch(inner=True)`.
 
     Returns:
         A function of the step's index (int32 scalar) that returns a pytree like `data`. The stream
         starts over after 2^32 examples.
 
     Raises:
-        ValueError: `batch_size` or `stack` is not an integer >= 1; `batch_size` exceeds the number
+        ValueError: `batch_size` or `stack` is not an integer >= 1; `stack` or `with_key` is a
+            `Batch` and `data` is not; `batch_size` exceeds the number
             of examples, without replacement; leaves differ in their first axis; there are none.
         TypeError: `key` is no random key, such as an integer.
     """
@@ -70,12 +116,15 @@ def minibatches(
     if not isinstance(data, Batch):
         if isinstance(stack, Batch):
             raise ValueError("`stack` can be a `Batch` only where `data` is one.")
-        return _stream(data, batch_size, key, replace, stack)
+        if isinstance(with_key, Batch):
+            raise ValueError("`with_key` can be a `Batch` only where `data` is one.")
+        return _stream(data, batch_size, key, replace, stack, with_key)
     stacks = stack if isinstance(stack, Batch) else Batch(stack, stack, stack)
+    keyed = with_key if isinstance(with_key, Batch) else Batch(with_key, with_key, with_key)
     keys = jax.random.split(key, len(data))
     streams = [
-        _stream(field, batch_size, field_key, replace, count)
-        for field, field_key, count in zip(data, keys, stacks, strict=True)
+        _stream(field, batch_size, field_key, replace, count, has_key)
+        for field, field_key, count, has_key in zip(data, keys, stacks, keyed, strict=True)
     ]
     return lambda index: Batch(*(stream(index) for stream in streams))
 
@@ -116,7 +165,12 @@ def partition(data: PyTree, batch_size: int) -> PyTree:
 
 
 def _stream(
-    data: PyTree, batch_size: int, key: jax.Array, replace: bool, stack: int | None
+    data: PyTree,
+    batch_size: int,
+    key: jax.Array,
+    replace: bool,
+    stack: int | None,
+    with_key: Any,
 ) -> Callable[[jax.Array], PyTree]:
     if not jax.tree.leaves(data):
         return lambda index: data
@@ -139,7 +193,8 @@ def _stream(
             positions = first + jnp.arange(math.prod(shape), dtype=jnp.uint32)
             rows = _shuffled(positions, size, jax.random.bits(key, dtype=jnp.uint32)).reshape(shape)
         # Every row is in bounds by construction, so that the gather need not clamp.
-        return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
+        drawn = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
+        return keyed(drawn, key, index, stack) if with_key else drawn
 
     return sample
 

@@ -45,7 +45,7 @@ INPUTS = {
     ),
     "outer loss with auxiliary output": (
         lambda: evaluate(BilevelProblem(lambda x, y, b: (jnp.sum(x), y), SUM)),
-        "`outer_loss` must return one floating scalar, got a tuple",
+        r"`outer_loss` must return a scalar or `\(scalar, Aux\)`, got a tuple",
     ),
     "integer loss": (
         lambda: evaluate(BilevelProblem(lambda x, y, b: jnp.int32(1), SUM)),

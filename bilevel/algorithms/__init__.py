@@ -88,6 +88,10 @@ from bilevel.algorithms._soba import (
 from bilevel.algorithms._vrbo import (
     VRBO,
 )
+from bilevel.algorithms._with_aux import (
+    WithAux,
+    WithAuxState,
+)
 
 __all__ = [
     "AmIGO",
@@ -136,4 +140,6 @@ __all__ = [
     "TTSA",
     "VRBO",
     "ValuePBGD",
+    "WithAux",
+    "WithAuxState",
 ]

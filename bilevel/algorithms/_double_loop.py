@@ -18,6 +18,7 @@ from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._settings import Projection, check_settings
+from bilevel._stateful import Metrics, scalar_problem, variable_of, with_variable
 from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
 from bilevel.rules import offers_evidence
@@ -29,7 +30,8 @@ class DoubleLoopState(NamedTuple):
 
     Attributes:
         outer: the outer variable.
-        inner: the latest inner solution (before the first step: the given start).
+        inner: the latest inner solution (before the first step: the given start), a `Stateful`
+            where the start was one.
         adjoint: first guess of the next linear solve, or None.
         opt_states: state of the outer optimizer.
         start: where every inner solve starts, or None when it starts from `inner`.
@@ -52,6 +54,7 @@ class DoubleLoopInfo(NamedTuple):
         finite: scalar bool, value and hypergradient hold neither NaN nor infinity.
         linear: evidence of the linear solve, or None.
         status: int32, a `HypergradStatus`.
+        metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
     """
 
     value: jax.Array
@@ -60,6 +63,7 @@ class DoubleLoopInfo(NamedTuple):
     finite: jax.Array
     linear: LinearInfo | None
     status: jax.Array
+    metrics: Metrics | None = None
 
     def __str__(self) -> str:
         return as_text(self)
@@ -104,15 +108,19 @@ class DoubleLoop:
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
         """The state before the first step; `outer` is projected first.
 
+        `inner` may be a `Stateful`: its state moves with the inner steps, and goes on from step to
+        step as the variable does.
+
         Raises:
-            TypeError: a leaf of `outer` or `inner` is not a floating array.
+            TypeError: a leaf of `outer` or of the inner variable is not a floating array.
         """
-        outer, inner = start(self, outer, inner)
+        outer, variable = start(self, outer, variable_of(inner))
+        inner = _tree.strengthen(with_variable(inner, variable))
         warm_adjoint = self.warm_start and offers_evidence(self.solver)
         return DoubleLoopState(
             outer=outer,
             inner=inner,
-            adjoint=jax.tree.map(jnp.zeros_like, inner) if warm_adjoint else None,
+            adjoint=jax.tree.map(jnp.zeros_like, variable) if warm_adjoint else None,
             opt_states=first_states(self, Single(outer)),
             start=None if self.warm_start else copied(inner),
         )
@@ -127,8 +135,9 @@ class DoubleLoop:
         result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
 
         def value_fn(outer: PyTree) -> jax.Array:
-            inner = self.solver(self.problem.inner_loss, outer, init, batch.inner)
-            return self.problem.outer_loss(outer, inner, batch.outer)
+            problem = scalar_problem(self.problem, init)
+            inner = self.solver(problem.inner_loss, outer, init, batch.inner)
+            return problem.outer_loss(outer, inner, batch.outer)
 
         outer, outer_opt = descend(
             self,
@@ -149,5 +158,6 @@ class DoubleLoop:
             finite=result.info.finite,
             linear=result.info.linear,
             status=result.info.status,
+            metrics=result.info.metrics,
         )
         return DoubleLoopState(outer, result.inner, adjoint, Single(outer_opt), state.start), info

@@ -9,8 +9,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _check, linear
-from bilevel._hypergradient import hypergradient
+from bilevel._hypergradient import checked, hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._stateful import require_plain
 from bilevel.diagnostics._double import as_double, double_precision
 from bilevel.diagnostics._evidence import evidence
 from bilevel.solvers import Solver, objective, require_smooth
@@ -82,6 +83,8 @@ def check_hypergrad(
     _check.key("key", key)
     if reference is None:
         require_smooth(solver)
+        require_plain("check_hypergrad` without a `reference", init)
+    problem, _ = checked(problem, solver, outer, init, batch)
     result = jax.jit(lambda *args: hypergradient(problem, solver, *args))(outer, init, batch)
     ours = _flat(result.hypergrad)
     _require_finite(ours, result.info)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from bilevel import _check, _tree, linear
 from bilevel._corrected import LICENCE
-from bilevel._hypergradient import hypergradient
+from bilevel._hypergradient import checked, hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
+from bilevel._stateful import require_plain
 from bilevel.diagnostics._double import as_double, double_precision, evaluated_dtype
 from bilevel.diagnostics._evidence import Evidence, evidence
 from bilevel.diagnostics._remedies import remedies
@@ -120,6 +121,8 @@ def diagnose(
     """
     _check.positive_integer("max_dense", max_dense)
     require_smooth(solver)
+    require_plain("diagnose", init)
+    problem, _ = checked(problem, solver, outer, init, batch)
     result = jax.jit(lambda *args: hypergradient(problem, solver, *args))(outer, init, batch)
     size = sum(a.size for a in jax.tree.leaves(result.inner))
     inner_loss = objective(solver, problem.inner_loss)

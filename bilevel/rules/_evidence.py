@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._hypergrad_status import HypergradStatus, worst
 from bilevel._problem import Batch, BilevelProblem, Loss
+from bilevel._stateful import Metrics
 from bilevel._summary import as_text
 from bilevel._tree import PyTree
 from bilevel.linear import LinearInfo
@@ -26,12 +27,14 @@ class HypergradInfo(NamedTuple):
         linear: evidence of the linear solve, or None for a rule without one.
         status: int32, a `HypergradStatus`, the worst that is known. Only of `Implicit` is the inner
             solution asked to be stationary: an unrolled gradient is that of the steps taken.
+        metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
     """
 
     inner_grad_norm: jax.Array
     finite: jax.Array
     linear: LinearInfo | None
     status: jax.Array
+    metrics: Metrics | None = None
 
     @staticmethod
     def of(

@@ -9,6 +9,7 @@ import optax
 from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss
+from bilevel._stateful import require_plain, without_aux
 from bilevel._tree import PyTree
 from bilevel.rules._first_derivative import ParametricLoss, with_first_derivative
 from bilevel.rules._implicit_function import cross_pullback
@@ -51,7 +52,8 @@ class FiniteDifference:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init` and take the step; returns a pytree like `init`."""
-        full_loss = objective(self.solver, loss)
+        require_plain("FiniteDifference", init)
+        full_loss = objective(self.solver, without_aux(loss))
 
         def solve_and_step(outer: PyTree, init: PyTree, data: PyTree) -> tuple[PyTree, PyTree]:
             inner = self.solver(loss, outer, init, data)
@@ -121,12 +123,13 @@ class SAMA:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""
+        require_plain("SAMA", init)
 
         def solve(outer: PyTree, init: PyTree, data: PyTree) -> MinimizeState:
             state = self.solver.start(init)
             return self.solver.advance(loss, outer, state, data, 0, self.solver.num_steps)
 
-        full_loss = self.solver.objective(loss)
+        full_loss = self.solver.objective(without_aux(loss))
         state = solution(solve, full_loss, outer, init, data)
         return with_first_derivative(
             self._formula, full_loss, state, state.inner, outer, data, "SAMA"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _check, _tree
+from bilevel import _check, _derivatives, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
@@ -70,14 +70,16 @@ class Forward:
             flat, unravel = ravel_pytree(list(itertools.compress(leaves, moving)))
             self._check_count(flat.size)
 
-            def push(flat: jax.Array) -> PyTree:
+            def push(flat: jax.Array) -> tuple[list[Any], PyTree]:
                 given = iter(unravel(flat))
                 pairs = zip(leaves, moving, strict=True)
                 moved = [next(given) if moves else leaf for leaf, moves in pairs]
-                return pure(*jax.tree.unflatten(structure, moved))
+                inner = pure(*jax.tree.unflatten(structure, moved))
+                return _tree.split_differentiable(inner)[0], inner
 
-            inner, jacobian = jax.vmap(
-                lambda tangent: jax.jvp(push, (flat,), (tangent,)), out_axes=(None, 0)
+            _, jacobian, inner = jax.vmap(
+                lambda tangent: jax.jvp(push, (flat,), (tangent,), has_aux=True),
+                out_axes=(None, 0, None),
             )(jnp.eye(flat.size, dtype=flat.dtype))
             # JAX keeps one structure of residuals for all patterns of what moves, so the pattern
             # is in their shapes: no rows for a leaf that rests.
@@ -86,7 +88,9 @@ class Forward:
             return inner, [_rows(jacobian, *pair) for pair in ends]
 
         def backward(jacobians: list[PyTree], cotangent: PyTree) -> tuple[list[Any]]:
-            pull = jax.vmap(lambda row: _tree.vdot(row, cotangent))
+            given = jax.tree.leaves(_derivatives.instantiated(cotangent))
+            floating = [a for a in given if a.dtype != jax.dtypes.float0]
+            pull = jax.vmap(lambda row: _tree.vdot(row, floating))
             pulled = [pull(rows) for rows in jacobians]
             bars = zip(pulled, kinds, strict=True)
             return ([a.reshape(shape).astype(d) if a.size else None for a, (shape, d) in bars],)

@@ -6,11 +6,20 @@ import jax.numpy as jnp
 from bilevel import _check, _derivatives, linear
 from bilevel._describe import settings
 from bilevel._hypergrad_status import implicit_status
-from bilevel._problem import Batch, BilevelProblem, Loss, check_alike
+from bilevel._problem import Batch, BilevelProblem, Loss, Stateful, check_alike
+from bilevel._stateful import (
+    at_state,
+    require_plain,
+    value_and_floats,
+    variable_of,
+    with_variable,
+    without_aux,
+)
 from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
 from bilevel.rules._evidence import Hypergradient, HypergradInfo
 from bilevel.rules._implicit_function import Optimality, moving_root, residual_of, root_pullback
+from bilevel.rules._model_state import moving_state, problem_at, refuse_feedback, state_status
 from bilevel.rules._solution import solution
 from bilevel.solvers import Solver, innermost, objective
 
@@ -46,6 +55,8 @@ def implicit_gradient(
         ValueError: when differentiated, the residual is not like `inner`, or `linear_solver` needs
             a symmetric system and `optimality` is given.
     """
+    require_plain("implicit_gradient", inner)
+    loss = without_aux(loss)
     minimised = optimality is None
     criterion = loss if minimised else residual_of(loss, optimality)
     parametric, parameters = _derivatives.gathered(criterion, outer, inner, data)
@@ -62,6 +73,9 @@ class Implicit:
     when the solver has converged and H is positive definite; otherwise its error is of the order of
     the inner error times the condition number. Prefer it over unrolling whenever the inner problem
     is solved well.
+
+    Of a `Stateful` the state is at a fixed point of its own and moves with the solution, exactly;
+    its gradient is refused where the inner loss reads the state (see `docs/stateful-models.md`).
 
     Attributes:
         solver: finds the solution, no derivative is taken of it: any `Solver`.
@@ -96,15 +110,30 @@ class Implicit:
         return own if self.optimality is None else self.optimality
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Solve from `init`; returns a pytree like `init`, with an implicit gradient."""
+        """Solve from `init`; returns a pytree like `init`, with an implicit gradient.
+
+        Raises:
+            ValueError: `init` is a `Stateful`, and the gradient of the loss reads its state.
+        """
         inner = self.solve(loss, outer, init, data)
-        full_loss = objective(self.solver, loss)
-        return implicit_gradient(full_loss, outer, inner, data, self.linear_solver, self.condition)
+        value = objective(self.solver, at_state(loss, inner))
+        variable = implicit_gradient(
+            value, outer, variable_of(inner), data, self.linear_solver, self.condition
+        )
+        if not isinstance(inner, Stateful):
+            return variable
+        criterion = lambda loss: residual_of(loss, self.condition)
+        refuse_feedback(self.solver, criterion, loss, outer, inner, data)
+        return moving_state(self.solver, loss, outer, with_variable(inner, variable), data)
 
     def solve(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """The solution alone, a constant to differentiation."""
+        if isinstance(init, Stateful):
+            criterion = objective(self.solver, value_and_floats(loss))
+        else:
+            value = objective(self.solver, without_aux(loss))
+            criterion = residual_of(value, self.condition)
         run = lambda *args: self.solver(loss, *args)
-        criterion = residual_of(objective(self.solver, loss), self.condition)
         return solution(run, criterion, outer, init, data)
 
     def hypergradient(
@@ -116,8 +145,11 @@ class Implicit:
         adjoint: PyTree | None = None,
     ) -> Hypergradient:
         """The hypergradient with the evidence of its linear solve; see `bilevel.hypergradient`."""
-        inner = self(problem.inner_loss, outer, init, batch.inner)
-        check_alike("the solver's result", inner, "init", init)
+        solved_at = self(problem.inner_loss, outer, init, batch.inner)
+        check_alike("the solver's result", solved_at, "init", init)
+        state = state_status(self.solver, problem.inner_loss, outer, solved_at, batch.inner)
+        problem = problem_at(self.solver, problem, solved_at, batch.inner)
+        inner, start = variable_of(solved_at), variable_of(init)
         value, (direct, cotangent) = jax.value_and_grad(problem.outer_loss, argnums=(0, 1))(
             outer, inner, batch.outer
         )
@@ -137,6 +169,7 @@ class Implicit:
         )
         hypergrad = jax.tree.map(jnp.add, direct, implicit.cotangents)
         _, found, stationarity, solved = implicit
-        status = implicit_status(stationarity, found, solved, cotangent, inner, init)
+        status = implicit_status(stationarity, found, solved, cotangent, inner, start)
+        status = jnp.maximum(status, state)
         info = HypergradInfo.of(value, hypergrad, stationarity, solved, status)
-        return Hypergradient(value, hypergrad, inner, found, info)
+        return Hypergradient(value, hypergrad, solved_at, found, info)

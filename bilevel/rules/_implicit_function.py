@@ -133,7 +133,9 @@ def moving_root(
     def rule(inner: PyTree, parameters: PyTree, moved: list[Any]) -> PyTree:
         _, by_leaves = _along_parameters(residual, parameters, inner)
         _, by_inner = _along_inner(residual, parameters, inner)
-        rhs = _tree.scale(-1.0, by_leaves(moved))
+        # JAX transposes a linear solve only if every leaf of its right-hand side moves: behind the
+        # barrier a leaf that is a constant zero counts as moving with the others.
+        rhs = jax.lax.optimization_barrier(_tree.scale(-1.0, by_leaves(moved)))
         return linear.solve(linear_solver, by_inner, rhs, symmetric=symmetric).value
 
     inner = jax.lax.stop_gradient(inner)

@@ -7,6 +7,7 @@ import optax
 
 from bilevel._describe import settings
 from bilevel._problem import Loss
+from bilevel._stateful import require_plain, without_aux
 from bilevel._tree import PyTree
 from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize
@@ -48,9 +49,10 @@ class SignUnrolled:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
+        require_plain("SignUnrolled", init)
         solver = self.solver
         run = lambda *args: solver(loss, *args)
-        inner = solution(run, solver.objective(loss), outer, init, data)
+        inner = solution(run, solver.objective(without_aux(loss)), outer, init, data)
         # The steps do not depend on where they start, so `dy_K / dy_0` is the identity: add a zero
         # that has this derivative.
         return jax.tree.map(lambda y, y0: y + (y0 - jax.lax.stop_gradient(y0)), inner, init)

@@ -3,6 +3,7 @@
 from bilevel import _check, _derivatives
 from bilevel._describe import settings
 from bilevel._problem import Loss
+from bilevel._stateful import value_and_floats
 from bilevel._tree import PyTree
 from bilevel.rules._solution import solution
 from bilevel.solvers import Minimize, Solver, objective
@@ -82,5 +83,6 @@ class OneStep:
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`, then take one differentiable step; returns a pytree like `init`."""
         run = lambda *args: self.solver(loss, *args)
-        inner = solution(run, objective(self.solver, loss), outer, init, data)
+        # The state is read too: what moves it alone is no setting of the solver.
+        inner = solution(run, objective(self.solver, value_and_floats(loss)), outer, init, data)
         return self.step(loss, outer, inner, data)

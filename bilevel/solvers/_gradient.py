@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.dtypes import float0
 
 from bilevel import _derivatives, _tree
+from bilevel._derivatives import is_zero
 from bilevel._tree import PyTree
 
 MODES = ("mixed", "reverse")
@@ -20,9 +21,9 @@ def check_mode(mode: str) -> None:
 
 
 def value_and_grad(
-    loss: Callable[[PyTree], jax.Array], inner: PyTree, mode: str
-) -> tuple[jax.Array, PyTree]:
-    """`jax.value_and_grad(loss)(inner)`, itself differentiated as `mode` says.
+    loss: Callable[[PyTree], tuple[jax.Array, PyTree]], inner: PyTree, mode: str
+) -> tuple[jax.Array, PyTree, PyTree]:
+    """Value, gradient and state of `loss(inner) -> (value, state)`, differentiated as `mode` says.
 
     "reverse" differentiates the reverse pass by another one, which stores every intermediate result
     of both. "mixed" pulls a cotangent u of the gradient back by the joint product
@@ -30,24 +31,28 @@ def value_and_grad(
         d/de grad_{y,p} G(y + e u, p) = (H u, (d/dp grad_y G)' u),
 
     one forward derivative of one reverse pass: H is symmetric, so that nothing is transposed twice.
-    Here p is every floating array that `loss` closes over. Only (y, p) is stored. Where the
-    gradient of the loss has no forward derivative (it calls a `custom_vjp` in its own backward
-    pass, as some fused kernels do), the backward pass falls back to "reverse".
+    A state depends on (y, p) too, and its cotangent adds one reverse derivative. Here p is every
+    floating array that `loss` closes over. Only (y, p) is stored. Where the gradient of the loss
+    has no forward derivative (it calls a `custom_vjp` in its own backward pass, as some fused
+    kernels do), the backward pass falls back to "reverse".
 
     Args:
-        loss: `inner -> scalar`.
+        loss: `inner -> (scalar, state)`; the state of the model after it is None where there is
+            none.
         inner: pytree of floating arrays.
         mode: "mixed" or "reverse".
     """
     if mode == "reverse":
-        return jax.value_and_grad(loss)(inner)
+        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(inner)
+        return value, grads, state
     pure, consts = _tree.hoist(loss, inner)
 
     @jax.custom_vjp
-    def gradient(inner: PyTree, consts: tuple[Any, ...]) -> tuple[jax.Array, PyTree]:
-        return jax.value_and_grad(pure, argnums=1)(consts, inner)
+    def gradient(inner: PyTree, consts: tuple[Any, ...]) -> tuple[jax.Array, PyTree, PyTree]:
+        (value, state), grads = jax.value_and_grad(pure, 1, has_aux=True)(consts, inner)
+        return value, grads, state
 
-    def forward(inner: PyTree, consts: Any) -> tuple[tuple[jax.Array, PyTree], Any]:
+    def forward(inner: PyTree, consts: Any) -> tuple[tuple[jax.Array, PyTree, PyTree], Any]:
         inner, consts = jax.tree.map(lambda primal: primal.value, (inner, consts))
         return gradient(inner, consts), (inner, consts)
 
@@ -61,20 +66,21 @@ def value_and_grad(
 
 
 def _joint_product(
-    pure: Callable[..., jax.Array],
+    pure: Callable[..., tuple[jax.Array, PyTree]],
     inner: PyTree,
     consts: tuple[Any, ...],
     value_bar: Any,
     grads_bar: PyTree,
+    state_bar: PyTree,
 ) -> tuple[PyTree, tuple[Any, ...]]:
     """Cotangents of `inner` and of the constants."""
     moving, merge = _tree.split_differentiable(consts)
 
     def loss(inner: PyTree, moving: list[Any]) -> jax.Array:
-        return pure(merge(moving), inner)
+        return pure(merge(moving), inner)[0]
 
     slopes = jax.grad(loss, argnums=(0, 1))
-    direction = jax.tree.map(_instantiate, grads_bar, is_leaf=_is_zero)
+    direction = _derivatives.instantiated(grads_bar)
 
     def forward_over_reverse(inner: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:
         return jax.jvp(lambda y: slopes(y, moving), (inner,), (direction,))
@@ -85,15 +91,12 @@ def _joint_product(
         first, pull = jax.vjp(slopes, inner, moving)
         second = pull((direction, jax.tree.map(jnp.zeros_like, moving)))
     # Only line searches and the like look at the value, so this term is rarely there.
-    inner_bar, moving_bar = (
-        second if _is_zero(value_bar) else _tree.add_scaled(second, value_bar, first)
-    )
+    bars = second if is_zero(value_bar) else _tree.add_scaled(second, value_bar, first)
+    given = jax.tree.leaves(state_bar, is_leaf=is_zero)
+    places = [i for i, bar in enumerate(given) if not (is_zero(bar) or bar.dtype == float0)]
+    if places:
+        state = lambda inner, moving: jax.tree.leaves(pure(merge(moving), inner)[1])
+        _, pull = jax.vjp(lambda *args: [state(*args)[i] for i in places], inner, moving)
+        bars = _tree.add(bars, pull([given[i] for i in places]))
+    inner_bar, moving_bar = bars
     return inner_bar, _tree.cotangent_like(consts, moving_bar)
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _instantiate(cotangent: Any) -> jax.Array:
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_zero(cotangent) else cotangent

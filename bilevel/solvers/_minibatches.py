@@ -30,15 +30,16 @@ def stacked(data: PyTree, index: jax.Array) -> PyTree:
 def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count: int) -> Loss:
     """The mean of `loss` over the minibatches 0 to `count - 1` of its data.
 
+    Of a function that returns a pytree of floating arrays, the mean of each.
     One minibatch at a time, stored by none: memory stays that of a single one.
     """
 
-    def mean_loss(outer: PyTree, inner: PyTree, data: PyTree) -> jax.Array:
-        def step(total: jax.Array, index: jax.Array) -> jax.Array:
-            return total + loss(outer, inner, minibatch(data, index))
-
-        first = jax.eval_shape(step, 0.0, jnp.int32(0))
-        total = jnp.zeros((), first.dtype)
-        return _remat.scan_steps(step, total, jnp.arange(count), "step") / count
+    def mean_loss(outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
+        part = lambda index: loss(outer, inner, minibatch(data, index))
+        step = lambda total, index: _tree.add(total, part(index))
+        first = jax.eval_shape(part, jnp.int32(0))
+        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
+        total = _remat.scan_steps(step, zero, jnp.arange(count), "step")
+        return jax.tree.map(lambda a: a / count, total)
 
     return mean_loss

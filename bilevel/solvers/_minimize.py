@@ -10,6 +10,7 @@ import optax
 from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss
+from bilevel._stateful import along_variable, replaced, variable_of
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat
 from bilevel.solvers._minibatches import averaged
@@ -74,13 +75,17 @@ class Minimize:
         _gradient.check_mode(self.mode)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`."""
+        """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`.
+
+        Of a `Stateful` the variable is moved by the optimizer, and the state by the loss: after
+        each step it is what the loss returned there. Gradients flow through both.
+        """
         return self.advance(loss, outer, self.start(init), data, 0, self.num_steps).inner
 
     def start(self, init: PyTree) -> MinimizeState:
         """The state before the first step."""
         init = _tree.strengthen(init)
-        return MinimizeState(init, _tree.strengthen(self.optimizer.init(init)))
+        return MinimizeState(init, _tree.strengthen(self.optimizer.init(variable_of(init))))
 
     def advance(
         self,
@@ -101,20 +106,19 @@ class Minimize:
         """Take the one step `index`, an int32 scalar."""
         inner, opt_state = state
         seen = data if self.minibatch is None else self.minibatch(data, index)
-
-        def value_fn(inner: PyTree) -> jax.Array:
-            return loss(outer, inner, seen)
-
-        value, grads = _gradient.value_and_grad(value_fn, inner, self.mode)
+        variable = variable_of(inner)
+        evaluate = along_variable(loss, outer, inner, seen)
+        value, grads, moved = _gradient.value_and_grad(evaluate, variable, self.mode)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
             watched(grads, self.optimizer, self.mode),
             opt_state,
-            inner,
+            variable,
             value=value,
             grad=grads,
-            value_fn=value_fn,
+            value_fn=lambda variable: evaluate(variable)[0],
         )
-        return MinimizeState(optax.apply_updates(inner, updates), opt_state)
+        variable = optax.apply_updates(variable, updates)
+        return MinimizeState(replaced(inner, variable, moved), opt_state)
 
     def objective(self, loss: Loss) -> Loss:
         """What this solver minimises over all of its data: the mean over its steps' minibatches."""

@@ -4,11 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
-from bilevel import _tree
+from bilevel import _derivatives, _tree
 from bilevel._problem import PyTree
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
@@ -51,7 +48,7 @@ def offloaded(
                 return run([given.get(i, a) for i, a in enumerate(leaves)], index)
 
             _, pull = jax.vjp(move, [leaves[i] for i in floating])
-            pulled = pull(jax.tree.map(_instantiate, cotangent, is_leaf=_is_zero))[0]
+            pulled = pull(_derivatives.instantiated(cotangent))[0]
             given = dict(zip(floating, pulled, strict=True))
             return [given.get(i) for i in range(len(leaves))], None
 
@@ -64,15 +61,3 @@ def offloaded(
 def _moved(leaves: list[Any], which: list[int], there: Any, here: Any) -> list[Any]:
     move = lambda a: jax.device_put(a, there, src=here)
     return [move(a) if i in which else a for i, a in enumerate(leaves)]
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _instantiate(cotangent: Any) -> Any:
-    if not _is_zero(cotangent):
-        return cotangent
-    if cotangent.dtype == jax.dtypes.float0:
-        return np.zeros(cotangent.shape, jax.dtypes.float0)
-    return jnp.zeros(cotangent.shape, cotangent.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss
+from bilevel._stateful import along_variable, require_plain
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat
 
@@ -67,6 +68,7 @@ class ProximalGradient:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise from `init`; returns a pytree like `init`."""
+        require_plain("ProximalGradient", init)
         return self.advance(loss, outer, self.start(init), data, 0, self.num_steps).inner
 
     def start(self, init: PyTree) -> ProximalState:
@@ -109,7 +111,8 @@ class ProximalGradient:
         return jax.tree.map(lambda a, b: (a - b) / self.step_size, inner, moved)
 
     def _move(self, loss: Loss, outer: PyTree, point: PyTree, data: PyTree, mode: str) -> PyTree:
-        grads = _gradient.value_and_grad(lambda y: loss(outer, y, data), point, mode)[1]
+        evaluate = along_variable(loss, outer, point, data)
+        grads = _gradient.value_and_grad(evaluate, point, mode)[1]
         return self.prox(outer, _tree.add_scaled(point, -self.step_size, grads), self.step_size)
 
 
@@ -191,6 +194,7 @@ class FixedPoint:
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Iterate from `init`; `loss` is ignored. Returns a pytree like `init`."""
         del loss
+        require_plain("FixedPoint", init)
         step = lambda inner, _: self.map(outer, inner, data)
         init = _tree.strengthen(init)
         return _remat.scan_steps(step, init, jnp.arange(self.num_steps), self.remat)

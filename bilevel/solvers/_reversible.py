@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._problem import Loss
+from bilevel._stateful import require_plain, without_aux
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient
 from bilevel.solvers._smoothness import differentiable_once
@@ -88,6 +89,8 @@ class ReversibleSGD:
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Take the steps from `init`; returns a pytree like `init`."""
+        require_plain("ReversibleSGD", init)
+        loss = without_aux(loss)
         init = _tree.strengthen(init)
         pure, consts = _tree.hoist(
             lambda parameters, y: loss(parameters[0], y, parameters[1]), (outer, data), init
@@ -153,7 +156,7 @@ class ReversibleSGD:
         slope = lambda y: _isolated(jax.grad(lambda y: loss(parameters, y)), y)
 
         def force_at(y: PyTree, leaves: list[Any]) -> PyTree:
-            return _gradient.value_and_grad(lambda y: loss(merge(leaves), y), y, "mixed")[1]
+            return _gradient.value_and_grad(lambda y: (loss(merge(leaves), y), None), y, "mixed")[1]
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
             state, inner_bar, velocity_bar, leaves_bar = carry

@@ -108,6 +108,8 @@ class Minibatches:
             products, where the theory of a method asks for them; None draws none.
         replace: True draws every example independently; False walks through a new order in every
             epoch, which has less noise.
+        with_key: True gives each field as `sampling.Keyed(data, key)`, one that is passed on whole
+            too, with a key of the step's own for dropout and other noise in the loss.
         seed: of all draws; a tuple gives each seed of `Seeds` draws of its own, and the batch a
             leading axis of that length.
 
@@ -121,6 +123,7 @@ class Minibatches:
     outer: int | None = None
     linear: int | None = None
     replace: bool = False
+    with_key: bool = False
     seed: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
@@ -147,8 +150,11 @@ class Minibatches:
 
         def rows(key: jax.Array, examples: PyTree, size: int | None) -> PyTree:
             if size is None:
-                return examples
-            return sampling.minibatches(examples, size, key, replace=self.replace)(step)
+                return sampling.keyed(examples, key, step) if self.with_key else examples
+            draw = sampling.minibatches(
+                examples, size, key, replace=self.replace, with_key=self.with_key
+            )
+            return draw(step)
 
         return Batch(
             inner=rows(inner_key, arrays.inner, self.inner),

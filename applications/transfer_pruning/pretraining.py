@@ -1,0 +1,264 @@
+"""Pretrain on chosen points and judge on the targets: every selection is data to one program.
+
+A run is an order of rows, a weight for each unit and a number of steps, all of them arguments. So
+seeds, selections, budgets and lengths share one compiled program, and a run on few rows really
+takes fewer steps. Runs go one after the other, or `together` at a time under `vmap`, which suits an
+accelerator: models must not mix points (no BatchNorm), as points of weight 0 would count there.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..components.errors import NonFiniteError
+from ..components.models import Model
+from ..components.points import Points
+from ..components.training import Recipe, cross_entropy, in_chunks, initialise, train
+from .probe import probe
+from .tasks import Target
+
+Variables = Any
+
+
+class Plan(NamedTuple):
+    """One pretraining: on which rows, in how many steps.
+
+    Attributes:
+        rows: `[m]`, m >= 1; each epoch is a new permutation, and batches run on over its end.
+        num_steps: 0 leaves the network as it was initialised.
+    """
+
+    rows: np.ndarray
+    num_steps: int
+
+
+class Runs(NamedTuple):
+    """Pretrainings as arguments of the compiled program, with a leading axis.
+
+    Attributes:
+        order: `[runs, longest, batch]` int32 rows; what is beyond a run's own steps is not seen.
+        weight: `[runs, units]`, the factor on the loss of each unit's points.
+        num_steps: `[runs]` int32.
+        key: `[runs]` keys of the initialisation and of the head for finetuning.
+    """
+
+    order: Any
+    weight: Any
+    num_steps: Any
+    key: Any
+
+
+def num_steps(recipe: Recipe, num_rows: int) -> int:
+    """Steps of the recipe's epochs over so many rows, the last batch filled from the next epoch."""
+    return math.ceil(recipe.num_epochs * num_rows / recipe.batch_size)
+
+
+def order_of(plan: Plan, batch_size: int, longest: int, rng: np.random.Generator) -> np.ndarray:
+    """The rows of each step: `[longest, batch_size]` int32, zeros beyond the plan's own steps."""
+    needed = plan.num_steps * batch_size
+    epochs = [rng.permutation(plan.rows) for _ in range(math.ceil(needed / len(plan.rows)))]
+    stream = np.concatenate(epochs)[:needed] if epochs else np.zeros(0, np.int32)
+    padded = np.zeros(longest * batch_size, np.int32)
+    padded[:needed] = stream
+    return padded.reshape(longest, batch_size)
+
+
+def pretrain(
+    model: Model, recipe: Recipe, points: Points, unit_of: jax.Array, run: Runs
+) -> tuple[Variables, jax.Array]:
+    """One run, to be compiled: the variables and the loss of the last batch (0 without a step).
+
+    Args:
+        model: any `Model`.
+        recipe: rate, momentum and weight decay; its epochs play no part.
+        points: of the source.
+        unit_of: `[n]`.
+        run: one of `Runs`, without the leading axis.
+    """
+    variables = initialise(model, points.x, run.key)
+
+    def rate(count: jax.Array) -> jax.Array:  # by a traced number of steps, which Optax's refuses
+        return recipe.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * count / run.num_steps))
+
+    optimizer = optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum or None)
+    )
+
+    def step(index: jax.Array, state: Any) -> Any:
+        (variables, opt_state, _), rows = state, run.order[index]
+
+        def loss_fn(params: Any) -> Any:
+            now = variables | {"params": params}
+            if model.step is None:
+                scores, moved = model.apply(now, points.x[rows]), now
+            else:
+                key = jax.random.fold_in(run.key, index)
+                scores, moved = model.step(now, points.x[rows], key)
+            losses = cross_entropy(scores, points.y[rows])
+            return jnp.mean(run.weight[unit_of[rows]] * losses), moved
+
+        (loss, moved), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        return moved | {"params": params}, opt_state, loss
+
+    start = variables, optimizer.init(variables["params"]), jnp.zeros(())
+    variables, _, loss = jax.lax.fori_loop(0, run.num_steps, step, start)
+    return variables, loss
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _pretrained(model: Model, recipe: Recipe, points: Points, run: Runs) -> Variables:
+    return pretrain(model, recipe, points, jnp.zeros(len(points.y), jnp.int32), run)[0]
+
+
+def pretrain_one(
+    model: Model, recipe: Recipe, points: Points, plan: Plan, key: jax.Array
+) -> Variables:
+    """The variables after one pretraining, such as the surrogate's."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    order = jnp.asarray(order_of(plan, recipe.batch_size, plan.num_steps, rng))
+    run = Runs(order, jnp.ones(1), jnp.int32(plan.num_steps), key)
+    return _pretrained(model, recipe, points, run)
+
+
+def features(model: Model, variables: Variables, x: jax.Array) -> jax.Array:
+    """What the head sees of each point, a chunk of points at a time: `[n, width]`."""
+    return in_chunks(functools.partial(model.features, variables), x)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "classes", "together"))
+def transferred(
+    model: Model,
+    recipe: Recipe,
+    finetune: Recipe | None,
+    points: Points,
+    unit_of: jax.Array,
+    targets: Sequence[tuple[Points, Points]],
+    classes: tuple[int, ...],
+    runs: Runs,
+    together: int,
+) -> dict[str, jax.Array]:
+    """Pretrain and judge: `probe [runs, targets]`, `loss [runs]` and, if asked for, `finetune`.
+
+    Args:
+        model: any `Model`.
+        recipe: of the pretraining.
+        finetune: of the finetuning of all parameters; None leaves it out.
+        points: of the source.
+        unit_of: `[n]`.
+        targets: training and test points of each.
+        classes: of each; for finetuning at most those of the model, whose head is drawn again.
+        runs: what to pretrain on.
+        together: runs at a time.
+    """
+
+    def one(run: Runs) -> dict[str, jax.Array]:
+        variables, loss = pretrain(model, recipe, points, unit_of, run)
+        judged: dict[str, Any] = {"loss": loss, "probe": []}
+        for (seen, test), count in zip(targets, classes, strict=True):
+            fit = probe(features(model, variables, seen.x), seen.y, count)
+            guess = jnp.argmax(fit(features(model, variables, test.x)), axis=1)
+            judged["probe"].append(100 * jnp.mean(guess == test.y))
+            if finetune is not None:
+                tuned = finetuned(model, finetune, variables, seen, run.key)
+                guess = jnp.argmax(in_chunks(lambda x, v=tuned: model.apply(v, x), test.x), axis=1)
+                judged.setdefault("finetune", []).append(100 * jnp.mean(guess == test.y))
+        return {name: jnp.asarray(values) for name, values in judged.items()}
+
+    return jax.lax.map(one, runs, batch_size=together)
+
+
+def finetuned(
+    model: Model, recipe: Recipe, variables: Variables, seen: Points, key: jax.Array
+) -> Variables:
+    """All parameters trained on the target's points, from a fresh head; the last step counts."""
+    head, head_key = model.layers[-1], jax.random.fold_in(key, 1)
+    fresh = initialise(model, seen.x, head_key)["params"][head]
+    start = variables | {"params": variables["params"] | {head: fresh}}
+    return train(model, recipe, start, seen, jnp.arange(len(seen.y)), head_key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Accuracies after pretraining on any rows, all by one compiled program.
+
+    Attributes:
+        model: the network to pretrain.
+        recipe: of the pretraining.
+        finetune: of the finetuning; None for the probe alone.
+        points: of the source, on the device.
+        targets: to judge on.
+        at_once: runs that one call takes; fewer are filled up with runs of no step.
+        together: of these under `vmap`.
+    """
+
+    model: Model
+    recipe: Recipe
+    finetune: Recipe | None
+    points: Points
+    targets: tuple[Target, ...]
+    at_once: int
+    together: int = 1
+
+    @property
+    def longest(self) -> int:
+        """Steps of the recipe on the whole source."""
+        return num_steps(self.recipe, len(self.points.y))
+
+    def __call__(self, plans: Sequence[Plan], key: jax.Array, name: str) -> dict[str, np.ndarray]:
+        """What `transferred` gives for each plan.
+
+        Args:
+            plans: what to pretrain on; none longer than the recipe on the whole source.
+            key: of the initialisation, which all plans share, and of their orders.
+            name: for the error.
+
+        Raises:
+            NonFiniteError: a pretraining diverged.
+        """
+        idle = Plan(np.zeros(1, np.int32), 0)
+        filled = [*plans, *[idle] * (-len(plans) % self.at_once)]
+        data = np.asarray(jax.random.key_data(key)).ravel()
+        # Every plan has the generator to itself: equal plans give equal networks.
+        orders = [
+            order_of(plan, self.recipe.batch_size, self.longest, np.random.default_rng(data))
+            for plan in filled
+        ]
+        parts = []
+        for first in range(0, len(filled), self.at_once):
+            now = slice(first, first + self.at_once)
+            runs = Runs(
+                jnp.asarray(np.stack(orders[now])),
+                jnp.ones((self.at_once, 1)),
+                jnp.array([plan.num_steps for plan in filled[now]], jnp.int32),
+                jnp.stack([key] * self.at_once),
+            )
+            parts.append(jax.device_get(self._run(runs)))
+        judged = {k: np.concatenate([part[k] for part in parts])[: len(plans)] for k in parts[0]}
+        if not np.isfinite(judged["loss"]).all():
+            raise NonFiniteError(
+                f"A pretraining of {name} diverged. Lower `learning_rate`, which is"
+                f" {self.recipe.learning_rate}."
+            )
+        return judged
+
+    def _run(self, runs: Runs) -> dict[str, jax.Array]:
+        return transferred(
+            self.model,
+            self.recipe,
+            self.finetune,
+            self.points,
+            jnp.zeros(len(self.points.y), jnp.int32),
+            [(target.train, target.test) for target in self.targets],
+            tuple(target.num_classes for target in self.targets),
+            runs,
+            self.together,
+        )
