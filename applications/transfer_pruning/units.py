@@ -35,8 +35,8 @@ class Scores(NamedTuple):
 
     Attributes:
         value: `[num_units]`, larger is better.
-        tie: `[num_units]`, larger is better, between units of one value; what is left of a tie goes to
-            the unit that comes first.
+        tie: `[num_units]`, larger is better, between units of one value; what is left of a tie goes
+            to the unit that comes first.
     """
 
     value: np.ndarray
