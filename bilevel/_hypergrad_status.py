@@ -17,7 +17,7 @@ class HypergradStatus(enum.IntEnum):
     """What to think of one hypergradient. OK says that nothing cheap to see speaks against it."""
 
     OK = 0
-    NOT_STATIONARY = 1  # the inner solution misses the minimiser, which `Implicit` assumes
+    NOT_STATIONARY = 1  # the inner solution misses the minimiser, or a model's state its rest
     NOT_SOLVED = 2  # the linear solve did not converge; `info.linear.status` says how it ended
     NON_FINITE = 3  # NaN or infinity in the value or the hypergradient
 

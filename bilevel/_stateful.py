@@ -37,7 +37,7 @@ def value_and_aux(loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> tup
     # On a copy: an Equinox `State` is used up by the loss that makes a new one of it.
     if isinstance(inner, Stateful):
         inner = jax.tree.map(lambda leaf: leaf, inner)
-    return parse("the loss", loss(outer, inner, data))
+    return parse("loss", loss(outer, inner, data))
 
 
 def without_aux(loss: Loss) -> Loss:
@@ -52,7 +52,7 @@ def along_variable(
 
     def evaluate(variable: PyTree) -> tuple[jax.Array, PyTree]:
         value, aux = value_and_aux(loss, outer, with_variable(inner, variable), data)
-        check_moved_state("the loss", aux, inner)
+        check_moved_state("loss", aux, inner)
         return value, aux.state
 
     return evaluate
@@ -72,7 +72,7 @@ def moved_floats(loss: Loss) -> Callable[[PyTree, PyTree, PyTree], list[Any]]:
 
     def moved(outer: PyTree, inner: PyTree, data: PyTree) -> list[Any]:
         aux = value_and_aux(loss, outer, inner, data)[1]
-        check_moved_state("the loss", aux, inner)
+        check_moved_state("loss", aux, inner)
         return _tree.split_differentiable(aux.state)[0]
 
     return moved
