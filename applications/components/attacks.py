@@ -76,8 +76,9 @@ def relative_membership(
         gamma: >= 1; how much more counts.
 
     Returns:
-        The area under the curve in percent, with the scores of `others` as non-members: 50 is a
-        model that knows the points no better than points it never saw.
+        The area under the curve in percent, with the scores of `others` as non-members: 50 or
+        less is a model that knows the points no better than points it never saw. Points that every
+        model is sure of gain little on any, so compare with a model that was retrained.
     """
     ratio = lambda p: np.log(np.maximum(p[0], TINY)) - np.log(np.maximum(p[1:].mean(0), TINY))
     limits = np.sort(ratio(population)) + np.log(gamma)

@@ -34,7 +34,8 @@ COLUMNS = {
     " 21 stands for more",
     "U-LiRA": "accuracy of an attack point by point that tells the method's models from retrained"
     " ones; 50 is a coin",
-    "RMIA": "does the model know the points better than points that nobody saw? 50 is no better",
+    "RMIA": "does the model know the points better than points that nobody saw? Compare with"
+    " Retrain's row, which does not",
     "seconds": "of the method, compiling and judging left out",
     "±": "standard deviation over the seeds",
 }
