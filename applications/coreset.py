@@ -42,7 +42,7 @@ class Config(frame.Config, Settings):
     """Choose a coreset by every method, and train fresh networks on each."""
 
     pool: int | None = None
-    """Training points to choose from, with the class shares of all; drawn anew for each seed. Not
+    """Training points to choose from, with the class shares of all; drawn again for each seed. Not
     given: 1,000, or all if there are fewer."""
     sizes: tuple[int, ...] = (20,)
     """Points to choose; each size is chosen and judged by itself."""
