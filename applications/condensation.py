@@ -156,31 +156,41 @@ def condensed(
     config: Config, setting: Setting, name: str, seed: int, tick: Callable[[], None]
 ) -> dict[str, Any]:
     """One method with one seed: its sets, and their accuracies on the way."""
-    key, num_classes = jax.random.key(seed), setting.dataset.num_classes
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(frame.named_key(key, name))))
-    train, begin = setting.dataset.train, time.perf_counter()
-    rows = np.asarray(first_rows(setting.real, config.ipc, frame.named_key(key, "start")))
-    real = True
+    key, train = jax.random.key(seed), setting.dataset.train
     if name == "all":
-        y = np.asarray(centred(num_classes))[train.y]
-        accuracies = judged(setting, [Points(train.x, y)], train.y, key)
-        return accuracies | {"step": [0], "seconds": [0.0], "compile_seconds": [0.0]}
-    if name in SELECTORS:
-        rows = real_rows(name, train, num_classes, config.ipc, rng)
-    outer = labelled(setting.real.x[rows], num_classes)
-    if name == "k_means":
-        outer, real = k_means(train, num_classes, config.ipc, rng), False
-    course = [Course(0, time.perf_counter() - begin, 0.0, outer)]
-    if name in setting.recipes:
-        budget = Budget(config.num_steps, config.checkpoints, config.seconds or math.inf)
-        recipe, real = with_rates(setting.recipes[name], config), False
-        own = frame.named_key(key, "methods", name)
-        course = condense(recipe, setting.real, outer, budget, own, tick)
-    found = {name: [getattr(point, name) for point in course] for name in Course._fields[:3]}
+        vectors = np.asarray(centred(setting.dataset.num_classes))[train.y]
+        found = judged(setting, [Points(train.x, vectors)], train.y, key)
+        return found | {"step": [0], "seconds": [0.0], "compile_seconds": [0.0]}
+    course, rows = course_of(config, setting, name, key, tick)
+    found = {part: [getattr(point, part) for point in course] for part in Course._fields[:3]}
     sets = [Points(point.outer.x, point.outer.y) for point in course]
     found |= judged(setting, sets, course[-1].outer.labels, key)
-    owners = setting.dataset.train_rows[rows] if real else np.full(len(rows), -1)
-    return found | {"x": sets[-1].x, "y": sets[-1].y, "rows": owners}
+    return found | {"x": sets[-1].x, "y": sets[-1].y, "rows": rows}
+
+
+def course_of(
+    config: Config, setting: Setting, name: str, key: jax.Array, tick: Callable[[], None]
+) -> tuple[list[Course], np.ndarray]:
+    """The sets of one method on its way, and the owner's rows of the last, -1 if it is not real."""
+    begin, train, num_classes = time.perf_counter(), setting.dataset.train, len(setting.real.table)
+    first = np.asarray(first_rows(setting.real, config.ipc, frame.named_key(key, "start")))
+    own = frame.named_key(key, "methods", name)
+    if name in setting.recipes:
+        recipe, outer = setting.recipes[name], labelled(setting.real.x[first], num_classes)
+        budget = Budget(config.num_steps, config.checkpoints, config.seconds or math.inf)
+        course = condense(with_rates(recipe, config), setting.real, outer, budget, own, tick)
+        return course, np.full(len(first), -1)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(own)))
+    if name == "k_means":
+        outer, owners = k_means(train, num_classes, config.ipc, rng), np.full(len(first), -1)
+    else:
+        random = name == "random"
+        rows = first if random else real_rows(name, train, num_classes, config.ipc, rng)
+        outer, owners = (
+            labelled(setting.real.x[rows], num_classes),
+            setting.dataset.train_rows[rows],
+        )
+    return [Course(0, time.perf_counter() - begin, 0.0, outer)], owners
 
 
 def judged(setting: Setting, sets: list[Points], labels: Any, key: jax.Array) -> dict[str, Any]:

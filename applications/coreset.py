@@ -34,6 +34,7 @@ PAGE = "coreset"
 USUAL_POOL = 1000
 GRID = (0.25, 0.5, 1.0), (0.01, 0.1, 1.0)
 """Bandwidths and ridges that `--tune` tries."""
+TUNING_SEED = frame.MAX_SEED  # its pool is in no table, and does not change with `--seeds`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Config(frame.Config, Settings):
     """Choose a coreset by every method, and train fresh networks on each."""
 
     pool: int | None = None
-    """Training points to choose from, with the class shares of all; drawn anew for each seed. Not
+    """Training points to choose from, with the class shares of all; drawn again for each seed. Not
     given: 1,000, or all if there are fewer."""
     sizes: tuple[int, ...] = (20,)
     """Points to choose; each size is chosen and judged by itself."""
@@ -103,22 +104,21 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     others = [config.build(dataset, spec) for spec in config.judges]
     how = config.num_steps, config.learning_rate, config.networks
     judges = {its.name: Judge(its, *how) for its in (network, *others)}
+    if len(judges) <= len(others):
+        raise InputError(f"`judges` must differ in their names, got {', '.join(judges)} once each.")
     steps = len(config.seeds) * len(config.sizes) * len(config.methods)
     with Run(PAGE, config, dataset, {"model": network.name, "pool": size}, steps) as page:
         settings: Settings = config
         if config.tune:
-            tuning = Judges(judges, dataset.validation.on_device())
-            settings = tuned(config, pools, tuning, network, page)
+            drawn = draw(config, dataset, size, TUNING_SEED)
+            held_out = Judges(judges, dataset.validation.on_device())
+            settings = tuned(config, drawn, held_out, network, page)
         reported = dataset.test if config.tune else config.judged(dataset)
         reported = Points(*(array[: config.num_test] for array in reported)).on_device()
         chosen = []
         for drawn in pools:
-            study = Study(
-                drawn.pool,
-                network,
-                frame.named_key(jax.random.key(drawn.seed), "methods"),
-                settings,
-            )
+            key = frame.named_key(jax.random.key(drawn.seed), "methods")
+            study = Study(drawn.pool, network, key, settings)
             chosen += repeat(config, drawn, study, Judges(judges, reported), page)
         owners = {drawn.seed: drawn.rows for drawn in pools}
         result = Result(chosen, owners, [*judges, "svm"], dataset, page.seconds)
@@ -170,28 +170,23 @@ def repeat(config: Config, drawn: Drawn, study: Study, judges: Judges, page: Run
     return chosen
 
 
-def tuned(
-    config: Config, pools: list[Drawn], judges: Judges, network: Model, page: Run
-) -> Settings:
-    """The settings of `GRID` whose coresets train the first network best, on held-out points."""
+def tuned(config: Config, drawn: Drawn, judges: Judges, network: Model, page: Run) -> Settings:
+    """The settings of `GRID` whose coreset trains the first network best, on held-out points."""
     (name, _), *_ = judges.networks.items()
+    key = jax.random.key(drawn.seed)
     tried = [
         dataclasses.replace(config, bandwidth=bandwidth, ridge=ridge)
         for bandwidth, ridge in itertools.product(*GRID)
     ]
 
-    def accuracy(settings: Settings, drawn: Drawn) -> float:
-        key = frame.named_key(jax.random.key(drawn.seed), "tuning")
+    def accuracy(settings: Settings) -> float:
         found = METHODS["coreset"](Study(drawn.pool, network, key, settings), config.sizes[0])
         return judges.accuracies(drawn.pool, found, key)[name]
 
-    def make() -> dict[str, Any]:
-        return {"means": [np.mean([accuracy(settings, d) for d in pools]) for settings in tried]}
-
-    means = page.keep("tuning " + "-".join(str(drawn.seed) for drawn in pools), make)["means"]
-    best = tried[int(np.argmax(means))]
+    found = page.keep("tuning", lambda: {"accuracy": list(map(accuracy, tried))})["accuracy"]
+    best = tried[int(np.argmax(found))]
     page.console.print(
-        f"Tuned on {len(judges.test.y)} validation points, {means.min():.1f} to {means.max():.1f} %"
+        f"Tuned on {len(judges.test.y)} validation points, {found.min():.1f} to {found.max():.1f} %"
         f" there: --bandwidth {best.bandwidth:g} --ridge {best.ridge:g}"
     )
     return best

@@ -111,8 +111,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         NonFiniteError: a network diverged.
     """
     dataset = config.load(dataset)
-    if not len(dataset.validation.y):
-        raise InputError("`num_validation` must hold points out, or `data` bring them.")
     if dataset.kind == "tokens" and model is None and config.model is None:
         model = "bag"
     network = config.build(dataset, Network if model is None and not config.model else model)

@@ -37,7 +37,7 @@ class Recipe:
         scale_rate: of Adam on the scale of the logits, where the method has one.
         networks: how many take turns.
         network_steps: SGD steps that a network takes on the synthetic set after each use.
-        max_uses: after which a network is drawn anew; 1 uses fresh ones only.
+        max_uses: after which a new network is drawn; 1 uses fresh ones only.
         per_class: real images of each class in a step.
         average: decay of a moving average of the set, which is the result; 0 takes the last set.
         released: move images by SGD with momentum 0.5, and networks by SGD without momentum on

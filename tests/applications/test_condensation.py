@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,6 +257,29 @@ def test_vectors_and_a_model_of_ones_own(tmp_path):
     with pytest.raises(InputError, match="`methods` must be of .* got 'dsa'"):
         run(dataclasses.replace(config, methods=("dsa",), output=tmp_path / "b"), {
             "x_train": x, "y_train": y})  # fmt: skip
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(x.reshape(len(x), -1))
+        return nn.Dense(2)(x)
+
+
+VECTORS = {"x_train": np.arange(20.0).reshape(10, 2), "y_train": np.arange(10) % 2}
+REFUSED = {
+    "tokens": ({}, {"x_train": np.ones((10, 2), int)}, None, "tokens have no gradient"),
+    "half": ({"half": True}, {}, None, "`half` is for images"),
+    "statistics": ({}, {}, Normed, "must have no statistics"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_condensed_is_refused_before_anything_is_written(name, tmp_path):
+    settings, data, model, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        run(Config(output=tmp_path / "out", **settings), VECTORS | data, model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_point_of_a_class_is_as_likely():

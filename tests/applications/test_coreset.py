@@ -418,6 +418,7 @@ BAD_SETTINGS = {
     "size": (dict(sizes=(1001,)), "`size` must lie between 1 and the 1000 points"),
     "pool": (dict(pool=-5), "`pool` must be a number > 0, got -5"),
     "large pool": (dict(pool=10**6), "`pool` must be at most"),
+    "judges": (dict(judges=("mlp",)), "`judges` must differ in their names"),
     "tune": (dict(tune=True), "`tune` needs points to tune on"),
     "no size": (dict(sizes=()), "`sizes` must name at least one"),
     "method": (dict(methods=("magic",)), "`methods` must be among uniform"),

@@ -120,6 +120,7 @@ BAD = {
     "slots": (dict(memory=5), "a point for each of the 10 slots of coreset_slots, got 5"),
     "betas": (dict(betas=(-1.0,)), "`betas` must be numbers >= 0"),
     "seeds": (dict(seeds=()), "`seeds` must be at least one"),
+    "validation": (dict(num_validation=0), "`num_validation` must be a number > 0, got 0"),
 }
 
 

@@ -1,5 +1,7 @@
 """Your data: files, folders and arrays of every kind, and what is wrong with them."""
 
+import dataclasses
+
 import numpy as np
 import pandas
 import PIL.Image
@@ -112,3 +114,10 @@ def test_tables_that_cannot_be(tmp_path, text, message):
 def test_a_folder_without_classes(tmp_path):
     with pytest.raises(InputError, match="must hold a folder of images for each class"):
         load(f"folder:{tmp_path}")
+
+
+def test_points_that_are_held_out_are_not_trained_on():
+    dataset = load("digits", num_train=100, num_validation=50)
+    assert len(np.union1d(dataset.train_rows, dataset.validation_rows)) == 150
+    with pytest.raises(InputError, match="are both trained on and held out"):
+        dataclasses.replace(dataset, validation_rows=dataset.train_rows[:3])
