@@ -25,7 +25,7 @@ from .components.work import Run
 from .transfer_pruning import pruning_report
 from .transfer_pruning.choosing import ALONE, BY_TARGET, EXAMPLES, NAMES, Study, mean_rank
 from .transfer_pruning.ground_truth import Agreement
-from .transfer_pruning.pretraining import Judge, Plan, features, pretrain_one
+from .transfer_pruning.pretraining import Judge, Plan, features, pretrained, single
 from .transfer_pruning.pruning_report import Result
 from .transfer_pruning.recipes import PruningRecipe, recipe_for
 from .transfer_pruning.tasks import PLANTED, Target, check_source, fitted, planted, resized
@@ -34,8 +34,10 @@ from .transfer_pruning.units import Scores, by_class, by_cluster, by_example, nu
 from .transfer_pruning.weighing import METHODS
 
 PAGE = "pruning"
-DEFAULT = ("full", "fewer_steps", "none", "random", "lm", "reverse_lm", "fm", "moderate")
-LEARNED = ("alignment", "bilevel_cg", "bilevel_truncated")
+DEFAULT = (
+    "full", "fewer_steps", "none", "random", "lm", "reverse_lm", "fm", "moderate",
+    "bilevel_truncated",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Config(frame.Config):
     """What is kept or dropped; clusters are those of the surrogate's features."""
     num_clusters: int = 20
     """Of --unit cluster."""
-    methods: tuple[str, ...] = (*DEFAULT, *LEARNED)
+    methods: tuple[str, ...] = DEFAULT
     """Which to compare."""
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Shares of the units to drop."""
@@ -230,7 +232,8 @@ def prepare(
     """The surrogate of one seed, pretrained on the whole source, and the units."""
     key, labels = jax.random.key(seed), source.train.y
     every = Plan(np.arange(len(labels), dtype=np.int32), judge.longest)
-    make = functools.partial(pretrain_one, chooser, recipe.train, judge.points, every, key)
+    run = single(recipe.train, every, key)
+    make = functools.partial(pretrained, chooser, recipe.train, judge.points, run)
     variables = page.tree(f"seed{seed}/surrogate", make)
     if config.unit == "class":
         units = by_class(labels, source.class_names)

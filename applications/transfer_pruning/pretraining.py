@@ -114,19 +114,17 @@ def pretrain(
     return variables, loss
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _pretrained(model: Model, recipe: Recipe, points: Points, run: Runs) -> Variables:
-    return pretrain(model, recipe, points, jnp.zeros(len(points.y), jnp.int32), run)[0]
-
-
-def pretrain_one(
-    model: Model, recipe: Recipe, points: Points, plan: Plan, key: jax.Array
-) -> Variables:
-    """The variables after one pretraining, such as the surrogate's."""
+def single(recipe: Recipe, plan: Plan, key: jax.Array) -> Runs:
+    """One run on full weights, as `pretrained` takes it: such as the surrogate's."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    order = jnp.asarray(order_of(plan, recipe.batch_size, plan.num_steps, rng))
-    run = Runs(order, jnp.ones(1), jnp.int32(plan.num_steps), key)
-    return _pretrained(model, recipe, points, run)
+    order = order_of(plan, recipe.batch_size, plan.num_steps, rng)
+    return Runs(jnp.asarray(order), jnp.ones(1), jnp.int32(plan.num_steps), key)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def pretrained(model: Model, recipe: Recipe, points: Points, run: Runs) -> Variables:
+    """The variables after one run."""
+    return pretrain(model, recipe, points, jnp.zeros(len(points.y), jnp.int32), run)[0]
 
 
 def features(model: Model, variables: Variables, x: jax.Array) -> jax.Array:

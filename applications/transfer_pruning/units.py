@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
     Attributes:
         value: `[num_units]`, larger is better.
-        tie: `[num_units]`, larger is better, between units of one value; what is left of a tie goes to
+        tie: `[num_units]`, the same between units of one value; what is left of a tie goes to
             the unit that comes first.
     """
 

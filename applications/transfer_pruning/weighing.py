@@ -97,16 +97,16 @@ class Search:
         last: steps that `bilevel_truncated` differentiates.
     """
 
-    num_steps: int = 20
-    inner_steps: int = 20
+    num_steps: int = 48
+    inner_steps: int = 40
     batch_size: int = 64
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02
     momentum: float = 0.9
-    outer_step: float = 0.1
+    outer_step: float = 0.05
     num_linear: int = 500
     solve_steps: int = 10
     ridge: float = 0.1
-    last: int = 10
+    last: int = 20
 
     @property
     def solver(self) -> bilevel.Minimize:
@@ -127,7 +127,7 @@ class Search:
             "bilevel_unrolled": self.solver,
         }[name]
 
-    def algorithm(self, name: str, level: Level, budget: int) -> bilevel.Algorithm:
+    def algorithm(self, name: str, level: Level, budget: float) -> bilevel.Algorithm:
         """The whole search, by the name of the method."""
         outer = steepest(self.outer_step)
         projection = projections.CappedSimplex(budget)
