@@ -16,8 +16,16 @@ from applications.components.errors import InputError, NonFiniteError
 from applications.components.networks import MLP
 from applications.components.training import Recipe
 from applications.pruning import Config, run
-from applications.transfer_pruning import ground_truth, pruning_report, scoring, tasks, weighing
-from applications.transfer_pruning.pretraining import Judge, Plan, num_steps, order_of
+from applications.transfer_pruning import (
+    ground_truth,
+    levels,
+    pruning_report,
+    scoring,
+    tasks,
+    weighing,
+)
+from applications.transfer_pruning.plans import Plan, num_steps, order_of
+from applications.transfer_pruning.pretraining import Judge
 from applications.transfer_pruning.probe import STRENGTHS, ridge
 from applications.transfer_pruning.units import Scores, Units, by_class, kept_rows, num_kept
 
@@ -107,7 +115,7 @@ def test_noise_comes_last_on_every_seed(planted, tmp_path):
 def small_level():
     dataset = from_arrays(**points())
     model = models.make(MLP(3, hidden=(4,)), dataset)
-    level = weighing.Level(model, 3, 2 / 3, 1e-3)
+    level = levels.Level(model, 3, 2 / 3, 1e-3)
     return level, dataset.train.on_device()
 
 
@@ -118,7 +126,7 @@ def test_the_unrolled_hypergradient_is_that_of_the_retraining(x64):
     init = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float64), level.model.init(key, own.x[:1])["params"]
     )
-    seen = weighing.Seen(own.x.astype(jnp.float64), own.y, own.y)
+    seen = levels.Seen(own.x.astype(jnp.float64), own.y, own.y)
     rows = jax.random.randint(key, (12, 6), 0, len(own.y))
     batch = bilevel.Batch(seen.at(rows), own._replace(x=seen.x), seen)
     search = weighing.Search(inner_steps=12, learning_rate=0.02, last=6)
