@@ -35,10 +35,7 @@ from .transfer_pruning.units import by_class, by_cluster, by_example, num_kept
 from .transfer_pruning.weighing import METHODS
 
 PAGE = "pruning"
-DEFAULT = (
-    "full", "fewer_steps", "none", "random", "lm", "reverse_lm", "fm", "moderate",
-    "bilevel_truncated",
-)  # fmt: skip
+DEFAULT = ("full", "fewer_steps", "none", "random", "lm", "reverse_lm", "fm", "bilevel_truncated")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

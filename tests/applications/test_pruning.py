@@ -99,17 +99,18 @@ def test_orders_walk_through_permutations():
 
 @pytest.mark.slow
 def test_noise_comes_last_on_every_seed(planted, tmp_path):
-    """Label mapping and feature mapping put the four noise classes behind the eight others."""
-    result = run(Config(output=tmp_path / "a", methods=("full", "lm", "fm"), ratios=(1 / 3,)))
-    assert len(result.orders) == 9
+    """Label mapping, feature mapping and the truncated search, behind the eight other classes."""
+    methods = ("full", "lm", "fm", "bilevel_truncated")
+    result = run(Config(output=tmp_path / "a", methods=methods, ratios=(1 / 3,), seeds=(0, 1, 2)))
+    assert len(result.orders) == 12
     for name, order in result.orders.items():
         if not name.endswith("full"):
             assert {result.names[unit] for unit in order[-4:]} == NOISE, name
     accuracy = {
         method: np.mean([row["probe"] for row in result.rows if row["method"] == method])
-        for method in ("full", "lm", "fm")
+        for method in methods
     }
-    assert min(accuracy["lm"], accuracy["fm"]) > accuracy["full"] + 5
+    assert min(accuracy[method] for method in methods[1:]) > accuracy["full"] + 5
 
 
 def small_level():
@@ -197,7 +198,7 @@ def test_a_run_and_its_files(tmp_path):
         methods=("full", "fewer_steps", "none", "random", "lm", "fm", "el2n", "grand", "moderate",
                  "leave_one_out", "influence"),
         model="mlp", unit="cluster", num_clusters=3, ratios=(0.34,), seeds=(0,), epochs=2,
-        batch_size=4, random_draws=2, halves=6, finetune_epochs=1, shared=True,
+        batch_size=4, random_draws=2, halves=6, finetune_epochs=1, shared=True, together=2,
     )  # fmt: skip
     result = run(config, points())
     again = run(dataclasses.replace(config, resume=True), points())
