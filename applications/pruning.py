@@ -23,19 +23,19 @@ from .components.frame import named_key
 from .components.models import Model
 from .components.work import Run
 from .transfer_pruning import pruning_report
-from .transfer_pruning.choosing import ALONE, BY_TARGET, EXAMPLES, NAMES, Study, mean_rank
+from .transfer_pruning.choosing import NAMES, Study
 from .transfer_pruning.ground_truth import Agreement
-from .transfer_pruning.pretraining import Judge, Plan, features, pretrain_one
+from .transfer_pruning.plans import Plan
+from .transfer_pruning.pretraining import Judge, features, pretrained, single
 from .transfer_pruning.pruning_report import Result
 from .transfer_pruning.recipes import PruningRecipe, recipe_for
 from .transfer_pruning.tasks import PLANTED, Target, check_source, fitted, planted, resized
-from .transfer_pruning.trials import Choice, choose, compare, judged, timed
-from .transfer_pruning.units import Scores, by_class, by_cluster, by_example, num_kept
+from .transfer_pruning.trials import choose, compare, judged, timed
+from .transfer_pruning.units import by_class, by_cluster, by_example, num_kept
 from .transfer_pruning.weighing import METHODS
 
 PAGE = "pruning"
-DEFAULT = ("full", "fewer_steps", "none", "random", "lm", "reverse_lm", "fm", "moderate")
-LEARNED = ("alignment", "bilevel_cg", "bilevel_truncated")
+DEFAULT = ("full", "fewer_steps", "none", "random", "lm", "reverse_lm", "fm", "bilevel_truncated")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Config(frame.Config):
     """What is kept or dropped; clusters are those of the surrogate's features."""
     num_clusters: int = 20
     """Of --unit cluster."""
-    methods: tuple[str, ...] = (*DEFAULT, *LEARNED)
+    methods: tuple[str, ...] = DEFAULT
     """Which to compare."""
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Shares of the units to drop."""
@@ -169,7 +169,9 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             choices = {}
             for name in config.methods:
                 page.tick(f"seed {seed}: {name} chooses")
-                choices[name] = choice(config, study, name, targets, seed, page)
+                choices[name] = choose(
+                    study, name, targets, config.random_draws, config.shared, f"seed{seed}", page
+                )
                 page.tick(f"seed {seed}: pretraining on what {name} keeps")
                 rows += judged(
                     name, choices[name], config.ratios, config.regimes, judge, seed, page
@@ -230,7 +232,8 @@ def prepare(
     """The surrogate of one seed, pretrained on the whole source, and the units."""
     key, labels = jax.random.key(seed), source.train.y
     every = Plan(np.arange(len(labels), dtype=np.int32), judge.longest)
-    make = functools.partial(pretrain_one, chooser, recipe.train, judge.points, every, key)
+    run = single(recipe.train, every, key)
+    make = functools.partial(pretrained, chooser, recipe.train, judge.points, run)
     variables = page.tree(f"seed{seed}/surrogate", make)
     if config.unit == "class":
         units = by_class(labels, source.class_names)
@@ -244,25 +247,6 @@ def prepare(
         chooser, variables, recipe.train, judge.points, units, recipe.search,
         config.search_share, own, named_key(key, "scores"),
     )  # fmt: skip
-
-
-def choice(
-    config: Config, study: Study, name: str, targets: tuple[Target, ...], seed: int, page: Run
-) -> dict[str, Choice]:
-    """What a method chooses for each target, read back where a run is resumed."""
-    if name in ALONE:
-        return choose(study, name, targets, config.random_draws)
-    units = by_example(len(study.points.y)) if name in EXAMPLES else study.units
-    made = lambda: choose(study, name, targets, config.random_draws)
-    kept = page.keep(
-        f"seed{seed}/scores/{name}",
-        lambda: {t: np.stack(own.draws[0]) for t, own in made().items()},
-    )
-    scores = {target: Scores(*arrays) for target, arrays in kept.items()}
-    if config.shared and name in BY_TARGET:
-        together = mean_rank(list(scores.values()))
-        scores = dict.fromkeys(scores, together)
-    return {target: Choice(units, [own]) for target, own in scores.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,11 +13,13 @@ from ..components.frame import named_key
 from ..components.models import Model
 from ..components.points import Points
 from ..components.training import Recipe, predict
-from .pretraining import Judge, Plan, features
+from .levels import Level
+from .plans import Plan
+from .pretraining import Judge, features
 from .scoring import SCORES, Mapped
 from .tasks import Target
-from .units import Scores, Units, by_example
-from .weighing import METHODS, Level, Search, influence, search
+from .units import Scores, Units
+from .weighing import METHODS, Search, influence, search
 
 EXAMPLES = ("moderate", "el2n", "grand")
 """Choose examples, the same for each target: at a share of them all classes remain."""
@@ -53,7 +55,7 @@ class Study:
     judge: Judge
     key: jax.Array
 
-    def by_examples(self, name: str) -> tuple[Units, Scores]:
+    def by_examples(self, name: str) -> Scores:
         """One of `EXAMPLES`: the first is best."""
         labels = np.asarray(self.points.y)
         if name == "moderate":  # the middle band of each class
@@ -71,7 +73,7 @@ class Study:
                 self.model, self.recipe, self.points, named_key(self.key, "early"), num_networks=2
             )
             value = np.asarray(getattr(difficulty, name)(self.model, early, self.points))
-        return by_example(len(labels)), Scores(value, np.zeros(len(labels)))
+        return Scores(value, np.zeros(len(labels)))
 
     def by_target(self, name: str, target: Target) -> Scores:
         """One of `BY_TARGET`."""

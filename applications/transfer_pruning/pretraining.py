@@ -8,7 +8,6 @@ accelerator: models must not mix points (no BatchNorm), as points of weight 0 wo
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,22 +20,11 @@ from ..components.errors import NonFiniteError
 from ..components.models import Model
 from ..components.points import Points
 from ..components.training import Recipe, cross_entropy, in_chunks, initialise, train
+from .plans import Plan, num_steps, order_of
 from .probe import probe
 from .tasks import Target
 
 Variables = Any
-
-
-class Plan(NamedTuple):
-    """One pretraining: on which rows, in how many steps.
-
-    Attributes:
-        rows: `[m]`, m >= 1; each epoch is a new permutation, and batches run on over its end.
-        num_steps: 0 leaves the network as it was initialised.
-    """
-
-    rows: np.ndarray
-    num_steps: int
 
 
 class Runs(NamedTuple):
@@ -53,21 +41,6 @@ class Runs(NamedTuple):
     weight: Any
     num_steps: Any
     key: Any
-
-
-def num_steps(recipe: Recipe, num_rows: int) -> int:
-    """Steps of the recipe's epochs over so many rows, the last batch filled from the next epoch."""
-    return math.ceil(recipe.num_epochs * num_rows / recipe.batch_size)
-
-
-def order_of(plan: Plan, batch_size: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """The rows of each step: `[longest, batch_size]` int32, zeros beyond the plan's own steps."""
-    needed = plan.num_steps * batch_size
-    epochs = [rng.permutation(plan.rows) for _ in range(math.ceil(needed / len(plan.rows)))]
-    stream = np.concatenate(epochs)[:needed] if epochs else np.zeros(0, np.int32)
-    padded = np.zeros(longest * batch_size, np.int32)
-    padded[:needed] = stream
-    return padded.reshape(longest, batch_size)
 
 
 def pretrain(
@@ -114,19 +87,17 @@ def pretrain(
     return variables, loss
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _pretrained(model: Model, recipe: Recipe, points: Points, run: Runs) -> Variables:
-    return pretrain(model, recipe, points, jnp.zeros(len(points.y), jnp.int32), run)[0]
-
-
-def pretrain_one(
-    model: Model, recipe: Recipe, points: Points, plan: Plan, key: jax.Array
-) -> Variables:
-    """The variables after one pretraining, such as the surrogate's."""
+def single(recipe: Recipe, plan: Plan, key: jax.Array) -> Runs:
+    """One run on full weights, as `pretrained` takes it: such as the surrogate's."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    order = jnp.asarray(order_of(plan, recipe.batch_size, plan.num_steps, rng))
-    run = Runs(order, jnp.ones(1), jnp.int32(plan.num_steps), key)
-    return _pretrained(model, recipe, points, run)
+    order = order_of(plan, recipe.batch_size, plan.num_steps, rng)
+    return Runs(jnp.asarray(order), jnp.ones(1), jnp.int32(plan.num_steps), key)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def pretrained(model: Model, recipe: Recipe, points: Points, run: Runs) -> Variables:
+    """The variables after one run."""
+    return pretrain(model, recipe, points, jnp.zeros(len(points.y), jnp.int32), run)[0]
 
 
 def features(model: Model, variables: Variables, x: jax.Array) -> jax.Array:
@@ -169,7 +140,8 @@ def transferred(
             judged["probe"].append(100 * jnp.mean(guess == test.y))
             if finetune is not None:
                 tuned = finetuned(model, finetune, variables, seen, run.key)
-                guess = jnp.argmax(in_chunks(lambda x, v=tuned: model.apply(v, x), test.x), axis=1)
+                scores = in_chunks(functools.partial(model.apply, tuned), test.x)
+                guess = jnp.argmax(scores, axis=1)
                 judged.setdefault("finetune", []).append(100 * jnp.mean(guess == test.y))
         return {name: jnp.asarray(values) for name, values in judged.items()}
 

@@ -49,8 +49,8 @@ DIGITS = PruningRecipe(
     epochs=20,
     batch_size=32,
     learning_rate=0.05,
-    search_steps=80,
-    inner_steps=60,
+    search_steps=48,
+    inner_steps=40,
     search_rate=0.02,
 )
 LARGER = PruningRecipe(

@@ -68,13 +68,14 @@ def fitted(dataset: Dataset, like: Dataset, num_train: int, num_test: int) -> Ta
             f"`num_target` must leave each class of the target {dataset.name} a training point, got"
             f" {num_train} for {dataset.num_classes} classes, and class {missing} has none."
         )
-    return Target(dataset.name, *parts, dataset.num_classes)
+    seen, judged = parts
+    return Target(dataset.name, seen, judged, dataset.num_classes)
 
 
 def shaped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Images of another height, width and number of channels; what has the shape is left alone."""
-    if x.shape[1:] == shape:
-        return x
+    if x.shape[1:] == shape or not len(x):
+        return x.reshape(-1, *shape)
     height, width, channels = shape
     if x.shape[-1] != channels:
         x = x.mean(axis=-1, keepdims=True) if channels == 1 else np.repeat(x[..., :1], channels, -1)
@@ -87,12 +88,11 @@ def resized(dataset: Dataset, side: int | None) -> Dataset:
     if side is None or dataset.kind != "images":
         return dataset
     shape = (side, side, dataset.train.x.shape[-1])
-    parts = {
-        part: Points(shaped(points.x, shape), points.y)
-        for part, points in (("train", dataset.train), ("test", dataset.test))
-    }
-    nothing = parts["train"].at(np.zeros(0, int))
-    return dataclasses.replace(dataset, **parts, validation=nothing)
+    train, validation, test = (
+        Points(shaped(points.x, shape), points.y)
+        for points in (dataset.train, dataset.validation, dataset.test)
+    )
+    return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
 def check_source(dataset: Dataset) -> None:

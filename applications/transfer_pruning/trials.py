@@ -11,11 +11,12 @@ import numpy as np
 from ..components.frame import named_key
 from ..components.work import Run
 from . import ground_truth
-from .choosing import ALONE, EXAMPLES, Study, at_random
+from .choosing import ALONE, EXAMPLES, Study, at_random, mean_rank
 from .ground_truth import Agreement
-from .pretraining import Judge, Plan, num_steps
+from .plans import Plan, num_steps
+from .pretraining import Judge
 from .tasks import Target
-from .units import Scores, Units, kept_rows, num_kept, num_zero
+from .units import Scores, Units, by_example, kept_rows, num_kept, num_zero
 
 Row = dict[str, Any]
 
@@ -34,17 +35,43 @@ class Trial(NamedTuple):
     says: Row
 
 
-def choose(study: Study, name: str, targets: Sequence[Target], draws: int) -> dict[str, Choice]:
-    """What a method chooses for each target, by the target's name."""
-    if name in EXAMPLES:
-        units, scores = study.by_examples(name)
-        return {target.name: Choice(units, [scores]) for target in targets}
+def choose(
+    study: Study,
+    name: str,
+    targets: Sequence[Target],
+    draws: int,
+    shared: bool,
+    place: str,
+    page: Run,
+) -> dict[str, Choice]:
+    """What a method chooses for each target, by the target's name; read back in a resumed run.
+
+    Args:
+        study: of one seed.
+        name: of the method.
+        targets: to choose for.
+        draws: of a random choice.
+        shared: one choice for all targets.
+        place: of the seed, in the names of pieces.
+        page: that keeps them.
+    """
     if name in ALONE:
         keys = [named_key(study.key, "random", str(draw)) for draw in range(draws)]
         drawn = [at_random(key, study.units.num_units) for key in keys if name == "random"]
         even = Scores(np.zeros(study.units.num_units), np.zeros(study.units.num_units))
         return {target.name: Choice(study.units, drawn or [even]) for target in targets}
-    return {t.name: Choice(study.units, [study.by_target(name, t)]) for t in targets}
+
+    def made() -> dict[str, np.ndarray]:
+        if name in EXAMPLES:
+            return dict.fromkeys((t.name for t in targets), np.stack(study.by_examples(name)))
+        return {t.name: np.stack(study.by_target(name, t)) for t in targets}
+
+    units = by_example(len(study.points.y)) if name in EXAMPLES else study.units
+    kept = page.keep(f"{place}/scores/{name}", made)
+    scores = {target: Scores(*arrays) for target, arrays in kept.items()}
+    if shared:
+        scores = dict.fromkeys(scores, mean_rank(list(scores.values())))
+    return {target: Choice(units, [own]) for target, own in scores.items()}
 
 
 def trials(

@@ -1,14 +1,7 @@
-"""The bi-level selection: weights of units, such that what is pretrained on them serves the target.
+"""The bi-level selection: search for the weights of units that `levels` makes a problem of.
 
-    min over w of  P(theta*(w)),   theta*(w) = argmin over theta of  G(w, theta)
-    G = mean over points of w_unit l(theta; point) / (r / U)  +  decay / 2 ||theta||^2
-    0 <= w <= 1,  sum w = r
-
-with P the squared error of the linear probe on the target's training points, each left out
-(`probe.probe_loss`), U units and r of them to keep. This problem stands behind LM and FM (Zhang et
-al., NeurIPS 2023), who do not solve it. A network has no unique minimiser: `theta*` is where its
-training ends, every rule below is biased with respect to that, and a choice is to be judged by
-pretraining afresh on it.
+Each step of the weights takes a new network through a short pretraining: what the hypergradient of
+one network says is mostly noise.
 """
 
 import dataclasses
@@ -24,59 +17,10 @@ import bilevel
 from bilevel import linear, projections
 
 from ..components.errors import NonFiniteError
-from ..components.models import Model
 from ..components.points import Points
-from ..components.training import cross_entropy, initialise
-from .probe import probe_loss
+from ..components.training import initialise
+from .levels import Level, Params, Seen
 from .units import Scores
-
-Params = Any
-
-
-class Seen(NamedTuple):
-    """What the lower level sees: points and the unit of each."""
-
-    x: jax.Array
-    y: jax.Array
-    unit: jax.Array
-
-    def at(self, rows: jax.Array) -> "Seen":
-        """Some of them; `rows` of any shape."""
-        return Seen(self.x[rows], self.y[rows], self.unit[rows])
-
-
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """The two losses of a source and a target.
-
-    Attributes:
-        model: without statistics or dropout.
-        num_classes: of the target.
-        share: r / U, which the weighted loss is divided by.
-        decay: of all parameters.
-    """
-
-    model: Model
-    num_classes: int
-    share: float
-    decay: float
-
-    @property
-    def problem(self) -> bilevel.BilevelProblem:
-        """What the algorithms of `bilevel` take."""
-        return bilevel.BilevelProblem(self.outer_loss, self.inner_loss)
-
-    def inner_loss(self, weights: jax.Array, params: Params, seen: Seen) -> jax.Array:
-        """G."""
-        losses = cross_entropy(self.model.apply({"params": params}, seen.x), seen.y)
-        fit = jnp.mean(weights[seen.unit] * losses) / self.share
-        return fit + 0.5 * self.decay * optax.tree.norm(params, squared=True)
-
-    def outer_loss(self, weights: jax.Array, params: Params, seen: Points) -> jax.Array:
-        """P."""
-        del weights
-        features = self.model.features({"params": params}, seen.x)
-        return probe_loss(features, seen.y, self.num_classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +41,16 @@ class Search:
         last: steps that `bilevel_truncated` differentiates.
     """
 
-    num_steps: int = 20
-    inner_steps: int = 20
+    num_steps: int = 48
+    inner_steps: int = 40
     batch_size: int = 64
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02
     momentum: float = 0.9
-    outer_step: float = 0.1
+    outer_step: float = 0.05
     num_linear: int = 500
     solve_steps: int = 10
     ridge: float = 0.1
-    last: int = 10
+    last: int = 20
 
     @property
     def solver(self) -> bilevel.Minimize:
@@ -118,16 +62,17 @@ class Search:
         """How the hypergradient flows: a wrapper of the solver, by the name of the method."""
         cg = linear.CG(max_steps=self.solve_steps, ridge=self.ridge)
         nystrom = linear.Nystrom(rank=self.solve_steps, ridge=self.ridge)
-        return {
+        rules: dict[str, bilevel.Solver] = {
             "bilevel_cg": bilevel.Implicit(self.solver, cg),
             "bilevel_nystrom": bilevel.Implicit(self.solver, nystrom),
             "bilevel_truncated": bilevel.Truncated(self.solver, self.last),
             # One step of gradient descent: the Hessian taken for a multiple of the identity.
             "alignment": bilevel.Implicit(self.solver, linear.Identity(self.learning_rate)),
             "bilevel_unrolled": self.solver,
-        }[name]
+        }
+        return rules[name]
 
-    def algorithm(self, name: str, level: Level, budget: int) -> bilevel.Algorithm:
+    def algorithm(self, name: str, level: Level, budget: float) -> bilevel.Algorithm:
         """The whole search, by the name of the method."""
         outer = steepest(self.outer_step)
         projection = projections.CappedSimplex(budget)
