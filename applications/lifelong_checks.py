@@ -162,13 +162,10 @@ def gradients_of(task: Task, ball: Ball, seed: int) -> dict[str, float]:
     pool = look.pool(attacked=True)._replace(size=jnp.float32(size))
     for name, (cosine, shared) in gradient_checks.rules(pool, size).items():
         found |= {f"rules/{name}/cosine": cosine, f"rules/{name}/shared": shared}
-    name = model.layers[-1]
-    params = variables["params"]
-    apply = lambda head, x: model.apply(variables | {"params": params | {name: head}}, x)
     points = pairs.points.at(look.rows[:64])
     for signed in (False, True):
         for steps in FROZEN_STEPS:
-            pair = gradient_checks.frozen_attacks(apply, params[name], ball, points, steps, signed)
+            pair = gradient_checks.frozen_attacks(model, variables, ball, points, steps, signed)
             row = f"frozen/{steps} steps along {'signs' if signed else 'gradients'}"
             found |= {f"{row}/cosine": pair[0], f"{row}/norm ratio": pair[1]}
     return found
