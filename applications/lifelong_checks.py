@@ -33,6 +33,7 @@ from .rehearsal.stream import Stream, make_stream
 
 PAGE = "lifelong_checks"
 JUDGE = PGD(50, num_restarts=5)
+FROZEN_STEPS = (1, 5, 20)  # of the attacks that are held fixed
 ONE_STEP: dict[str, Training] = {
     "Fast-AT": Madry(PGD(1, step=1.25, last=True)),
     "PGD-2": Madry(PGD(2, step=0.5, last=True)),
@@ -152,7 +153,7 @@ def fit(task: Task, robust: Training, ball: Ball, name: str) -> Any:
 
 
 def gradients_of(task: Task, ball: Ball, seed: int) -> dict[str, float]:
-    """Every rule, and frozen attacks of 1, 5 and 20 steps, on the last two classes."""
+    """Every rule, and frozen attacks, on the last two classes."""
     model, variables = task.model, fit(task, Madry(PGD(5)), ball, "robust")
     pairs = task.pairs
     nothing = Memory.empty(model.num_classes, pairs.points, model.num_classes)
@@ -161,13 +162,10 @@ def gradients_of(task: Task, ball: Ball, seed: int) -> dict[str, float]:
     pool = look.pool(attacked=True)._replace(size=jnp.float32(size))
     for name, (cosine, shared) in gradient_checks.rules(pool, size).items():
         found |= {f"rules/{name}/cosine": cosine, f"rules/{name}/shared": shared}
-    name = model.layers[-1]
-    params = variables["params"]
-    apply = lambda head, x: model.apply(variables | {"params": params | {name: head}}, x)
     points = pairs.points.at(look.rows[:64])
     for signed in (False, True):
-        for steps in (1, 5, 20):
-            pair = gradient_checks.frozen_attacks(apply, params[name], ball, points, steps, signed)
+        for steps in FROZEN_STEPS:
+            pair = gradient_checks.frozen_attacks(model, variables, ball, points, steps, signed)
             row = f"frozen/{steps} steps along {'signs' if signed else 'gradients'}"
             found |= {f"{row}/cosine": pair[0], f"{row}/norm ratio": pair[1]}
     return found

@@ -5,7 +5,6 @@ exactly.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import optax
 
 import bilevel
 
+from ..components.models import Model
 from ..components.pixel_ball import Ball
 from ..components.points import Points
 from ..components.training import cross_entropy
@@ -56,8 +56,8 @@ def _hypergradient(rule: bilevel.LinearSolver, pool: Pool) -> jax.Array:
 
 
 def frozen_attacks(
-    apply: Callable[[PyTree, jax.Array], jax.Array],
-    head: PyTree,
+    model: Model,
+    variables: PyTree,
     ball: Ball,
     points: Points,
     num_steps: int,
@@ -69,8 +69,8 @@ def frozen_attacks(
     gradient over its mean size. Both are taken at the head of the trained network.
 
     Args:
-        apply: `(head, x) -> logits`.
-        head: of the trained network.
+        model: from points to logits.
+        variables: of the trained network.
         ball: where attacks may go.
         points: of the task.
         num_steps: of the attack, from zero.
@@ -79,22 +79,25 @@ def frozen_attacks(
     Returns:
         The cosine of the two, and the norm of the frozen one over that of the other.
     """
-    args = (apply, head, ball, points, num_steps, signed)
+    args = (model, variables, ball, points, num_steps, signed)
     frozen, through = (_through_attack(*args, frozen=flag) for flag in (True, False))
     return cosine(frozen, through), float(jnp.linalg.norm(frozen) / jnp.linalg.norm(through))
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "num_steps", "signed", "frozen"))
+@functools.partial(jax.jit, static_argnames=("model", "num_steps", "signed", "frozen"))
 def _through_attack(
-    apply: Callable[[PyTree, jax.Array], jax.Array],
-    head: PyTree,
+    model: Model,
+    variables: PyTree,
     ball: Ball,
     points: Points,
     num_steps: int,
     signed: bool,
     frozen: bool,
 ) -> jax.Array:
-    x, y = points
+    (x, y), params, last = points, variables["params"], model.layers[-1]
+
+    def apply(head: PyTree, x: jax.Array) -> jax.Array:
+        return model.apply(variables | {"params": params | {last: head}}, x)
 
     def attacked(head: PyTree) -> jax.Array:
         slope = jax.grad(lambda d: jnp.sum(cross_entropy(apply(head, ball.moved(x, d)), y)))
@@ -118,7 +121,8 @@ def _through_attack(
     stay = lambda loss, outer, init, data: init
     solver = bilevel.Implicit(stay, bilevel.linear.CG(max_steps=30, tolerance=1e-4))
     w = jnp.full(len(y), 1 / len(y))
-    return bilevel.hypergradient(problem, solver, w, head, bilevel.Batch(None, None)).hypergrad
+    batch = bilevel.Batch(None, None)
+    return bilevel.hypergradient(problem, solver, w, params[last], batch).hypergrad
 
 
 def cosine(a: jax.Array, b: jax.Array) -> float:
