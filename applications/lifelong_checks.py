@@ -17,12 +17,12 @@ import numpy as np
 from .components import frame, report
 from .components.adversarial import PGD, attacked_margins
 from .components.errors import check_numbers
-from .components.judging import accuracy, finite_logits, spread
+from .components.judging import finite_logits, spread
 from .components.models import Model
 from .components.output import environment, to_json
 from .components.pixel_ball import Ball, make_ball
 from .components.points import Points
-from .components.training import Recipe, initialise
+from .components.training import Recipe, initialise, predict
 from .components.work import Run
 from .rehearsal import gradient_checks, memory
 from .rehearsal.look import Look
@@ -177,7 +177,8 @@ def one_step(task: Task, name: str, robust: Training, ball: Ball) -> dict[str, f
     offset = jnp.zeros((1, task.model.num_classes))
     found = attacked_margins(task.model, JUDGE, variables, offset, task.test, ball, task.key)
     robustly = float(100 * jnp.mean(found <= 0))
-    clean = accuracy(task.model, variables, task.test)
+    scores = predict(task.model, variables, task.test.x)
+    clean = float(100 * jnp.mean(scores.argmax(axis=1) == task.test.y))
     return {f"one step/{name}/SA": clean, f"one step/{name}/RA": robustly}
 
 

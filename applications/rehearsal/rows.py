@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..components import geometry
 from ..components.points import Points
-from ..condensing.condense import condense
+from ..condensing.condense import Budget, condense
 from ..condensing.methods import recipes
 from ..condensing.synthetic import make_real, start
-from ..coresets import geometry
 from ..coresets import memory as streamed
-from ..coresets.pool import Coreset as Chosen
 from ..coresets.pool import Pool
 from .bilevel_coreset import RULES, Coreset, select
 from .look import ATTACK, Look
@@ -57,20 +56,23 @@ def chosen(selector: Selector) -> Policy:
     return policy
 
 
-def by_geometry(choose: Callable[[Pool, int, int], Chosen]) -> Selector:
-    """Choose in the features of the robust network."""
+def herding(look: Look, share: int) -> np.ndarray:
+    """Points whose mean in the robust network's features follows that of their class."""
+    classes = [np.flatnonzero(look.labels == label) for label in np.unique(look.labels)]
+    ranked = [rows[geometry.herd(look.features[rows], min(share, len(rows)))] for rows in classes]
+    return in_turns(look, np.concatenate(ranked), share)
 
-    def selector(look: Look, share: int) -> np.ndarray:
-        pool = Pool(look.features, look.labels, len(look.stream.classes[look.task]))
-        return choose(pool, share, look.seed).rows
 
-    return selector
+def k_center(look: Look, share: int) -> np.ndarray:
+    """Each point is the farthest in the robust network's features from those before."""
+    first = np.random.default_rng([look.seed, look.task]).integers(len(look.labels))
+    return np.asarray(geometry.farthest(jnp.asarray(look.features), first, share))
 
 
 def uniform(look: Look, share: int) -> np.ndarray:
     """At random, equally many of each class as far as that goes."""
-    pool = Pool(look.rows[:, None], look.labels, len(look.stream.classes[look.task]))
-    return geometry.balanced(pool, share, look.seed).rows
+    shuffled = np.random.default_rng([look.seed, look.task]).permutation(len(look.labels))
+    return in_turns(look, shuffled, share)
 
 
 def by_coreset(search: Coreset) -> Selector:
@@ -118,7 +120,8 @@ def reservoir(policy: streamed.Policy) -> Policy:
         rng, first = np.random.default_rng(look.seed), 0
         kept = streamed.Memory(np.zeros(0, int), len(look.memory.y))
         for part in parts:
-            kept, first = policy(stream, kept, first, first + len(part), rng), first + len(part)
+            new = np.arange(first, first + len(part))
+            kept, first = policy(stream, kept, new, rng), first + len(part)
         old = look.memory.at(np.flatnonzero(np.isin(look.memory.rows, rows[kept.rows])))
         return look.keep(old, np.flatnonzero(np.isin(look.rows, rows[kept.rows])))
 
@@ -131,9 +134,9 @@ def condensed(look: Look) -> Memory:
     classes = look.stream.classes[look.task]
     points = Points(np.asarray(look.stream.points.x)[look.rows], look.labels)
     real = make_real(points, len(classes), per_class)
-    recipe = recipes(len(classes), per_class)["dm"]
+    recipe = recipes(look.model, look.model, per_class)["dm"]
     start_key, key = jax.random.split(look.key)
-    found = condense(recipe, real, start(real, per_class, start_key), CONDENSING_STEPS, key)
+    found = condense(recipe, real, start(real, per_class, start_key), Budget(CONDENSING_STEPS), key)
     x, labels = found[-1].outer.x, np.repeat(np.arange(len(classes)), per_class)
     x = jnp.clip(x, (0 - look.ball.mean) / look.ball.std, (1 - look.ball.mean) / look.ball.std)
     scores = look.model.apply(look.variables, x) + look.stream.seen_only(look.task)
@@ -152,8 +155,8 @@ ROWS: dict[str, Row] = {
     "reservoir": Row(RESERVOIR),
     "class_balancing": Row(reservoir(streamed.class_balancing)),
     "uniform": Row(UNIFORM),
-    "herding": Row(chosen(by_geometry(geometry.herding))),
-    "k_center": Row(chosen(by_geometry(geometry.k_center))),
+    "herding": Row(chosen(herding)),
+    "k_center": Row(chosen(k_center)),
     "clean_coreset": _robust("cg", attacked=False),
     "robust_coreset": _robust("cg"),
     "robust_nystrom": _robust("nystrom"),
