@@ -1,6 +1,5 @@
 """Pytree arithmetic that `optax.tree` lacks: safe norms, hoisted closures, split leaves."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +15,20 @@ def vdot(left: PyTree, right: PyTree) -> jax.Array:
     """Inner product over all leaves, accumulated in float32 at least."""
 
     def leaf_vdot(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-        return jnp.vdot(a, b, preferred_element_type=dtype)
+        return jnp.vdot(a, b, preferred_element_type=widest(a, b))
 
     products = jax.tree.leaves(jax.tree.map(leaf_vdot, left, right))
-    dtype = functools.reduce(jnp.promote_types, (p.dtype for p in products), jnp.float32)
+    dtype = widest(*products)
     return sum((p.astype(dtype) for p in products), start=jnp.zeros((), dtype))
+
+
+def widest(*arrays: Any) -> Any:
+    """The widest floating dtype among the arrays, float32 at least.
+
+    Not `jnp.promote_types`, which `jax_numpy_dtype_promotion="strict"` forbids.
+    """
+    floating = (d for d in map(jnp.result_type, arrays) if jnp.issubdtype(d, jnp.floating))
+    return max([jnp.dtype(jnp.float32), *floating], key=lambda d: jnp.finfo(d).bits)
 
 
 def norm(tree: PyTree) -> jax.Array:
@@ -39,7 +46,7 @@ def norm(tree: PyTree) -> jax.Array:
 def max_abs(tree: PyTree) -> jax.Array:
     """Largest magnitude over all leaves; 0 for an empty tree, NaN where any entry is NaN."""
     leaves = [jnp.max(jnp.abs(a), initial=0.0) for a in jax.tree.leaves(tree)]
-    dtype = jnp.result_type(jnp.float32, *leaves)
+    dtype = widest(*leaves)
     return jnp.max(jnp.stack([jnp.zeros((), dtype), *(a.astype(dtype) for a in leaves)]))
 
 

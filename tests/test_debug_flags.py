@@ -20,7 +20,7 @@ from bilevel import (
 from bilevel.diagnostics import check_hypergrad, diagnose, plan_memory
 
 PROBLEM = BilevelProblem(
-    lambda x, y, b: jnp.sum((y - 1) ** 2), lambda x, y, b: jnp.sum((y - x) ** 2)
+    lambda x, y, b: jnp.sum((y - 3) ** 2), lambda x, y, b: jnp.sum((y - x) ** 2)
 )
 # Adam computes `decay ** count`, a float to the power of an integer, which strict promotion refuses
 # whoever calls it: `test_adam_of_optax_does_not_promote_strictly`.

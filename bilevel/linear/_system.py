@@ -230,7 +230,7 @@ def random_like(
 
 def lifted(leaf: jax.Array) -> jax.Array:
     """A leaf in float32 at least: no factorisation exists in half precision."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(_tree.widest(leaf))
 
 
 def flattened(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
