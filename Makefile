@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-all lint bench docs clean
 
 demo: .venv/applications.stamp
 	$(BIN)/python -m applications.forget_set --output results/demo --overwrite
 
 test: .venv/test.stamp
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/test.stamp

@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 
+# A page keeps compiled programs on the disk, for the tests after it too: each compiles afresh.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
 import chex
 import jax
 import pytest

@@ -19,6 +19,8 @@ from bilevel import (
 )
 from bilevel.diagnostics import check_hypergrad, diagnose, plan_memory
 
+pytestmark = pytest.mark.slow
+
 PROBLEM = BilevelProblem(
     lambda x, y, b: jnp.sum((y - 3) ** 2), lambda x, y, b: jnp.sum((y - x) ** 2)
 )

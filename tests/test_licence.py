@@ -10,6 +10,8 @@ import pytest
 from bilevel import Batch, BilevelProblem, Implicit, corrected_hypergradient, linear
 from bilevel.diagnostics import evidence
 
+pytestmark = pytest.mark.slow
+
 DIM, POINTS, CASES = 8, 40, 400
 # Most decades of the features' scales, range of the log regularisation, most decades of steps.
 SUITES = {"moderate": (1.5, (-14.0, -4.0), 2.5), "stiff": (3.0, (-16.0, -8.0), 7.5)}

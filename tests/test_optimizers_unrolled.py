@@ -12,6 +12,8 @@ import pytest
 from bilevel import Minimize
 from bilevel.solvers import _minimize
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 3
 
 

@@ -24,6 +24,8 @@ from bilevel.projections import (
     SparseSimplex,
 )
 
+pytestmark = pytest.mark.slow
+
 NORMAL = jnp.array([1.0, -2.0, 0.5, 3.0, -1.0, 1.5])
 prox = lambda operator: lambda v: operator(None, v, 0.5)
 

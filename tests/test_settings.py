@@ -41,8 +41,8 @@ from bilevel._settings import CHECKS
 ALGORITHMS = [
     value
     for value in vars(bilevel.algorithms).values()
-    if inspect.isclass(value) and hasattr(value, "step")
-]
+    if inspect.isclass(value) and hasattr(value, "step") and value is not bilevel.WithAux
+]  # `WithAux` wraps any of them
 ORDER = ["problem", "loss", "solver", "inner_optimizer", "linear_optimizer", "outer_optimizer"]
 # Settings that only one algorithm has and that check themselves.
 OWN = {"loss", "bounds", "warm_start"}

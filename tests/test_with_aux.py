@@ -24,7 +24,7 @@ from bilevel import (
     stacked,
     training,
 )
-from bilevel.testing import check_algorithm
+from bilevel.testing import TraceCounter, check_algorithm
 from tests.stateful_case import (
     MOMENTUM,
     PROBLEM,
@@ -65,7 +65,8 @@ def test_state_and_metrics_come_with_the_step(name):
     """One step is that of the algorithm at this state, and the state moves as the loss says."""
     outer, init, batch = given(name)
     algorithm, data = wrapped(name), start()[2].inner
-    step = jax.jit(algorithm.step, donate_argnums=0)
+    counted = TraceCounter(algorithm.step)
+    step = jax.jit(counted, donate_argnums=0)
     state, info = step(algorithm.init(*start()[:2]), batch)  # whose buffers are given up
     seen = statistics(outer, init.variable, init.state["mean"], data)
     for field, momentum in MOMENTUM.items():
@@ -85,7 +86,7 @@ def test_state_and_metrics_come_with_the_step(name):
     want = inner_value(outer, init.variable, data)
     np.testing.assert_allclose(info.metrics.inner["double"], 2 * want, rtol=1e-5)
     state, _ = step(state, batch)
-    assert step._cache_size() == 1
+    assert counted.count == 1
     assert int(state.inner.state["count"]) == 2
 
 

@@ -11,6 +11,8 @@ from applications.components.errors import InputError, NonFiniteError
 from applications.lifelong import Config, run
 from applications.rehearsal.rows import ROWS
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(num_train=200, steps=4, num_test=50, memory=10, seeds=(0,), checked=())
 
 

@@ -13,6 +13,8 @@ from applications.lifelong_checks import Config, run
 from applications.rehearsal import gradient_checks
 from applications.rehearsal.bilevel_coreset import Pool
 
+pytestmark = pytest.mark.slow
+
 
 def small_pool():
     """A linear head on random features."""

@@ -34,6 +34,8 @@ from applications.rehearsal.robust import TRADES, FastBAT, Madry, divergence
 from applications.rehearsal.rows import ROWS
 from applications.rehearsal.stream import NEVER, make_stream
 
+pytestmark = pytest.mark.slow
+
 
 def stream_of(dataset, classes_per_task=2, task_sizes=(), order=None, num_test=None):
     return make_stream(dataset, dataset.test, classes_per_task, task_sizes, num_test, order, seed=0)
