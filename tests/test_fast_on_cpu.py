@@ -14,6 +14,8 @@ from jax.sharding import AxisType, PartitionSpec
 import bilevel
 from bilevel import Batch, BilevelProblem, Implicit, Minimize, fast_on_cpu, linear
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 CONV = functools.partial(
     jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), padding="SAME"

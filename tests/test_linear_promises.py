@@ -10,6 +10,8 @@ from benchmarks import linear_suite
 from bilevel import Batch, BilevelProblem, Implicit, Minimize, hypergradient, linear
 from bilevel.linear import LinearStatus
 
+pytestmark = pytest.mark.slow
+
 SADDLE = jnp.concatenate([jnp.linspace(0.1, 3, 30), jnp.array([-0.05, -0.4])])
 
 

@@ -29,6 +29,8 @@ from bilevel import (
 )
 from bilevel.testing import ridge
 
+pytestmark = pytest.mark.slow
+
 GENERAL = linear.Dense(symmetric=False)
 
 

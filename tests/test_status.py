@@ -19,6 +19,8 @@ from bilevel import (
 )
 from bilevel.diagnostics import diagnose
 
+pytestmark = pytest.mark.slow
+
 PROBLEM = BilevelProblem(
     lambda x, w, _: 0.5 * (w["h"] + w["b"] - 2) ** 2,
     lambda x, w, _: 0.5 * (w["h"] + w["b"] - 3) ** 2 + 0.5 * x * (w["h"] ** 2 + w["b"] ** 2),

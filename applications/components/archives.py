@@ -37,6 +37,9 @@ DAMAGE = (
     zlib.error,
 )
 
+# What tells of a path that leads out of the folder; Python knows it from 3.11.4 on.
+UNSAFE: Any = getattr(tarfile, "FilterError", ())
+
 
 def check_sha256(path: pathlib.Path, expected: str) -> None:
     """Raise an InputError unless the file has this SHA-256 checksum.
@@ -95,7 +98,7 @@ def unpack(
             _move(content, folder)
     except InputError:
         raise
-    except tarfile.FilterError as error:
+    except UNSAFE as error:
         raise InputError(f"{archive} is not safe to unpack: {error}.") from error
     except DAMAGE as error:
         if isinstance(error, OSError) and error.filename not in (None, str(archive), archive):
@@ -107,6 +110,11 @@ def unpack(
 
 
 def _untar(archive: pathlib.Path, content: pathlib.Path, max_bytes: int) -> None:
+    if not UNSAFE:
+        raise InputError(
+            f"{archive} cannot be unpacked safely by this Python: take 3.11.4 or newer, or unpack it"
+            " yourself."
+        )
     with _decompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         _check_sizes(archive, ((member.name, member.size) for member in tar), max_bytes)
         # `tarfile` takes a file that ends after any member for a whole one, and leaves the end of
