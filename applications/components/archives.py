@@ -112,8 +112,8 @@ def unpack(
 def _untar(archive: pathlib.Path, content: pathlib.Path, max_bytes: int) -> None:
     if not UNSAFE:
         raise InputError(
-            f"{archive} cannot be unpacked safely by this Python: take 3.11.4 or newer, or unpack it"
-            " yourself."
+            f"{archive} cannot be unpacked safely by this Python: take 3.11.4 or newer, or unpack"
+            " it yourself."
         )
     with _decompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         _check_sizes(archive, ((member.name, member.size) for member in tar), max_bytes)
