@@ -21,7 +21,7 @@ from ..components.frame import named_key
 PyTree = Any
 NUM_TRAIN, NUM_HELD_OUT, NOISE = 300, 300, 0.3
 NUM_OUTER_STEPS, NUM_INNER_STEPS, NUM_FINAL_STEPS = 40, 60, 300
-ORIGIN = {"class_weights": 0.0, "log_ridge": -6.0}
+FIRST_LOG_RIDGE = -6.0
 
 
 def _true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ def _tune(
     problem = BilevelProblem(outer_loss, inner_loss)
     solver = Implicit(Minimize(descent, NUM_INNER_STEPS), linear.CG(30))
     algorithm = DoubleLoop(problem, solver, optax.adam(0.1))
-    start = {"class_weights": jnp.zeros(10), "log_ridge": jnp.float32(ORIGIN["log_ridge"])}
+    start = {"class_weights": jnp.zeros(10), "log_ridge": jnp.float32(FIRST_LOG_RIDGE)}
     model = {"kernel": jnp.zeros((x.shape[1], 10)), "bias": jnp.zeros(10)}
     batch = Batch(inner=(x[train], noisy[train]), outer=(x[held_out], noisy[held_out]))
 
