@@ -29,6 +29,13 @@ def _clear_trace_counter():
     yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drop_compiled_programs():
+    # Each takes several memory maps, and Linux ends a process that holds more than 65,530 of them.
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
