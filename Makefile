@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all lint bench accelerator docs clean
 
 demo: .venv/applications.stamp
 	$(BIN)/python -m applications.forget_set --output results/demo --overwrite
@@ -20,6 +20,12 @@ lint: .venv/test.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:xdist
+
+# On the interpreter that has the device's JAX: PYTHON, not the environment that make builds.
+DATA ?= data
+BUDGET ?= 480
+accelerator:
+	$(PYTHON) -m benchmarks.accelerator --data-dir $(DATA) --budget $(BUDGET)
 
 docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict
