@@ -151,7 +151,7 @@ def _solve_symmetric(matrix: jax.Array, rhs: jax.Array, n: int) -> jax.Array:
     shift = jnp.finfo(matrix.dtype).eps ** 0.5 * jnp.where(jnp.arange(len(rhs)) < n, 1.0, -1.0)
 
     def refined(_: Any, b: jax.Array) -> jax.Array:
-        scaled = scale[:, None] * matrix * scale
+        scaled = scale[:, None] * matrix * scale[None]
         factors = jax.scipy.linalg.lu_factor(scaled + jnp.diag(shift.astype(matrix.dtype)))
         b = scale * b
         found = jax.scipy.linalg.lu_solve(factors, b)
@@ -169,7 +169,7 @@ def _equilibrated(matrix: jax.Array) -> jax.Array:
     """Factors of rows and columns that make the largest entry of each about 1 (Ruiz, 2001)."""
     scale = jnp.ones(len(matrix), matrix.dtype)
     for _ in range(4):
-        largest = jnp.max(jnp.abs(scale[:, None] * matrix * scale), axis=1, initial=0.0)
+        largest = jnp.max(jnp.abs(scale[:, None] * matrix * scale[None]), axis=1, initial=0.0)
         usable = (largest > 0) & jnp.isfinite(largest)
         scale = scale / jnp.sqrt(jnp.where(usable, largest, 1.0))
     return scale
