@@ -83,9 +83,8 @@ def _reduced(program: Program, weights: jax.Array) -> Any:
     n, p = Q.shape[0], A.shape[0]
     shift = jnp.finfo(Q.dtype).eps ** 0.75
     inner = Q + product(G.T, weights[:, None] * G)
-    size = jnp.maximum(1.0, jnp.max(jnp.abs(jnp.diagonal(inner)), initial=0.0))
     exact = jnp.block([[inner, A.T], [A, jnp.zeros((p, p), Q.dtype)]])
-    signs = jnp.concatenate([jnp.full(n, 1.0, Q.dtype), jnp.full(p, -1.0, Q.dtype) / size])
+    signs = jnp.where(jnp.arange(n + p) < n, 1.0, -1.0).astype(Q.dtype)
     factors = jax.scipy.linalg.lu_factor(exact + jnp.diag(shift * signs))
 
     def solve(r1: jax.Array, r2: jax.Array, r3: jax.Array) -> Point:
