@@ -34,10 +34,12 @@ class AugmentedLagrangian:
     finds a local minimum near `init`; for a quadratic loss with linear constraints
     `QuadraticProgram` is faster and sees infeasible problems.
 
-    The multipliers come from minimising `loss + |h + nu / r|^2 r / 2 + |max(0, g + lam / r)|^2 r / 2`
-    (Hestenes 1969, Powell 1969, Rockafellar 1973) by damped Newton steps, r growing tenfold
-    where the violation does not fall fourfold; Newton steps on the optimality conditions then make
-    it exact to rounding.
+    The multipliers come from minimising, by damped Newton steps,
+
+        loss + (|h + nu / r|^2 + |max(0, g + lam / r)|^2) r / 2
+
+    (Hestenes 1969, Powell 1969, Rockafellar 1973), r growing tenfold where the violation does not
+    fall fourfold; Newton steps on the optimality conditions then make it exact to rounding.
 
     Attributes:
         equality: `(outer, inner, data) -> values`, any pytree, which are to be 0; None for none.
@@ -80,7 +82,8 @@ class AugmentedLagrangian:
         near, count = _multipliers(fixed, tolerance, self.max_steps)
         point, missed = finish(fixed.conditions(), fixed.parameters, near)
         info = _evidence(fixed, point, missed, count, tolerance)
-        return ProgramSolution(*differentiable(problem, point, info), info)
+        inner, *duals = differentiable(problem, point, info)
+        return ProgramSolution(inner, duals[0], duals[1], info)
 
     def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """Zero at a solution, like `inner`: the gradient that the linearised constraints leave."""
@@ -92,7 +95,7 @@ class _State(NamedTuple):
     weight: jax.Array  # r
     violation: jax.Array
     missed: jax.Array
-    count: jax.Array
+    steps: jax.Array
 
 
 def _multipliers(problem: Level, tolerance: Any, max_steps: int) -> tuple[Point, jax.Array]:
@@ -117,7 +120,7 @@ def _multipliers(problem: Level, tolerance: Any, max_steps: int) -> tuple[Point,
             parts = shifted(y, point, weight)
             return problem.loss(parameters, y) + weight / 2 * sum(jnp.vdot(a, a) for a in parts)
 
-        y, steps = _newton(penalised, point.inner, tolerance, max_steps - state.count)
+        y, steps = _newton(penalised, point.inner, tolerance, max_steps - state.steps)
         equality, inequality = shifted(y, point, weight)
         point = Point(y, weight * equality, weight * inequality)
         remaining = violation(y)
@@ -125,14 +128,14 @@ def _multipliers(problem: Level, tolerance: Any, max_steps: int) -> tuple[Point,
         top = jnp.finfo(y.dtype).eps ** -0.5
         weight = jnp.where(slow, jnp.minimum(10 * weight, top), weight)
         missed = residual(conditions, parameters, point)
-        return _State(point, weight, remaining, missed, state.count + jnp.maximum(steps, 1))
+        return _State(point, weight, remaining, missed, state.steps + jnp.maximum(steps, 1))
 
     weight = jnp.full((), 10.0, y.dtype)
     state = _State(start, weight, violation(y), jnp.full((), jnp.inf, y.dtype), jnp.int32(0))
     # Newton's method on the conditions takes over near the solution.
-    unfinished = lambda s: (s.missed > 10 * tolerance) & (s.count < max_steps)
+    unfinished = lambda s: (s.missed > 10 * tolerance) & (s.steps < max_steps)
     state = jax.lax.while_loop(unfinished, step, state)
-    return state.point, state.count
+    return state.point, state.steps
 
 
 def _newton(

@@ -32,7 +32,7 @@ class _State(NamedTuple):
     slack: jax.Array
     best: Point
     least: jax.Array  # residual of the best point
-    count: jax.Array
+    steps: jax.Array
     stopped: jax.Array
 
 
@@ -59,11 +59,11 @@ def interior_point(program: Program, tolerance: Any, max_steps: int) -> tuple[Po
         # A certificate is looked for again in what is returned.
         best = jax.tree.map(lambda a, b: jnp.where(hopeless, a, b), point, best)
         least = jnp.where(better, found, state.least)
-        return _State(point, slack, best, least, state.count + 1, stopped)
+        return _State(point, slack, best, least, state.steps + 1, stopped)
 
-    unfinished = lambda state: ~state.stopped & (state.count < max_steps)
+    unfinished = lambda state: ~state.stopped & (state.steps < max_steps)
     state = jax.lax.while_loop(unfinished, step, state)
-    return state.best, state.count
+    return state.best, state.steps
 
 
 def _start(program: Program) -> tuple[Point, jax.Array]:

@@ -89,6 +89,7 @@ def level(
     backs = [_vector.flatten("values", shape)[1] for shape in shapes]
 
     def together(outer: PyTree, flat: jax.Array, data: PyTree) -> tuple[jax.Array, ...]:
+        value: Any
         value, *constraints = (f(outer, restore(flat), data) for f in functions)
         flattened = (_vector.flatten("values", a)[0].astype(flat.dtype) for a in constraints)
         return value.astype(flat.dtype), *flattened

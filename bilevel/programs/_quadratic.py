@@ -68,8 +68,8 @@ def quadratic_program(
     point = moving(conditions, scaled, point, info.active)
     exists = status <= ProgramStatus.NOT_CONVERGED
     point = jax.tree.map(lambda a: jnp.where(exists, a, jnp.nan), point)
-    found = [(a * unit).astype(dtype) for a, unit in zip(point, units, strict=True)]
-    return ProgramSolution(*found, info)
+    y, nu, lam = ((a * unit).astype(dtype) for a, unit in zip(point, units, strict=True))
+    return ProgramSolution(y, nu, lam, info)
 
 
 def _solve(program: Program, max_steps: int) -> tuple[Point, jax.Array, ProgramInfo]:
@@ -118,13 +118,14 @@ def _program(Q: Any, c: Any, A: Any, b: Any, G: Any, h: Any) -> Program:
             "`Q` must have shape [n, n] and `c` shape [n], got shapes"
             f" {jnp.shape(Q)} and {jnp.shape(c)}."
         )
-    for names, rows, sides in (("Ab", A, b), ("Gh", G, h)):
-        left, right = names
+    for left, right, rows, sides in (("A", "b", A, b), ("G", "h", G, h)):
         if (rows is None) != (sides is None):
             missing = left if rows is None else right
             raise ValueError(f"`{left}` and `{right}` belong together: `{missing}` is missing.")
         if rows is not None and (
-            jnp.ndim(rows) != 2 or jnp.shape(rows)[1] != n or jnp.shape(sides) != jnp.shape(rows)[:1]
+            jnp.ndim(rows) != 2
+            or jnp.shape(rows)[1] != n
+            or jnp.shape(sides) != jnp.shape(rows)[:1]
         ):
             raise ValueError(
                 f"`{left}` must have shape [rows, {n}] and `{right}` shape [rows], got shapes"

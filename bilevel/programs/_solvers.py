@@ -50,9 +50,7 @@ class QuadraticProgram:
 
     def solve(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> ProgramSolution:
         """The same with multipliers, like the values of the constraints, and evidence."""
-        problem = level(
-            "QuadraticProgram", loss, self.equality, self.inequality, outer, init, data
-        )
+        problem = level("QuadraticProgram", loss, self.equality, self.inequality, outer, init, data)
         at = lambda f: lambda y: f(problem.parameters, y)
         objective, equality, inequality = map(
             at, (problem.loss, problem.equality, problem.inequality)
@@ -70,7 +68,8 @@ class QuadraticProgram:
             -inequality(zero),
             max_steps=self.max_steps,
         )
-        return ProgramSolution(*problem.restore(Point(*found[:3])), found.info)
+        inner, *duals = problem.restore(Point(*found[:3]))
+        return ProgramSolution(inner, duals[0], duals[1], found.info)
 
     def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """Zero at the solution, like `inner`: the gradient that the constraints leave."""

@@ -57,11 +57,13 @@ class ProgramInfo(NamedTuple):
 
 
 class ProgramSolution(NamedTuple):
-    """A constrained minimiser y with its multipliers: stationary for
+    """A constrained minimiser y with its multipliers.
 
-        loss + <equality_duals, h(y)> + <inequality_duals, g(y)>,   inequality_duals >= 0.
+    It is stationary for
 
-    All but `info` are differentiable.
+        loss + <equality_duals, h(y)> + <inequality_duals, g(y)>,   inequality_duals >= 0,
+
+    with `h(y) = 0` and `g(y) <= 0`. All but `info` are differentiable.
 
     Attributes:
         inner: y, an array `[n]`, or like the inner variable.

@@ -54,13 +54,14 @@ class Polyhedron:
         # Of the step from the point, so that a point of the set stays as it is.
         left = lambda matrix, rhs: rhs - jnp.matmul(matrix, flat, precision=HIGHEST)
         matrix, rhs = system(self.matrix, self.rhs, flat)
-        rows = [None, None]
+        equality: Any = None
+        sides: Any = None
         if self.equality_matrix is not None:
             equality, sides = system(self.equality_matrix, self.equality_rhs, flat)
-            rows = [equality, left(equality, sides)]
+            sides = left(equality, sides)
         identity = jnp.eye(flat.size, dtype=flat.dtype)
         zero = jnp.zeros_like(flat)
-        step = quadratic_program(identity, zero, *rows, matrix, left(matrix, rhs)).inner
+        step = quadratic_program(identity, zero, equality, sides, matrix, left(matrix, rhs)).inner
         return restore(flat + step)
 
 

@@ -65,7 +65,7 @@ class _State(NamedTuple):
     best: jax.Array
     least: jax.Array  # the largest missed sum at `best`
     stale: jax.Array  # steps since that fell
-    count: jax.Array
+    steps: jax.Array
 
 
 def _shifted(values: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -111,11 +111,11 @@ def _potentials(values: jax.Array, rows: jax.Array, columns: jax.Array, first: A
         better = missed < state.least
         best = jnp.where(better, p, state.best)
         stale = jnp.where(missed < 0.9 * state.least, 0, state.stale + 1)
-        return _State(p, best, jnp.where(better, missed, state.least), stale, state.count + 1)
+        return _State(p, best, jnp.where(better, missed, state.least), stale, state.steps + 1)
 
     # The largest entry of each row alone carries the row's total: no row begins empty.
     start = jnp.where(first, jnp.concatenate([rows, jnp.zeros_like(columns)]), 0.0)
     least = jnp.max(jnp.abs(value_and_slope(start)[1]))
     state = _State(start, start, least, jnp.int32(0), jnp.int32(0))
-    unfinished = lambda s: (s.least > 0) & (s.stale < 10) & (s.count < 200)
+    unfinished = lambda s: (s.least > 0) & (s.stale < 10) & (s.steps < 200)
     return jax.lax.while_loop(unfinished, step, state).best
