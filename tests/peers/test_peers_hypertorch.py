@@ -1,4 +1,4 @@
-"""hypertorch (the package `hypergrad`) and Betty's rules beside ours, from the same inner weights."""
+"""hypertorch (the package `hypergrad`) and Betty beside ours, from the same inner weights."""
 
 import types
 
@@ -10,7 +10,7 @@ from tests.peers.torch_side import Theirs, assert_close, ours
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 RATE, STEPS = 0.4, 30
 descend = Minimize(optax.sgd(RATE), STEPS)

@@ -22,7 +22,7 @@ from tests.peers.agreement import assert_agree
 jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is not installed")
 prox, onto = jaxopt.prox, jaxopt.projection
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 GENERAL = linear.Dense(symmetric=False)
 EXACT = dict(maxiter=3000, tol=1e-13)

@@ -9,7 +9,7 @@ from bilevel.programs import quadratic_program
 from tests.peers.agreement import assert_agree
 from tests.program_cases import draw
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def ours(Q, c, A, b, G, h):
@@ -23,7 +23,8 @@ def equalities(Q, c, A, b):
 @functools.cache
 def osqp():
     jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is not installed")
-    solver = jaxopt.OSQP(tol=1e-11, maxiter=50_000)
+    solve = functools.partial(jaxopt.linear_solve.solve_normal_cg, tol=1e-14, maxiter=500)
+    solver = jaxopt.OSQP(tol=1e-11, maxiter=50_000, implicit_diff_solve=solve)
 
     def run(Q, c, A, b, G, h):
         found = solver.run(params_obj=((Q + Q.T) / 2, c), params_eq=(A, b), params_ineq=(G, h))
@@ -35,7 +36,8 @@ def osqp():
 @functools.cache
 def equality_constrained():
     jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is not installed")
-    solver = jaxopt.EqualityConstrainedQP(tol=1e-12)
+    solve = functools.partial(jaxopt.linear_solve.solve_normal_cg, tol=1e-14, maxiter=500)
+    solver = jaxopt.EqualityConstrainedQP(tol=1e-12, implicit_diff_solve=solve)
     return lambda Q, c, A, b: (
         solver.run(params_obj=((Q + Q.T) / 2, c), params_eq=(A, b)).params.primal
     )
