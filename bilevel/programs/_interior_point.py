@@ -117,7 +117,11 @@ def _step(program: Program, point: Point, slack: jax.Array) -> tuple[Point, jax.
     target = (after / gap) ** 3 * gap - slack_moved * moved.inequality
     moved, slack_moved = direction(target)
     length = jnp.minimum(1.0, 0.99 * _longest(lam, moved.inequality, slack, slack_moved))
-    return jax.tree.map(lambda a, b: a + length * b, point, moved), slack + length * slack_moved
+    point = jax.tree.map(lambda a, b: a + length * b, point, moved)
+    # Their quotient stays finite however long the loop runs.
+    least = jnp.finfo(slack.dtype).tiny ** 0.5
+    point = point._replace(inequality=jnp.maximum(point.inequality, least))
+    return point, jnp.maximum(slack + length * slack_moved, least)
 
 
 def _longest(lam: jax.Array, d_lam: jax.Array, slack: jax.Array, d_slack: jax.Array) -> jax.Array:

@@ -19,8 +19,8 @@ HIGHER = {
         optax.sgd(0.1, momentum=0.9, nesterov=True),
     ),
     "Adam": (
-        lambda p: torch.optim.Adam(p, lr=0.05, eps=1e-4),
-        optax.adam(0.05, eps=1e-4, eps_root=1e-18),
+        lambda p: torch.optim.Adam(p, lr=0.05, eps=1e-12),
+        optax.adam(0.05, eps=1e-12, eps_root=1e-18),
     ),
 }
 
@@ -51,11 +51,13 @@ TORCHOPT = {
     "sgd": (lambda t: t.sgd(lr=0.3), optax.sgd(0.3)),
     "momentum": (lambda t: t.sgd(lr=0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9)),
     "adam": (
-        lambda t: t.adam(lr=0.05, eps=1e-4, eps_root=1e-12),
+        lambda t: t.adam(lr=0.05, eps=1e-4, eps_root=1e-12, moment_requires_grad=True),
         optax.adam(0.05, eps=1e-4, eps_root=1e-12),
     ),
     "adamw": (
-        lambda t: t.adamw(lr=0.05, eps=1e-4, eps_root=1e-12, weight_decay=0.1),
+        lambda t: t.adamw(
+            lr=0.05, eps=1e-4, eps_root=1e-12, weight_decay=0.1, moment_requires_grad=True
+        ),
         optax.adamw(0.05, eps=1e-4, eps_root=1e-12, weight_decay=0.1),
     ),
 }
