@@ -20,7 +20,6 @@ from tests.program_cases import arrays, draw
 LOSS = lambda x, y, data: 0.5 * y["a"] @ x["Q"] @ y["a"] + x["c"] @ y["a"]
 EQUALITY = lambda x, y, data: x["A"] @ y["a"] - x["b"]
 INEQUALITY = lambda x, y, data: {"rows": x["G"] @ y["a"] - x["h"]}
-INIT = {"a": jnp.zeros(5)}
 EXACT, GENERAL = (kind(EQUALITY, INEQUALITY) for kind in (QuadraticProgram, AugmentedLagrangian))
 
 
@@ -37,11 +36,13 @@ def by_kkt(x, solution):
     )
 
 
+start = lambda x: {"a": jnp.zeros_like(x["c"])}
+solved = lambda x: jax.lax.stop_gradient(EXACT.solve(LOSS, x, start(x), None))
 ROUTES = {
-    "QuadraticProgram": lambda x: EXACT(LOSS, x, INIT, None),
-    "AugmentedLagrangian": lambda x: GENERAL(LOSS, x, INIT, None),
-    "kkt_gradient": lambda x: by_kkt(x, jax.lax.stop_gradient(EXACT.solve(LOSS, x, INIT, None))),
-    "Implicit": lambda x: Implicit(EXACT, linear.Dense(symmetric=False))(LOSS, x, INIT, None),
+    "QuadraticProgram": lambda x: EXACT(LOSS, x, start(x), None),
+    "AugmentedLagrangian": lambda x: GENERAL(LOSS, x, start(x), None),
+    "kkt_gradient": lambda x: by_kkt(x, solved(x)),
+    "Implicit": lambda x: Implicit(EXACT, linear.Dense(symmetric=False))(LOSS, x, start(x), None),
 }
 
 

@@ -50,15 +50,14 @@ def test_higher(name, kind, steps):
 TORCHOPT = {
     "sgd": (lambda t: t.sgd(lr=0.3), optax.sgd(0.3)),
     "momentum": (lambda t: t.sgd(lr=0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9)),
+    # It corrects the bias in float32, which is exact for the powers of these two.
     "adam": (
-        lambda t: t.adam(lr=0.05, eps=1e-4, eps_root=1e-12, moment_requires_grad=True),
-        optax.adam(0.05, eps=1e-4, eps_root=1e-12),
+        lambda t: t.adam(lr=0.05, betas=(0.5, 0.75), eps=1e-4, eps_root=1e-12),
+        optax.adam(0.05, b1=0.5, b2=0.75, eps=1e-4, eps_root=1e-12),
     ),
     "adamw": (
-        lambda t: t.adamw(
-            lr=0.05, eps=1e-4, eps_root=1e-12, weight_decay=0.1, moment_requires_grad=True
-        ),
-        optax.adamw(0.05, eps=1e-4, eps_root=1e-12, weight_decay=0.1),
+        lambda t: t.adamw(lr=0.05, betas=(0.5, 0.75), eps=1e-4, eps_root=1e-12, weight_decay=0.1),
+        optax.adamw(0.05, b1=0.5, b2=0.75, eps=1e-4, eps_root=1e-12, weight_decay=0.1),
     ),
 }
 

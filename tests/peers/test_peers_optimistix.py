@@ -16,14 +16,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 GENERAL = linear.Dense(symmetric=False)
 tolerances = dict(rtol=1e-12, atol=1e-12)
-smooth = Implicit(Minimize(optax.sgd(0.6), num_steps=400), linear.CG(tolerance=1e-13))
+smooth = Implicit(Minimize(optax.sgd(0.5), num_steps=600), linear.CG(tolerance=1e-13))
 
 MINIMISERS = {
     "BFGS": lambda: optx.BFGS(**tolerances),
     "LBFGS": lambda: optx.LBFGS(**tolerances),
     "NonlinearCG": lambda: optx.NonlinearCG(**tolerances),
-    "GradientDescent": lambda: optx.GradientDescent(learning_rate=0.5, **tolerances),
-    "OptaxMinimiser": lambda: optx.OptaxMinimiser(optax.sgd(0.5), **tolerances),
+    "GradientDescent": lambda: optx.GradientDescent(learning_rate=0.4, **tolerances),
+    "OptaxMinimiser": lambda: optx.OptaxMinimiser(optax.sgd(0.4), **tolerances),
 }
 LOSSES = {"ridge": problems.ridge, "logistic": problems.logistic}
 
