@@ -40,6 +40,8 @@ class AugmentedLagrangian:
 
     (Hestenes 1969, Powell 1969, Rockafellar 1973), r growing tenfold where the violation does not
     fall fourfold; Newton steps on the optimality conditions then make it exact to rounding.
+    Where no point nearby meets the constraints, the status says INFEASIBLE and the point is one of
+    least violation.
 
     Attributes:
         equality: `(outer, inner, data) -> values`, any pytree, which are to be 0; None for none.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import _derivatives
+from bilevel import _derivatives, _tree
 from bilevel._carried import carried
 from bilevel._tree import PyTree
 
@@ -105,17 +105,13 @@ def moving(conditions: Conditions, parameters: PyTree, point: Point, active: jax
 
     def rule(point: Point, everything: PyTree, moved: list[Any]) -> Point:
         parameters, active = everything
-        leaves, structure = jax.tree.flatten(parameters)
-        floating = [i for i, a in enumerate(leaves) if jnp.issubdtype(a.dtype, jnp.floating)]
+        leaves, merge = _tree.split_differentiable(parameters)
 
         def at(values: list[Any]) -> Point:
-            replaced = list(leaves)
-            for i, value in zip(floating, values, strict=True):
-                replaced[i] = value
-            slope, equality, inequality = conditions(jax.tree.unflatten(structure, replaced), point)
+            slope, equality, inequality = conditions(merge(values), point)
             return Point(slope, equality, jnp.where(active, inequality, 0.0))
 
-        along = _derivatives.linearize(at, [leaves[i] for i in floating])[1]
+        along = _derivatives.linearize(at, leaves)[1]
         # JAX transposes a linear solve only if every leaf of its right-hand side moves: behind the
         # barrier a leaf that is a constant zero counts as moving with the others.
         missed = jax.lax.optimization_barrier(jax.tree.map(jnp.negative, along(moved)))

@@ -153,7 +153,7 @@ def _scaled(program: Program) -> tuple[Program, Point]:
     Q, c, A, b, G, h = program
     bounded = h < jnp.inf  # a row without a bound becomes 0 <= 1
     G = jnp.where(bounded[:, None], G, 0.0)
-    rows = [_power(jnp.max(jnp.abs(a), axis=1, initial=0.0)) for a in (A, G)]
+    rows = [_vector.power_of_two(jnp.max(jnp.abs(a), axis=1, initial=0.0)) for a in (A, G)]
     A, G = A / rows[0][:, None], G / rows[1][:, None]
     b, h = b / rows[0], jnp.where(bounded, h, 0.0) / rows[1]
     largest = lambda a: jnp.max(jnp.abs(jax.lax.stop_gradient(a)), initial=0.0)
@@ -162,17 +162,8 @@ def _scaled(program: Program) -> tuple[Program, Point]:
     # The unit of y is that of the set; the minimiser without the set has a say within bounds, as
     # the curvature of an almost linear loss says nothing about it.
     t = jnp.where(sides > 0, jnp.clip(free, sides, 128 * sides), free)
-    t = _power(jnp.minimum(t, jnp.finfo(Q.dtype).max))
-    u = _power(jnp.maximum(t * curvature, slope))
+    t = _vector.power_of_two(jnp.minimum(t, jnp.finfo(Q.dtype).max))
+    u = _vector.power_of_two(jnp.maximum(t * curvature, slope))
     Q = (Q + Q.T) * (t / u / 2)
     scaled = Program(Q, c / u, A, b / t, G, jnp.where(bounded, h / t, 1.0))
     return scaled, Point(t, u / rows[0], u / rows[1])
-
-
-def _power(size: jax.Array) -> jax.Array:
-    """The power of two above a number; 1 for 0 and what is not finite."""
-    size = jax.lax.stop_gradient(size)
-    usable = (size > 0) & jnp.isfinite(size)
-    exponent = jnp.frexp(jnp.where(usable, size, 1.0))[1]
-    top = jnp.finfo(size.dtype).maxexp - 1
-    return jnp.where(usable, jnp.ldexp(jnp.ones_like(size), jnp.minimum(exponent, top)), 1.0)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bilevel import _vector
+
 
 def transport(values: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The nearest `[n, m]` to `values` that is at least 0 and has the given sums.
@@ -12,7 +14,7 @@ def transport(values: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
     `rows` `[n]` and `columns` `[m]` are at least 0 and have one total.
     """
     size = jnp.maximum(jnp.max(rows), jnp.max(columns))
-    unit = _power(size)
+    unit = _vector.power_of_two(size)
     fixed = jax.lax.stop_gradient((values / unit, rows / unit, columns / unit))
     shifted, rows_fixed, columns_fixed = fixed
     # Potentials absorb what a row has in common; less is left to round.
@@ -21,14 +23,6 @@ def transport(values: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
     spoiled = jnp.any(jnp.isnan(values)) | jnp.any(jnp.isnan(rows)) | jnp.any(jnp.isnan(columns))
     found = jnp.where(spoiled, jnp.nan, found)
     return unit * _differentiable(found, values / unit, rows / unit, columns / unit)
-
-
-def _power(size: jax.Array) -> jax.Array:
-    """The power of two above a number; 1 for 0 and what is not finite."""
-    size = jax.lax.stop_gradient(size)
-    usable = (size > 0) & jnp.isfinite(size)
-    exponent = jnp.frexp(jnp.where(usable, size, 1.0))[1]
-    return jnp.where(usable, jnp.ldexp(jnp.ones_like(size), exponent), 1.0)
 
 
 def _differentiable(

@@ -8,7 +8,7 @@ from tests.peers.torch_side import Theirs, assert_close, ours
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 # What is constructed there, and here.
 HIGHER = {

@@ -10,7 +10,7 @@ from tests.peers.torch_side import Theirs, assert_close, ours
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 RATE, STEPS = 0.4, 30
 descend = Minimize(optax.sgd(RATE), STEPS)

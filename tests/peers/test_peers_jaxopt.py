@@ -22,7 +22,7 @@ from tests.peers.agreement import assert_agree
 jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is not installed")
 prox, onto = jaxopt.prox, jaxopt.projection
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 GENERAL = linear.Dense(symmetric=False)
 solve_exactly = functools.partial(jaxopt.linear_solve.solve_normal_cg, tol=1e-14, maxiter=500)

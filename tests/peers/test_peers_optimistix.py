@@ -12,7 +12,7 @@ from tests.peers.agreement import assert_agree
 
 optx = pytest.importorskip("optimistix", reason="Optimistix is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 GENERAL = linear.Dense(symmetric=False)
 tolerances = dict(rtol=1e-12, atol=1e-12)

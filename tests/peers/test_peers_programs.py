@@ -9,7 +9,7 @@ from bilevel.programs import quadratic_program
 from tests.peers.agreement import assert_agree
 from tests.program_cases import draw
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def ours(Q, c, A, b, G, h):

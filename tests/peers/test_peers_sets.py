@@ -12,7 +12,7 @@ from tests.peers.agreement import assert_agree
 jaxopt = pytest.importorskip("jaxopt", reason="JAXopt is not installed")
 theirs, prox = jaxopt.projection, jaxopt.prox
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 NORMAL = jnp.array([1.0, -2.0, 0.5, 3.0, -1.0, 1.5])
 COSTS = jnp.array([1.0, 2.0, 0.5, 3.0, 1.0, 1.5])
