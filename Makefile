@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench accelerator docs clean
+.PHONY: demo test test-all test-peers lint bench accelerator docs clean
 
 demo: .venv/applications.stamp
 	$(BIN)/python -m applications.forget_set --output results/demo --overwrite
@@ -12,6 +12,9 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2
+
+test-peers: .venv/peers.stamp
+	$(BIN)/python -m pytest -n 2 tests/peers -rs
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
