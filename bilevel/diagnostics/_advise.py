@@ -95,7 +95,7 @@ def advise(
     return Advice((*remarks, *_host_arrays(arguments), *_python_numbers(arguments)))
 
 
-def _equations(jaxpr: core.Jaxpr, in_loop: bool) -> Iterator[tuple[core.JaxprEqn, bool]]:
+def _equations(jaxpr: Any, in_loop: bool) -> Iterator[tuple[core.JaxprEqn, bool]]:
     """Every equation, those of inner programs too, and whether a loop runs it."""
     for equation in jaxpr.eqns:
         yield equation, in_loop
@@ -109,6 +109,10 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(variable.aval.shape)
+
+
 def _products(found: list[tuple[core.JaxprEqn, bool]]) -> list[Remark]:
     slow = [
         equation
@@ -120,7 +124,7 @@ def _products(found: list[tuple[core.JaxprEqn, bool]]) -> list[Remark]:
     if not slow:
         return []
     largest = max(slow, key=_work)
-    shapes = " and ".join(str(list(v.aval.shape)) for v in largest.invars)
+    shapes = " and ".join(str(list(_shape(v))) for v in largest.invars)
     return [
         Remark(
             "products",
@@ -135,8 +139,8 @@ def _products(found: list[tuple[core.JaxprEqn, bool]]) -> list[Remark]:
 def _work(equation: core.JaxprEqn) -> float:
     """Multiply-adds of a matrix product."""
     contracted = equation.params["dimension_numbers"][0][0]
-    lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
-    return float(math.prod(equation.outvars[0].aval.shape) * math.prod(lengths))
+    lengths = [_shape(equation.invars[0])[axis] for axis in contracted]
+    return float(math.prod(_shape(equation.outvars[0])) * math.prod(lengths))
 
 
 def _convolutions(found: list[tuple[core.JaxprEqn, bool]]) -> list[Remark]:
