@@ -104,6 +104,8 @@ from bilevel.solvers import (
     ProximalGradient,
     ReversibleSGD,
     Solver,
+    SolverInfo,
+    SolverStatus,
     stacked,
 )
 
@@ -135,6 +137,8 @@ __all__ = [
     "ProjectedGradient",
     "ProximalGradient",
     "ReversibleSGD",
+    "SolverInfo",
+    "SolverStatus",
     "stacked",
     # Gradient rules that wrap them
     "FiniteDifference",

@@ -1,6 +1,7 @@
 """The hypergradient, two ways: as a function to call, and with the evidence beside it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem_w
 from bilevel._stateful import at_state, metrics_of, scalar_problem, value_and_aux, variable_of
 from bilevel._tree import PyTree
 from bilevel.rules import Hypergradient, HypergradInfo, evidence
-from bilevel.solvers import Solver, innermost, last_loss
+from bilevel.solvers import Solver, SolverInfo, innermost, last_loss, solved
 
 
 def value_and_hypergrad(
@@ -45,10 +46,24 @@ def compose(
 ) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, PyTree]]:
     """`(outer, init, batch) -> (outer loss, inner)` at what the solver finds."""
 
+    with_info = compose_with_info(problem, solver)
+
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, outer, init, batch.inner)
+        value, (inner, _) = with_info(outer, init, batch)
+        return value, inner
+
+    return composed
+
+
+def compose_with_info(
+    problem: BilevelProblem, solver: Solver
+) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, tuple[PyTree, SolverInfo | None]]]:
+    """`(outer, init, batch) -> (outer loss, (inner, how the solver ended))`."""
+
+    def composed(outer: PyTree, init: PyTree, batch: Batch) -> Any:
+        inner, info = solved(solver, problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
-        return problem.outer_loss(outer, inner, batch.outer), inner
+        return problem.outer_loss(outer, inner, batch.outer), (inner, info)
 
     return composed
 
@@ -115,12 +130,12 @@ def hypergradient(
 def _without_evidence(
     problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
 ) -> Hypergradient:
-    composed = jax.value_and_grad(compose(problem, solver), has_aux=True)
-    (value, inner), hypergrad = composed(outer, init, batch)
+    composed = jax.value_and_grad(compose_with_info(problem, solver), has_aux=True)
+    (value, (inner, solver_info)), hypergrad = composed(outer, init, batch)
     loss = last_loss(solver, problem.inner_loss)
     slope = jax.grad(at_state(loss, inner), argnums=1)
     stationarity = slope(outer, variable_of(inner), batch.inner)
-    info = HypergradInfo.of(value, hypergrad, stationarity)
+    info = HypergradInfo.of(value, hypergrad, stationarity, solver=solver_info)
     return Hypergradient(value, hypergrad, inner, None, info)
 
 

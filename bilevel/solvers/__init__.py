@@ -1,5 +1,6 @@
 """Inner solvers: anything callable as `(loss, outer, init, data) -> inner`."""
 
+from bilevel.solvers._fixed_point import FixedPoint
 from bilevel.solvers._minibatches import averaged, stacked
 from bilevel.solvers._minimize import Minimize, MinimizeState
 from bilevel.solvers._protocol import (
@@ -9,15 +10,17 @@ from bilevel.solvers._protocol import (
     layers,
     objective,
     require_smooth,
+    solved,
+    with_tolerance,
 )
 from bilevel.solvers._proximal import (
-    FixedPoint,
     ProjectedGradient,
     ProximalGradient,
     ProximalState,
 )
 from bilevel.solvers._reversible import ReversibleSGD
 from bilevel.solvers._smoothness import differentiable_once, watched
+from bilevel.solvers._stopping import SolverInfo, SolverStatus
 
 __all__ = [
     "FixedPoint",
@@ -28,6 +31,8 @@ __all__ = [
     "ProximalState",
     "ReversibleSGD",
     "Solver",
+    "SolverInfo",
+    "SolverStatus",
     "averaged",
     "differentiable_once",
     "innermost",
@@ -35,6 +40,8 @@ __all__ = [
     "layers",
     "objective",
     "require_smooth",
+    "solved",
     "stacked",
     "watched",
+    "with_tolerance",
 ]
