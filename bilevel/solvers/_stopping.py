@@ -70,8 +70,13 @@ def check_tolerance(tolerance: Any, *, rounding: bool = False) -> None:
     _check.positive("tolerance", tolerance)
 
 
-def settle(solver: Any, *, rounding: bool = False) -> None:
+def settle(solver: Any, *, rounding: bool = False, most: int = MAX_STEPS) -> None:
     """Check `num_steps` and `tolerance` of a frozen `solver`, and put in what was left out.
+
+    Args:
+        solver: has both fields.
+        rounding: whether "rounding" is a tolerance, and takes the place of one left out.
+        most: steps where their number is left out.
 
     Raises:
         ValueError: one is out of its range; or both are None and `rounding` is False.
@@ -87,7 +92,7 @@ def settle(solver: Any, *, rounding: bool = False) -> None:
                 " take, or the norm of the inner gradient to stop at, such as `tolerance=1e-6`."
             )
         object.__setattr__(solver, "tolerance", ROUNDING)
-    object.__setattr__(solver, "num_steps", MAX_STEPS)
+    object.__setattr__(solver, "num_steps", most)
 
 
 def limit_of(
@@ -185,13 +190,14 @@ def underived(
     outer: PyTree,
     init: PyTree,
     data: PyTree,
+    linear_solver: str = "linear.CG()",
 ) -> PyTree:
     """`run(outer, init, data)`, which raises a ValueError when it is differentiated."""
 
     def refuse(*_: PyTree) -> PyTree:
         raise ValueError(
             f"`{name}` alone has no derivative, as its steps are not unrolled. Wrap it in a rule:"
-            f" `Implicit({name}(...), linear.CG())` differentiates the solution."
+            f" `Implicit({name}(...), {linear_solver})` differentiates the solution."
         )
 
     pure, consts = _tree.hoist(run, outer, init, data)
