@@ -45,7 +45,6 @@ def compose(
     problem: BilevelProblem, solver: Solver
 ) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, PyTree]]:
     """`(outer, init, batch) -> (outer loss, inner)` at what the solver finds."""
-
     with_info = compose_with_info(problem, solver)
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:

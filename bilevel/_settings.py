@@ -16,7 +16,7 @@ Minibatch = Callable[[PyTree, jax.Array], PyTree]
 Number = float | jax.Array | Callable[[Any], Any]
 
 
-def at(value: Number, count: jax.Array) -> jax.Array | float:
+def at(value: Number, count: jax.Array | None) -> jax.Array | float:
     """The value of a number, or of a schedule at this count."""
     return value(count) if callable(value) else value
 

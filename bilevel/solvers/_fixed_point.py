@@ -157,6 +157,8 @@ def _least_squares(columns: PyTree, target: PyTree) -> jax.Array:
     against = jax.vmap(_tree.vdot, in_axes=(0, None))
     gram = jax.vmap(against, in_axes=(None, 0))(scaled, scaled)
     ridge = 10 * scale.size * _stopping.lost_digits(gram)
-    solved = jnp.linalg.solve(gram + ridge * jnp.eye(scale.size, dtype=gram.dtype),
-                              against(scaled, target).astype(gram.dtype))
+    solved = jnp.linalg.solve(
+        gram + ridge * jnp.eye(scale.size, dtype=gram.dtype),
+        against(scaled, target).astype(gram.dtype),
+    )
     return solved * scale

@@ -82,8 +82,8 @@ class Minimize:
         _stopping.settle(self)
         if self.tolerance is not None and self.minibatch is not None:
             raise ValueError(
-                f"`tolerance` must be None with a `minibatch`, got {self.tolerance!r}: the gradients"
-                " of minibatches do not vanish together. Give `num_steps`."
+                f"`tolerance` must be None with a `minibatch`, got {self.tolerance!r}: the"
+                " gradients of minibatches do not vanish together. Give `num_steps`."
             )
         _remat.check(self.remat, self.offload, self.num_steps)
         _gradient.check_mode(self.mode)
@@ -107,7 +107,8 @@ class Minimize:
         self, loss: Loss, outer: PyTree, state: MinimizeState, data: PyTree, count: int
     ) -> tuple[MinimizeState, SolverInfo | None]:
         """The first `count` steps, fewer where the tolerance is met before."""
-        if self.tolerance is None:
+        tolerance = self.tolerance
+        if tolerance is None:
             return self.advance(loss, outer, state, data, 0, count), None
 
         def loop(outer: PyTree, state: MinimizeState, data: PyTree) -> tuple[Any, SolverInfo]:
@@ -117,7 +118,7 @@ class Minimize:
                 return (state, found), _tree.norm(found[1])
 
             found = self._evaluate(loss, outer, state, data)
-            start, limit = (state, found), lambda _: self.tolerance
+            start, limit = (state, found), lambda _: tolerance
             carry, info = _stopping.iterate(step, start, _tree.norm(found[1]), count, limit)
             return carry[0], info
 

@@ -32,7 +32,7 @@ class _State(NamedTuple):
 
 @settings
 class Newton:
-    """Minimises the loss by Newton's method, damped where a step does not keep what it promises:
+    """Minimises the loss by Newton's method, damped where a step breaks its promise.
 
         y' = y - (H + damping I)^-1 grad_y G(x, y)
 
@@ -170,13 +170,13 @@ def _descend(
     product_at: Callable[[PyTree], _Product],
     init: PyTree,
 ) -> tuple[PyTree, SolverInfo]:
-    """Damped steps on `value_fn`, whose curvature at a point has the products `product_at` gives."""
+    """Damped steps on `value_fn`, whose curvature at a point is `product_at(point)`."""
     evaluate = jax.value_and_grad(value_fn)
     init = _tree.strengthen(init)
     reach, eps = _tree.norm(init), _stopping.lost_digits(init)
 
     def step(state: _State, _: jax.Array) -> tuple[_State, jax.Array]:
-        inner, value, grads, damping, *_ = state
+        inner, value, grads, damping = state[:4]
         product = product_at(inner)
         damped = lambda vector: _tree.add_scaled(product(vector), damping, vector)
         change = method.linear_solver(damped, _tree.scale(-1.0, grads)).value
@@ -191,8 +191,11 @@ def _descend(
         usable = jnp.isfinite(length) & (length > 0)
         curvature = slope / jnp.where(usable, length, jnp.where(span > 0, span, 1.0))
         free = damping * length <= 0.1 * slope
+        kept = _tree.where(taken, (moved, new_value, new_grads), (inner, value, grads))
         after = _State(
-            *_tree.where(taken, (moved, new_value, new_grads), (inner, value, grads)),
+            kept[0],
+            kept[1],
+            kept[2],
             _next_damping(damping, curvature, gain, taken).astype(damping.dtype),
             taken & free & (length <= eps**0.75 * span),
             usable & (length <= 8 * eps * span),
@@ -202,17 +205,8 @@ def _descend(
     value, grads = evaluate(init)
     no, norm = jnp.bool_(False), _tree.norm(grads)
     start = _State(init, value, grads, jnp.zeros((), norm.dtype), no, no)
-    given = method.tolerance
-    by_rounding = isinstance(given, str)
-    least = 0.0 if given is None or by_rounding else given
-
-    def limit(state: _State) -> jax.Array:
-        over = state.stalled | (state.found & by_rounding)
-        return jnp.where(over, jnp.inf, least)
-
-    state, info = _stopping.iterate(step, start, norm, method.num_steps, limit)
-    met = (info.residual_norm <= least) | (state.found & by_rounding)
-    return state.inner, SolverInfo.of(info.num_steps, info.residual_norm, met, state.stalled)
+    state, info = _stopping.settled(step, start, norm, method.num_steps, method.tolerance)
+    return state.inner, info
 
 
 def _next_damping(

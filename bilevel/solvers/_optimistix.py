@@ -126,9 +126,11 @@ class Optimistix:
             max_steps=self.num_steps,
             throw=False,
         )
-        residual = self.optimality or jax.grad(self.objective(loss), argnums=1)
-        args = (outer, found.value, data)
-        norm = _tree.norm(residual(loss, *args) if self.optimality else residual(*args))
+        if self.optimality is None:
+            residual = jax.grad(self.objective(loss), argnums=1)(outer, found.value, data)
+        else:
+            residual = self.optimality(loss, outer, found.value, data)
+        norm = _tree.norm(residual)
         results, result = optimistix.RESULTS, found.result
         spent = result == results.nonlinear_max_steps_reached
         status = jnp.where(spent, int(SolverStatus.MAX_STEPS), int(SolverStatus.STALLED))

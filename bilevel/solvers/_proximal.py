@@ -137,6 +137,7 @@ class ProximalGradient:
     def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """The gradient mapping `(y - prox(y - s grad)) / s`, zero at the solution for any s."""
         slope = jax.grad(lambda point: without_aux(loss)(outer, point, data))
+        size: Any = None
         if self.step_size is None:
             size = _step_size.estimated(slope, inner)
         else:
@@ -144,7 +145,7 @@ class ProximalGradient:
         moved = self.prox(outer, _tree.add_scaled(inner, -size, slope(inner)), size)
         return jax.tree.map(lambda a, b: (a - b) / jnp.asarray(size, a.dtype), inner, moved)
 
-    def _size(self, state: ProximalState, index: jax.Array | int) -> jax.Array | float:
+    def _size(self, state: ProximalState, index: jax.Array | int) -> Any:
         """The step size of the step that led to this state."""
         if self.step_size is None:
             return state.step_size

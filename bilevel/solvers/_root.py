@@ -82,7 +82,7 @@ class Root:
         return value_alone(self.residual(outer, inner, data))
 
     def _run(self, outer: PyTree, init: PyTree, data: PyTree) -> tuple[PyTree, SolverInfo]:
-        residual = lambda inner: self.optimality(None, outer, inner, data)
+        residual = lambda inner: value_alone(self.residual(outer, inner, data))
         init = _tree.strengthen(init)
         reach, eps = _tree.norm(init), _stopping.lost_digits(init)
 
@@ -109,14 +109,6 @@ class Root:
 
         value = residual(init)
         no = jnp.bool_(False)
-        by_rounding = isinstance(self.tolerance, str)
-        least = 0.0 if self.tolerance is None or by_rounding else self.tolerance
-
-        def limit(state: _State) -> jax.Array:
-            over = state.stalled | (state.found & by_rounding)
-            return jnp.where(over, jnp.inf, least)
-
-        start = _State(init, no, no)
-        state, info = _stopping.iterate(step, start, _tree.norm(value), self.num_steps, limit)
-        met = (info.residual_norm <= least) | (state.found & by_rounding)
-        return state.inner, SolverInfo.of(info.num_steps, info.residual_norm, met, state.stalled)
+        start, norm = _State(init, no, no), _tree.norm(value)
+        state, info = _stopping.settled(step, start, norm, self.num_steps, self.tolerance)
+        return state.inner, info

@@ -141,7 +141,7 @@ def _scipy_minimize() -> Any:
         from scipy.optimize import minimize
     except ImportError as error:
         raise ImportError(
-            '`SciPy` needs the package SciPy, which is not installed: `pip install scipy`, or'
+            "`SciPy` needs the package SciPy, which is not installed: `pip install scipy`, or"
             ' `pip install "bilevel[solvers]"`.'
         ) from error
     return minimize

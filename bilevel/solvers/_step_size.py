@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bilevel import _check, _derivatives, _tree
 from bilevel._tree import PyTree
@@ -15,7 +14,7 @@ _PRODUCTS = 5
 # Where the loss is so steep that this does not suffice, its value is NaN.
 _MAX_HALVINGS = 60
 
-StepSize = float | jax.Array | optax.Schedule
+StepSize = float | jax.Array | Callable[[Any], Any]
 
 
 def check(step_size: Any) -> None:
@@ -57,7 +56,7 @@ def backtracked(
     value_fn: Callable[[PyTree], jax.Array],
     move: Callable[[jax.Array], PyTree],
 ) -> jax.Array:
-    """`step_size`, halved until the step `y = move(s)` stays below its quadratic model:
+    """`step_size`, halved until the step `y = move(s)` stays below its quadratic model.
 
         f(y) <= f(z) + <grad f(z), y - z> + ||y - z||^2 / 2s
 

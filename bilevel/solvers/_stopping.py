@@ -54,8 +54,8 @@ class SolverInfo(NamedTuple):
     ) -> "SolverInfo":
         """With the status that follows from the others."""
         status = jnp.where(stalled, int(SolverStatus.STALLED), int(SolverStatus.MAX_STEPS))
-        status = jnp.where(jnp.isfinite(residual_norm), status, int(SolverStatus.NON_FINITE))
         status = jnp.where(converged, int(SolverStatus.CONVERGED), status)
+        status = jnp.where(jnp.isfinite(residual_norm), status, int(SolverStatus.NON_FINITE))
         return SolverInfo(status.astype(jnp.int32), num_steps, residual_norm)
 
 
@@ -145,6 +145,34 @@ def iterate(
     start = state, jnp.int32(0), jnp.asarray(residual_norm, dtype)
     state, steps, norm = jax.lax.while_loop(going, body, start)
     return state, SolverInfo.of(steps, norm, norm <= limit(state))
+
+
+def settled(
+    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    state: Any,
+    residual_norm: jax.Array,
+    num_steps: int,
+    tolerance: Any,
+) -> tuple[Any, SolverInfo]:
+    """`iterate` for methods whose own steps tell when rounding is all that is left.
+
+    Args:
+        step: see `iterate`.
+        state: has two scalar bools: `found`, the last step was within the digits that "rounding"
+            asks for, and `stalled`, it changed nothing.
+        residual_norm: of the start.
+        num_steps: at most.
+        tolerance: a number, "rounding" or None.
+    """
+    by_rounding = isinstance(tolerance, str)
+    least = 0.0 if tolerance is None or by_rounding else tolerance
+
+    def limit(state: Any) -> jax.Array:
+        return jnp.where(state.stalled | (state.found & by_rounding), jnp.inf, least)
+
+    state, info = iterate(step, state, residual_norm, num_steps, limit)
+    met = (info.residual_norm <= least) | (state.found & by_rounding)
+    return state, SolverInfo.of(info.num_steps, info.residual_norm, met, state.stalled)
 
 
 def replayed(
