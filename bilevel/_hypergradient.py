@@ -6,8 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem_with_aux
-from bilevel._stateful import at_state, metrics_of, scalar_problem, value_and_aux, variable_of
+from bilevel._problem import Aux, Batch, BilevelProblem, check_alike, check_problem_with_aux
+from bilevel._stateful import (
+    at_state,
+    metrics_of,
+    scalar_problem,
+    value_and_aux,
+    value_beside_aux,
+    variable_of,
+)
 from bilevel._tree import PyTree
 from bilevel.rules import Hypergradient, HypergradInfo, evidence
 from bilevel.solvers import Solver, SolverInfo, innermost, last_loss, solved
@@ -116,11 +123,16 @@ def hypergradient(
     found = evidence(solver, scalar, outer, init, batch, adjoint)
     if found is None:
         found = _without_evidence(scalar, solver, outer, init, batch)
-    if not has_metrics:
+    own = getattr(innermost(solver), "report", None)
+    if not (has_metrics or own):
         return found
     # XLA merges these passes with those that the hypergradient has taken at the same points.
     inner_loss = last_loss(solver, problem.inner_loss)
-    _, inner_aux = value_and_aux(inner_loss, outer, found.inner, batch.inner)
+    inner_aux: Aux | None
+    if own is None:
+        inner_aux = value_and_aux(inner_loss, outer, found.inner, batch.inner)[1]
+    else:
+        inner_aux = value_beside_aux(own(outer, found.inner, batch.inner))[1]
     _, outer_aux = value_and_aux(problem.outer_loss, outer, found.inner, batch.outer)
     info = found.info._replace(metrics=metrics_of(inner_aux, outer_aux))
     return found._replace(info=info)

@@ -47,8 +47,13 @@ def without_aux(loss: Loss) -> Loss:
 
 def value_alone(result: Any) -> PyTree:
     """What a map or a residual returned, without the `Aux` beside it if there is one."""
+    return value_beside_aux(result)[0]
+
+
+def value_beside_aux(result: Any) -> tuple[PyTree, Aux | None]:
+    """The value of a map or a residual, which may be a tuple itself, and its `Aux` or None."""
     paired = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Aux)
-    return result[0] if paired else result
+    return result if paired else (result, None)
 
 
 def along_variable(

@@ -36,13 +36,11 @@ def half_squares(tree):
     return 0.5 * sum(jnp.sum(a**2) for a in jax.tree.leaves(tree))
 
 
-def residuals(outer, params, data):
-    return misfit(params, data), jax.tree.map(lambda a: jnp.exp(outer / 2) * a, params)
-
-
 RIDGE = BilevelProblem(
     lambda outer, params, data: half_squares(misfit(params, data)),
-    lambda outer, params, data: half_squares(residuals(outer, params, data)),
+    lambda outer, params, data: (
+        half_squares(misfit(params, data)) + jnp.exp(outer) * half_squares(params)
+    ),
 )
 
 
@@ -60,24 +58,19 @@ def test_a_network_is_solved_to_rounding_in_tens_of_steps(x64):
     """And `Implicit` is then as exact as differences of the whole solve."""
     init, batch = network_data()
     outer = jnp.asarray(-3.0)
-    solvers = {
-        "Newton-CG": Newton(),
-        "Gauss-Newton": GaussNewton(residuals),
-        "tolerance": Newton(linear.Dense(), tolerance=1e-8),
-    }
-    exact = linear.Dense()
+    solvers = {"Newton-CG": Newton(), "tolerance": Newton(linear.Dense(), tolerance=1e-8)}
 
     @jax.jit
     def compute(outer, init):
         return {
-            name: hypergradient(RIDGE, Implicit(solver, exact), outer, init, batch)
+            name: hypergradient(RIDGE, Implicit(solver, linear.Dense()), outer, init, batch)
             for name, solver in solvers.items()
         }
 
     found = compute(outer, init)
     for name, one in found.items():
         assert int(one.info.solver.status) == SolverStatus.CONVERGED, name
-        assert int(one.info.solver.num_steps) < 80, name
+        assert int(one.info.solver.num_steps) < 40, name
         assert float(one.info.inner_grad_norm) < 1e-8, name
     # Warm starts follow the minimiser with the outer variable.
     step = 1e-3
@@ -86,7 +79,7 @@ def test_a_network_is_solved_to_rounding_in_tens_of_steps(x64):
         up, down = compute(outer + step, at)[name], compute(outer - step, at)[name]
         slope = (up.value - down.value) / (2 * step)
         assert jnp.allclose(found[name].hypergrad, slope, rtol=1e-4), name
-        assert int(up.info.solver.num_steps) <= 8, name
+        assert int(up.info.solver.num_steps) <= 5, name
     descent = Minimize(optax.sgd(0.2), 2000, tolerance=1e-8)
     _, info = jax.jit(lambda: descent.solve_with_info(RIDGE.inner_loss, outer, init, batch.inner))()
     assert int(info.status) == SolverStatus.MAX_STEPS  # thousands are not enough
@@ -94,10 +87,35 @@ def test_a_network_is_solved_to_rounding_in_tens_of_steps(x64):
 
 def test_a_network_in_single_precision():
     init, batch = network_data()
-    rule = Implicit(GaussNewton(residuals), linear.Dense())
-    found = jax.jit(lambda x: hypergradient(RIDGE, rule, x, init, batch))(jnp.asarray(-1.0))
+    rule = Implicit(Newton(), linear.Dense())
+    found = jax.jit(lambda x: hypergradient(RIDGE, rule, x, init, batch))(jnp.asarray(-3.0))
     assert int(found.info.solver.status) == SolverStatus.CONVERGED
     assert float(found.info.inner_grad_norm) < 1e-5 and int(found.info.status) == 0
+
+
+def test_a_fit_of_a_curve_by_gauss_newton(dtype):
+    """`a exp(-b t)` with small residuals: the minimiser moves with the data as differences say."""
+    times = jnp.linspace(0.0, 2.0, 12, dtype=dtype)
+    curve = lambda y: y["a"] * jnp.exp(-y["b"] * times)
+    outer = curve({"a": 2.0, "b": 1.3}) + 0.01 * jnp.cos(7 * times)
+    init = {"a": jnp.ones((), dtype), "b": jnp.zeros((), dtype)}
+    solver = GaussNewton(lambda x, y, data: curve(y) - x)
+
+    @jax.jit
+    def solve(x):
+        inner, info = Implicit(solver, linear.Dense()).solve_with_info(None, x, init, None)
+        return inner["b"], (info, inner)
+
+    slope, (info, inner) = jax.grad(solve, has_aux=True)(outer)
+    residual = lambda y: jax.grad(lambda y: 0.5 * jnp.sum((curve(y) - outer) ** 2))(y)
+    assert all(
+        abs(float(a)) < (1e-5 if dtype == "float32" else 1e-12) for a in residual(inner).values()
+    )
+    assert bool(info.converged) and int(info.num_steps) < 20
+    step = 1e-2 if dtype == "float32" else 1e-5
+    ends = [solve(outer + sign * step * jnp.sin(times))[0] for sign in (1, -1)]
+    along = (ends[0] - ends[1]) / (2 * step)
+    assert jnp.allclose(slope @ jnp.sin(times), along, rtol=1e-2 if dtype == "float32" else 1e-6)
 
 
 def test_outputs_with_a_convex_loss_of_their_own(x64):
@@ -159,7 +177,9 @@ def test_a_root_moves_as_its_jacobian_says(linear_solver, dtype):
     assert np.allclose(jacobian, by_hand, rtol=rtol)
     assert not np.allclose(jacobian.T, by_hand, rtol=0.1)
     step = 1e-2 if dtype == "float32" else 1e-5
-    ends = jax.jit(jax.vmap(solve))(outer + step * jnp.array([[1.0, 0.0], [-1.0, 0.0]], dtype))
+    ends = jax.jit(jax.vmap(solve))(
+        outer[None] + step * jnp.array([[1.0, 0.0], [-1.0, 0.0]], dtype)
+    )
     assert np.allclose(jacobian[:, 0], (ends[0] - ends[1]) / (2 * step), rtol=1e-3)
     _, info = solver.solve_with_info(None, outer, {"a": one, "b": one}, one)
     assert int(info.status) == SolverStatus.CONVERGED and int(info.num_steps) < 10
@@ -172,8 +192,27 @@ def test_a_root_from_far_away_by_halved_steps(x64):
     assert jnp.allclose(y, 1.0, atol=1e-12) and bool(info.converged)
 
 
-def test_a_map_may_return_an_aux(x64):
-    move = lambda x, y, data: (0.5 * y + x, Aux(metrics=y))
-    value = lambda x: Implicit(FixedPoint(move), GENERAL)(None, x, jnp.zeros(2), None)[0]
-    found, slope = jax.jit(jax.value_and_grad(value))(jnp.array([1.0, 2.0]))
-    assert jnp.allclose(found, 2.0) and jnp.allclose(slope, jnp.array([2.0, 0.0]))
+def test_metrics_of_a_map_or_a_residual_come_out(x64):
+    problem = BilevelProblem(lambda x, y, data: y[0], lambda x, y, data: jnp.sum(y))
+    solvers = {
+        "map": FixedPoint(lambda x, y, data: (0.5 * y + x, Aux(metrics=y[1]))),
+        "residual": Root(lambda x, y, data: (0.5 * y - x, Aux(metrics=y[1]))),
+        "outputs": GaussNewton(lambda x, y, data: (0.5 * y - x, Aux(metrics=y[1]))),
+        "none": FixedPoint(lambda x, y, data: 0.5 * y + x),
+    }
+    outer, init = jnp.array([1.0, 2.0]), jnp.zeros(2)
+
+    @jax.jit
+    def compute(x):
+        return {
+            name: hypergradient(problem, Implicit(solver, GENERAL), x, init, Batch())
+            for name, solver in solvers.items()
+        }
+
+    for name, found in compute(outer).items():
+        assert jnp.allclose(found.inner, 2 * outer)
+        assert jnp.allclose(found.hypergrad, jnp.array([2.0, 0.0]))
+        if name == "none":
+            assert found.info.metrics is None
+        else:
+            assert jnp.allclose(found.info.metrics.inner, 4.0)

@@ -42,9 +42,9 @@ class FixedPoint:
     contraction too: on an affine map of n numbers in n + 1 steps, if m >= n and 1 is no eigenvalue.
 
     Attributes:
-        map: `(outer, inner, data) -> inner`, or `(inner, aux)` with an aux that is dropped.
-            Differentiable; without a history it converges where its derivative in the inner
-            variable is a contraction, at the rate of its norm.
+        map: `(outer, inner, data) -> inner`, or `(inner, Aux(metrics=...))`. Differentiable;
+            without a history it converges where its derivative in the inner variable is a
+            contraction, at the rate of its norm.
         num_steps: iterations; more lowers the inner error. With a tolerance: at most so many,
             10,000 where it is left out.
         remat: see `Minimize`.
@@ -101,6 +101,11 @@ class FixedPoint:
 
         state, info = _stopping.unrolled(loop, replay, outer, start, data)
         return state[0], info
+
+    @property
+    def report(self) -> Callable[[PyTree, PyTree, PyTree], Any]:
+        """The function of its own, whose `Aux` goes into `info.metrics.inner`."""
+        return self.map
 
     def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """`y - map(x, y)`: zero at the fixed point; `loss` is ignored."""

@@ -15,9 +15,6 @@ from bilevel.linear import LinearSolver
 from bilevel.solvers import _stopping
 from bilevel.solvers._stopping import SolverInfo
 
-# Steps at most where no number is given; each is a linear solve.
-MAX_STEPS = 100
-
 _Product = Callable[[PyTree], PyTree]
 
 
@@ -47,10 +44,9 @@ class Newton:
     Attributes:
         linear_solver: solves for the step; `linear.Dense()` for up to some hundreds of numbers. A
             loose `linear.CG(max_steps=20, tolerance=1e-2)` takes more steps, each of them cheaper.
-        num_steps: steps at most; 100 where it is left out.
-        tolerance: stop where `||grad_y G||` is at most this. "rounding": where a step changes only
-            the last quarter of the digits of y. It is "rounding" where both are left out; with
-            `num_steps` alone, all steps are taken that change anything.
+        num_steps: steps at most, each of them a linear solve.
+        tolerance: stop where `||grad_y G||` is at most this; "rounding": where a step changes only
+            the last quarter of the digits of y.
 
     Raises:
         ValueError: a setting is out of its range. When it is differentiated without a rule.
@@ -58,12 +54,12 @@ class Newton:
     """
 
     linear_solver: LinearSolver = linear.CG()
-    num_steps: int = None  # type: ignore[assignment]  # a number once made
-    tolerance: float | jax.Array | str | None = None
+    num_steps: int = 100
+    tolerance: float | jax.Array | str = "rounding"
 
     def __post_init__(self) -> None:
         _check.linear_solver("linear_solver", self.linear_solver)
-        _stopping.settle(self, rounding=True, most=MAX_STEPS)
+        _stopping.settle(self, rounding=True)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`."""
@@ -90,17 +86,18 @@ class GaussNewton:
         z = outputs(x, y),    y' = y - (J' M J + damping I)^-1 J' grad_z loss(x, z)
 
     with `J = dz/dy` and `M = d^2 loss / dz^2` (the generalised Gauss-Newton matrix: Schraudolph,
-    Neural Computation 2002; M = I for least squares). The matrix is never indefinite, which makes
-    it the better `Newton` for networks and for curve fitting; near a solution with large residuals
-    it converges linearly only.
+    Neural Computation 2002; M = I for least squares). The matrix is never indefinite, and the model
+    is differentiated once only. Prefer it for fits whose residuals are small at the solution, where
+    it is nearly as fast as Newton's method; elsewhere it converges linearly, and `Newton` is the
+    better choice.
 
     It minimises `output_loss(x, outputs(x, y), data)`, whatever the inner loss of the problem is,
     and `Implicit` differentiates the minimiser of that, with its exact Hessian. Steps, damping,
     `num_steps` and `tolerance` are those of `Newton`.
 
     Attributes:
-        outputs: `(outer, inner, data) -> z`, any pytree of floating arrays, or `(z, aux)` with an
-            aux that is dropped. A ridge is more outputs: `{"fit": ..., "ridge": scale * inner}`.
+        outputs: `(outer, inner, data) -> z`, any pytree of floating arrays, or `(z,
+            Aux(metrics=...))`. A ridge is more outputs: `{"fit": ..., "ridge": scale * inner}`.
         output_loss: `(outer, z, data) -> scalar`, convex in z, such as a cross-entropy of logits.
             None: half the sum of squares, so that the outputs are residuals.
         linear_solver: see `Newton`.
@@ -115,15 +112,15 @@ class GaussNewton:
     outputs: Callable[[PyTree, PyTree, PyTree], PyTree]
     output_loss: Loss | None = None
     linear_solver: LinearSolver = linear.CG()
-    num_steps: int = None  # type: ignore[assignment]  # a number once made
-    tolerance: float | jax.Array | str | None = None
+    num_steps: int = 100
+    tolerance: float | jax.Array | str = "rounding"
 
     def __post_init__(self) -> None:
         _check.function("outputs", self.outputs, "`(outer, inner, data) -> outputs`")
         if self.output_loss is not None:
             _check.function("output_loss", self.output_loss, "`(outer, outputs, data) -> scalar`")
         _check.linear_solver("linear_solver", self.linear_solver)
-        _stopping.settle(self, rounding=True, most=MAX_STEPS)
+        _stopping.settle(self, rounding=True)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise from `init`; `loss` is ignored. Returns a pytree like `init`."""
@@ -149,6 +146,11 @@ class GaussNewton:
             return _descend(self, value_fn, product_at, init)
 
         return _stopping.underived(run, "GaussNewton", outer, init, data)
+
+    @property
+    def report(self) -> Callable[[PyTree, PyTree, PyTree], Any]:
+        """The function of its own, whose `Aux` goes into `info.metrics.inner`."""
+        return self.outputs
 
     def objective(self, loss: Loss) -> Loss:
         """What this solver minimises: the loss of the outputs."""
@@ -212,8 +214,11 @@ def _descend(
 def _next_damping(
     damping: jax.Array, curvature: jax.Array, gain: jax.Array, taken: jax.Array
 ) -> jax.Array:
-    """Tenfold after a step that failed, a tenth after one that kept its promise; then none."""
-    more = jnp.maximum(10 * damping, 1e-2 * curvature)
-    less = jnp.where(damping > 1e-6 * curvature, damping / 10, 0.0)
+    """Fourfold after a step that failed, a fifth after one that kept its promise; then none.
+
+    Up and down differ: by the same factor, every second step would fail where H is indefinite.
+    """
+    more = jnp.maximum(4 * damping, 1e-2 * curvature)
+    less = jnp.where(damping > 1e-2 * curvature, damping / 5, 0.0)
     kept = jnp.where(gain > 0.75, less, jnp.where(gain < 0.25, 4 * damping, damping))
     return jnp.where(taken, kept, more)

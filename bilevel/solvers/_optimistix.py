@@ -37,8 +37,8 @@ class Optimistix:
 
     Attributes:
         solver_of_optimistix: with its own tolerances `rtol` and `atol`.
-        function: `(outer, inner, data) -> value`, or `(value, aux)` with an aux that is dropped;
-            None for a minimiser.
+        function: `(outer, inner, data) -> value`, or `(value, Aux(metrics=...))`; None for
+            a minimiser.
         options: those of the run, such as `{"lower": 0.0, "upper": 1.0}` for `Bisection`.
         num_steps: steps at most.
 
@@ -87,6 +87,11 @@ class Optimistix:
             return value if kind == "root_find" else _tree.subtract(inner, value)
 
         return residual
+
+    @property
+    def report(self) -> Callable[[PyTree, PyTree, PyTree], Any] | None:
+        """The function of its own, whose `Aux` goes into `info.metrics.inner`."""
+        return self.function
 
     def objective(self, loss: Loss) -> Loss:
         """What is minimised: the loss, or half the sum of squares of the residuals."""

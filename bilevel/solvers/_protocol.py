@@ -8,6 +8,8 @@ A solver is only a function. One that is an object can say more by methods and f
 - `optimality(loss, outer, inner, data) -> residual`: like `inner` and zero at the solution, where
   that is not the gradient of the loss.
 - `solve_with_info(loss, outer, init, data) -> (inner, SolverInfo)`: the same, and how it ended.
+- `report(outer, inner, data)`: a function of its own in place of the loss, or None; the `Aux` that
+  it returns beside its value goes into `info.metrics.inner`.
 - `tolerance`: what it stops at; a field, which `DoubleLoop(tolerance=...)` replaces.
 - `solver`: the solver that it wraps, whose words above then count.
 - `hypergradient(problem, outer, init, batch, adjoint) -> Hypergradient`: a gradient rule's own

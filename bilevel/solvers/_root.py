@@ -1,7 +1,7 @@
 """Roots of a residual of your own: Newton's method for systems that are no gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bilevel._problem import Loss, check_alike
 from bilevel._stateful import require_plain, value_alone
 from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
-from bilevel.solvers import _newton, _stopping
+from bilevel.solvers import _stopping
 from bilevel.solvers._stopping import SolverInfo
 
 _MAX_HALVINGS = 30
@@ -37,13 +37,12 @@ class Root:
     `Optimistix(optimistix.Bisection(...), residual)`.
 
     Attributes:
-        residual: `(outer, inner, data) -> residual` like `inner`, or `(residual, aux)` with an aux
-            that is dropped; differentiable.
+        residual: `(outer, inner, data) -> residual` like `inner`, or `(residual,
+            Aux(metrics=...))`; differentiable.
         linear_solver: of systems that are not symmetric, for the step.
-        num_steps: steps at most; 100 where it is left out.
-        tolerance: stop where `||residual||` is at most this. "rounding": where a step changes only
-            the last quarter of the digits of y. It is "rounding" where both are left out; with
-            `num_steps` alone, all steps are taken that change anything.
+        num_steps: steps at most, each of them a linear solve.
+        tolerance: stop where `||residual||` is at most this; "rounding": where a step changes only
+            the last quarter of the digits of y.
 
     Raises:
         ValueError: a setting is out of its range, `linear_solver` needs a symmetric system, or the
@@ -53,14 +52,14 @@ class Root:
 
     residual: Callable[[PyTree, PyTree, PyTree], PyTree]
     linear_solver: LinearSolver = linear.Dense(symmetric=False)
-    num_steps: int = None  # type: ignore[assignment]  # a number once made
-    tolerance: float | jax.Array | str | None = None
+    num_steps: int = 100
+    tolerance: float | jax.Array | str = "rounding"
 
     def __post_init__(self) -> None:
         _check.function("residual", self.residual, "`(outer, inner, data) -> residual`")
         _check.linear_solver("linear_solver", self.linear_solver)
         linear.require_general(self.linear_solver)
-        _stopping.settle(self, rounding=True, most=_newton.MAX_STEPS)
+        _stopping.settle(self, rounding=True)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; `loss` is ignored. Returns a pytree like `init`."""
@@ -75,6 +74,11 @@ class Root:
         check_alike("the value of `residual`", value, "init", init)
         general = "linear.Dense(symmetric=False)"
         return _stopping.underived(self._run, "Root", outer, init, data, general)
+
+    @property
+    def report(self) -> Callable[[PyTree, PyTree, PyTree], Any]:
+        """The function of its own, whose `Aux` goes into `info.metrics.inner`."""
+        return self.residual
 
     def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """The residual; `loss` is ignored."""

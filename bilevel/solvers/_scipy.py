@@ -79,15 +79,15 @@ class SciPy:
         value_fn = lambda flat, outer, data: loss(outer, unravel(flat), data)
         # What the loss closes over may be traced: the host gets its value as an argument.
         pure, consts = _tree.hoist(value_fn, flat, outer, data)
-        host = _Host(self, pure, wide=jax.dtypes.canonicalize_dtype(float) == np.float64)
+        given = flat, consts, outer, data
+        host = _Host(self, pure, jax.eval_shape(lambda: given))
         shapes = (
             jax.ShapeDtypeStruct(flat.shape, flat.dtype),
             jax.ShapeDtypeStruct((2,), jnp.int32),
         )
         tolerance = np.nan if self.tolerance is None else self.tolerance
-        found, ended = jax.pure_callback(
-            host, shapes, flat, consts, outer, data, tolerance, vmap_method="sequential"
-        )
+        packed = jax.tree.map(_packed, given)
+        found, ended = jax.pure_callback(host, shapes, packed, tolerance, vmap_method="sequential")
         norm = _tree.norm(jax.grad(value_fn)(found, outer, data))
         status = jnp.where(jnp.isfinite(norm), ended[0], int(SolverStatus.NON_FINITE))
         return unravel(found), SolverInfo(status.astype(jnp.int32), ended[1], norm)
@@ -96,8 +96,9 @@ class SciPy:
 class _Host:
     """The call of SciPy, with functions that JAX compiles once for each trace."""
 
-    def __init__(self, method: SciPy, pure: Any, wide: bool) -> None:
-        self.method, self.wide = method, wide
+    def __init__(self, method: SciPy, pure: Any, like: PyTree) -> None:
+        self.method, self.like = method, like
+        self.x64 = jax.dtypes.canonicalize_dtype(float) == np.float64
         value = lambda flat, consts, outer, data: pure(consts, flat, outer, data)
         self.value, self.both = jax.jit(value), jax.jit(jax.value_and_grad(value))
         along = lambda flat, vector, *rest: jax.jvp(
@@ -105,12 +106,9 @@ class _Host:
         )[1]
         self.product = jax.jit(along)
 
-    def __call__(
-        self, flat: Any, consts: PyTree, outer: PyTree, data: PyTree, tolerance: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Runs in a thread of its own, which does not inherit the precision of the caller."""
-        # Python's own copies: the callback's buffers are the device's.
-        start, *rest = jax.tree.map(np.array, (flat, consts, outer, data))
+    def __call__(self, packed: PyTree, tolerance: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Runs in a thread of its own, which does not inherit `jax.enable_x64` of the caller."""
+        start, *rest = jax.tree.map(_unpacked, packed, self.like)
         dtype = start.dtype
         narrow = lambda vector: np.asarray(vector, dtype)
         wide = lambda value: np.asarray(value, np.float64)
@@ -124,7 +122,7 @@ class _Host:
         if self.method.num_steps is not None:
             options["maxiter"] = self.method.num_steps
         tol = None if np.isnan(tolerance) else float(tolerance)
-        with jax.enable_x64(self.wide), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.enable_x64(self.x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
             found = _scipy_minimize()(
                 x0=wide(start), method=self.method.method, tol=tol, options=options, **settings
             )
@@ -134,6 +132,17 @@ class _Host:
         failed = SolverStatus.MAX_STEPS if spent else SolverStatus.STALLED
         status = SolverStatus.CONVERGED if found.success else failed
         return narrow(found.x), np.array([int(status), steps], np.int32)
+
+
+def _packed(leaf: jax.Array) -> jax.Array:
+    """64 bits as two times 32: JAX rounds what a callback gets to the precision of its thread."""
+    leaf = jnp.asarray(leaf)
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint32) if leaf.dtype.itemsize == 8 else leaf
+
+
+def _unpacked(leaf: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """A copy: the buffer of a callback is the device's."""
+    return np.array(leaf).view(like.dtype).reshape(like.shape)
 
 
 def _scipy_minimize() -> Any:

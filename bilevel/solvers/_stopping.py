@@ -70,13 +70,8 @@ def check_tolerance(tolerance: Any, *, rounding: bool = False) -> None:
     _check.positive("tolerance", tolerance)
 
 
-def settle(solver: Any, *, rounding: bool = False, most: int = MAX_STEPS) -> None:
+def settle(solver: Any, *, rounding: bool = False) -> None:
     """Check `num_steps` and `tolerance` of a frozen `solver`, and put in what was left out.
-
-    Args:
-        solver: has both fields.
-        rounding: whether "rounding" is a tolerance, and takes the place of one left out.
-        most: steps where their number is left out.
 
     Raises:
         ValueError: one is out of its range; or both are None and `rounding` is False.
@@ -92,7 +87,7 @@ def settle(solver: Any, *, rounding: bool = False, most: int = MAX_STEPS) -> Non
                 " take, or the norm of the inner gradient to stop at, such as `tolerance=1e-6`."
             )
         object.__setattr__(solver, "tolerance", ROUNDING)
-    object.__setattr__(solver, "num_steps", most)
+    object.__setattr__(solver, "num_steps", MAX_STEPS)
 
 
 def limit_of(
@@ -162,10 +157,10 @@ def settled(
             asks for, and `stalled`, it changed nothing.
         residual_norm: of the start.
         num_steps: at most.
-        tolerance: a number, "rounding" or None.
+        tolerance: a number, or "rounding".
     """
     by_rounding = isinstance(tolerance, str)
-    least = 0.0 if tolerance is None or by_rounding else tolerance
+    least = 0.0 if by_rounding else tolerance
 
     def limit(state: Any) -> jax.Array:
         return jnp.where(state.stalled | (state.found & by_rounding), jnp.inf, least)
