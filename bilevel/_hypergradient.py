@@ -123,19 +123,23 @@ def hypergradient(
     found = evidence(solver, scalar, outer, init, batch, adjoint)
     if found is None:
         found = _without_evidence(scalar, solver, outer, init, batch)
-    own = getattr(innermost(solver), "report", None)
-    if not (has_metrics or own):
+    own = _own_aux(solver, outer, found.inner, batch.inner)
+    if not has_metrics and own is None:
         return found
     # XLA merges these passes with those that the hypergradient has taken at the same points.
     inner_loss = last_loss(solver, problem.inner_loss)
-    inner_aux: Aux | None
-    if own is None:
-        inner_aux = value_and_aux(inner_loss, outer, found.inner, batch.inner)[1]
-    else:
-        inner_aux = value_beside_aux(own(outer, found.inner, batch.inner))[1]
+    inner_aux = own or value_and_aux(inner_loss, outer, found.inner, batch.inner)[1]
     _, outer_aux = value_and_aux(problem.outer_loss, outer, found.inner, batch.outer)
     info = found.info._replace(metrics=metrics_of(inner_aux, outer_aux))
     return found._replace(info=info)
+
+
+def _own_aux(solver: Solver, outer: PyTree, inner: PyTree, data: PyTree) -> Aux | None:
+    """The `Aux` of a function that the solver has in place of the loss, or None."""
+    own = getattr(innermost(solver), "report", None)
+    if own is None or value_beside_aux(jax.eval_shape(own, outer, inner, data))[1] is None:
+        return None
+    return value_beside_aux(own(outer, inner, data))[1]
 
 
 def _without_evidence(

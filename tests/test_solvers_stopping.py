@@ -333,7 +333,12 @@ BAD = {
     "rounding": (
         lambda: Minimize(optax.sgd(0.1), tolerance="rounding"),
         ValueError,
-        "`tolerance` must be a finite number > 0, got 'rounding'",
+        "`tolerance` must be a finite number > 0 or None, got 'rounding'",
+    ),
+    "none": (
+        lambda: Newton(tolerance=None),
+        ValueError,
+        '`tolerance` must be a finite number > 0, "rounding", got None',
     ),
     "minibatch": (
         lambda: Minimize(optax.sgd(0.1), 3, lambda data, i: data, tolerance=0.1),

@@ -90,7 +90,10 @@ class FixedPoint:
             return state[0], None
 
         def loop(outer: PyTree, start: Any, data: PyTree) -> tuple[Any, SolverInfo]:
-            step = lambda state, index: self._step(outer, data, state, index)
+            def step(state: Any, index: jax.Array) -> tuple[Any, jax.Array]:
+                after, moved = self._step(outer, data, state, index)
+                return after, _tree.norm(_tree.subtract(moved, state[0]))
+
             limit = _stopping.limit_of(self.tolerance, start[0])
             stop = lambda state: limit(state[0], 1.0)
             return _stopping.iterate(step, start, jnp.inf, self.num_steps, stop)
@@ -114,14 +117,14 @@ class FixedPoint:
 
     def _step(
         self, outer: PyTree, data: PyTree, state: Any, index: jax.Array
-    ) -> tuple[Any, jax.Array]:
-        """The state after one step, and the norm of the residual before it."""
+    ) -> tuple[Any, PyTree]:
+        """The state after one step, and the map's value in it."""
         inner, history = state
         moved = value_alone(self.map(outer, inner, data))
-        residual = _tree.subtract(moved, inner)
         if history is None:
-            return (moved, None), _tree.norm(residual)
-        return _accelerated(moved, residual, history, index), _tree.norm(residual)
+            return (moved, None), moved
+        residual = _tree.subtract(moved, inner)
+        return _accelerated(moved, residual, history, index), moved
 
     def _empty(self, init: PyTree) -> _History:
         zeros = jax.tree.map(jnp.zeros_like, init)

@@ -59,7 +59,8 @@ class Newton:
 
     def __post_init__(self) -> None:
         _check.linear_solver("linear_solver", self.linear_solver)
-        _stopping.settle(self, rounding=True)
+        _check.positive_integer("num_steps", self.num_steps)
+        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`."""
@@ -120,7 +121,8 @@ class GaussNewton:
         if self.output_loss is not None:
             _check.function("output_loss", self.output_loss, "`(outer, outputs, data) -> scalar`")
         _check.linear_solver("linear_solver", self.linear_solver)
-        _stopping.settle(self, rounding=True)
+        _check.positive_integer("num_steps", self.num_steps)
+        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise from `init`; `loss` is ignored. Returns a pytree like `init`."""

@@ -59,7 +59,8 @@ class Root:
         _check.function("residual", self.residual, "`(outer, inner, data) -> residual`")
         _check.linear_solver("linear_solver", self.linear_solver)
         linear.require_general(self.linear_solver)
-        _stopping.settle(self, rounding=True)
+        _check.positive_integer("num_steps", self.num_steps)
+        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; `loss` is ignored. Returns a pytree like `init`."""

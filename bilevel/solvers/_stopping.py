@@ -59,14 +59,15 @@ class SolverInfo(NamedTuple):
         return SolverInfo(status.astype(jnp.int32), num_steps, residual_norm)
 
 
-def check_tolerance(tolerance: Any, *, rounding: bool = False) -> None:
-    """Raise a ValueError unless `tolerance` is a number > 0, None or, where allowed, "rounding"."""
-    if tolerance is None or (rounding and isinstance(tolerance, str) and tolerance == ROUNDING):
+def check_tolerance(tolerance: Any, *, rounding: bool = False, optional: bool = True) -> None:
+    """Raise a ValueError unless it is a number > 0, or "rounding" or None where these are taken."""
+    if tolerance is None and optional:
         return
-    if rounding and isinstance(tolerance, str):
-        raise ValueError(
-            f'`tolerance` must be a finite number > 0, "rounding" or None, got {tolerance!r}.'
-        )
+    if tolerance is None or isinstance(tolerance, str):
+        if rounding and tolerance == ROUNDING:
+            return
+        words = ', "rounding"' * rounding + " or None" * optional
+        raise ValueError(f"`tolerance` must be a finite number > 0{words}, got {tolerance!r}.")
     _check.positive("tolerance", tolerance)
 
 
