@@ -100,11 +100,18 @@ from bilevel.rules import (
 )
 from bilevel.solvers import (
     FixedPoint,
+    GaussNewton,
     Minimize,
+    Newton,
+    Optimistix,
     ProjectedGradient,
     ProximalGradient,
     ReversibleSGD,
+    Root,
+    SciPy,
     Solver,
+    SolverInfo,
+    SolverStatus,
     stacked,
 )
 
@@ -132,10 +139,17 @@ __all__ = [
     "value_and_hypergrad",
     # Inner solvers
     "FixedPoint",
+    "GaussNewton",
     "Minimize",
+    "Newton",
+    "Optimistix",
     "ProjectedGradient",
     "ProximalGradient",
     "ReversibleSGD",
+    "Root",
+    "SciPy",
+    "SolverInfo",
+    "SolverStatus",
     "stacked",
     # Gradient rules that wrap them
     "FiniteDifference",

@@ -13,7 +13,7 @@ from bilevel._stateful import Metrics
 from bilevel._summary import as_text
 from bilevel._tree import PyTree
 from bilevel.linear import LinearInfo
-from bilevel.solvers import layers
+from bilevel.solvers import SolverInfo, layers
 
 
 class HypergradInfo(NamedTuple):
@@ -28,6 +28,8 @@ class HypergradInfo(NamedTuple):
         status: int32, a `HypergradStatus`, the worst that is known. Only of `Implicit` is the inner
             solution asked to be stationary: an unrolled gradient is that of the steps taken.
         metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
+        solver: a `SolverInfo`, when and why the inner solver stopped; None where it takes a fixed
+            number of steps, or does not say.
     """
 
     inner_grad_norm: jax.Array
@@ -35,6 +37,7 @@ class HypergradInfo(NamedTuple):
     linear: LinearInfo | None
     status: jax.Array
     metrics: Metrics | None = None
+    solver: SolverInfo | None = None
 
     @staticmethod
     def of(
@@ -43,10 +46,12 @@ class HypergradInfo(NamedTuple):
         stationarity: PyTree,
         linear: LinearInfo | None = None,
         status: int | jax.Array = int(HypergradStatus.OK),
+        solver: SolverInfo | None = None,
     ) -> "HypergradInfo":
         """From what was computed; `stationarity` vanishes at the exact inner solution."""
         finite = jnp.isfinite(value) & _tree.all_finite(hypergrad)
-        return HypergradInfo(_tree.norm(stationarity), finite, linear, worst(finite, status))
+        status = worst(finite, status)
+        return HypergradInfo(_tree.norm(stationarity), finite, linear, status, solver=solver)
 
     def __str__(self) -> str:
         return as_text(self)
