@@ -5,11 +5,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
+from bilevel._hypergrad_status import unrolled_status, worst
 from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem_with_aux
-from bilevel._stateful import at_state, metrics_of, scalar_problem, value_and_aux, variable_of
+from bilevel._rounding import relative, rounding_of
+from bilevel._stateful import (
+    at_state,
+    metrics_of,
+    scalar_problem,
+    value_and_aux,
+    variable_of,
+    with_variable,
+)
 from bilevel._tree import PyTree
 from bilevel.rules import Hypergradient, HypergradInfo, evidence
-from bilevel.solvers import Solver, innermost, last_loss
+from bilevel.solvers import Minimize, Solver, innermost, last_loss
 
 
 def value_and_hypergrad(
@@ -115,12 +125,23 @@ def hypergradient(
 def _without_evidence(
     problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
 ) -> Hypergradient:
-    composed = jax.value_and_grad(compose(problem, solver), has_aux=True)
-    (value, inner), hypergrad = composed(outer, init, batch)
+    composed = compose(problem, solver)
+    moved = lambda outer, variable: composed(outer, with_variable(init, variable), batch)
+    unrolled = isinstance(solver, Minimize)
+    slope = jax.value_and_grad(moved, (0, 1) if unrolled else (0,), has_aux=True)
+    (value, inner), (hypergrad, *first) = slope(outer, variable_of(init))
     loss = last_loss(solver, problem.inner_loss)
-    slope = jax.grad(at_state(loss, inner), argnums=1)
-    stationarity = slope(outer, variable_of(inner), batch.inner)
+    stationarity = jax.grad(at_state(loss, inner), 1)(outer, variable_of(inner), batch.inner)
     info = HypergradInfo.of(value, hypergrad, stationarity)
+    if unrolled:
+        # The scan carries the first iterate's cotangent anyway, and the last one's begins it.
+        last = jax.grad(at_state(problem.outer_loss, inner), 1)(
+            outer, variable_of(inner), batch.outer
+        )
+        growth = relative(_tree.norm(first), _tree.norm(last))
+        rounding = rounding_of(problem.inner_loss, solver, outer, inner, batch.inner)
+        status = worst(info.finite, unrolled_status(growth, rounding))
+        info = info._replace(status=status, growth=growth, rounding=rounding)
     return Hypergradient(value, hypergrad, inner, None, info)
 
 

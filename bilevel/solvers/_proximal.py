@@ -55,7 +55,7 @@ class ProximalGradient:
     step_size: float
     num_steps: int
     accelerate: bool = True
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
     mode: str = "mixed"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class ProximalGradient:
         _check.function("prox", self.prox, what)
         _check.positive("step_size", self.step_size)
         _check.positive_integer("num_steps", self.num_steps)
-        _remat.check(self.remat, False, self.num_steps)
+        _remat.check(self.remat, False)
         _gradient.check_mode(self.mode)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
@@ -141,7 +141,7 @@ class ProjectedGradient:
     step_size: float
     num_steps: int
     accelerate: bool = True
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
     mode: str = "mixed"
 
     def __post_init__(self) -> None:
@@ -184,12 +184,12 @@ class FixedPoint:
 
     map: Callable[[PyTree, PyTree, PyTree], PyTree]
     num_steps: int
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
 
     def __post_init__(self) -> None:
         _check.function("map", self.map, "`(outer, inner, data) -> inner`")
         _check.positive_integer("num_steps", self.num_steps)
-        _remat.check(self.remat, False, self.num_steps)
+        _remat.check(self.remat, False)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Iterate from `init`; `loss` is ignored. Returns a pytree like `init`."""

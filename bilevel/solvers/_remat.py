@@ -1,5 +1,6 @@
 """Scans that trade recomputation for memory in their backward pass."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -9,25 +10,31 @@ from bilevel._problem import PyTree
 from bilevel.solvers._offload import offloaded
 
 Step = Callable[[PyTree, jax.Array], PyTree]
+Remat = str | int | tuple[int, ...]
 
-# A recursion that splits by b stores b log_b(T) iterates: 4 log_4 = 2 log_2, at half the levels.
-_BRANCHES = 4
+# A recursion that splits by b stores b log_b(T) iterates and computes each step log_b(T) times.
+# Against 4 branches, 8 store a third more and take a quarter less time (4,096 steps of an MLP).
+_BRANCHES = 8
 
 
-def check(remat: str | int, offload: bool, num_steps: int) -> None:
+def check(remat: Remat, offload: bool) -> None:
     """Raise a ValueError unless the settings are in range and fit each other."""
     if isinstance(remat, str):
         if remat not in ("none", "step", "binomial"):
             raise ValueError(
-                f'`remat` must be "none", "step" or an integer, or "binomial", got {remat!r}.'
+                '`remat` must be "none", "step", an integer, a tuple of integers or "binomial",'
+                f" got {remat!r}."
+            )
+    elif isinstance(remat, tuple):
+        for length in remat:
+            _check.positive_integer("remat", length)
+        if not remat or any(a <= b for a, b in itertools.pairwise(remat)):
+            raise ValueError(
+                "`remat` as a tuple must hold lengths of segments that fall, such as (256, 16),"
+                f" got {remat!r}."
             )
     else:
         _check.positive_integer("remat", remat)
-        if num_steps % remat:
-            raise ValueError(
-                f"`remat` must divide `num_steps`, got remat={remat} and num_steps={num_steps}."
-                " A divisor near sqrt(num_steps) is a good choice."
-            )
     if offload and remat in ("none", "binomial"):
         raise ValueError(
             f'`offload=True` needs remat="step" or an integer, got remat={remat!r}: "none" stores'
@@ -36,7 +43,7 @@ def check(remat: str | int, offload: bool, num_steps: int) -> None:
 
 
 def scan_steps(
-    step: Step, state: PyTree, indices: jax.Array, remat: str | int, offload: bool = False
+    step: Step, state: PyTree, indices: jax.Array, remat: Remat, offload: bool = False
 ) -> PyTree:
     """`state = step(state, i)` for each i of `indices`, storing what `remat` says.
 
@@ -44,7 +51,7 @@ def scan_steps(
         step: `(state, index) -> state`.
         state: pytree of arrays.
         indices: int32 vector.
-        remat: "none", "step", "binomial", or the length of a segment.
+        remat: "none", "step", "binomial", the length of a segment, or those of nested segments.
         offload: store the iterates in host memory.
     """
     if remat == "none":
@@ -53,10 +60,23 @@ def scan_steps(
         return _scan(_checkpointed(step, offload), state, indices)
     if remat == "binomial":
         return _recurse(step, state, indices)
-    segment = _checkpointed(lambda state, part: _scan(step, state, part), offload)
-    whole = indices.size // int(remat) * int(remat)
-    state = _scan(segment, state, indices[:whole].reshape(-1, int(remat)))
-    return segment(state, indices[whole:]) if whole < indices.size else state
+    lengths = remat if isinstance(remat, tuple) else (remat,)
+    return _nested(step, state, indices, [int(length) for length in lengths], offload)
+
+
+def _nested(
+    step: Step, state: PyTree, indices: jax.Array, lengths: list[int], offload: bool = False
+) -> PyTree:
+    """Store every `lengths[0]`-th iterate, and treat what lies between by the other lengths."""
+    if not lengths:
+        return _scan(step, state, indices)
+    run = lambda state, part: _nested(step, state, part, lengths[1:])
+    segment, length = _checkpointed(run, offload), lengths[0]
+    count = indices.size // length
+    if count:
+        state = _scan(segment, state, indices[: count * length].reshape(count, length))
+    rest = indices[count * length :]
+    return segment(state, rest) if rest.size else state
 
 
 def _recurse(step: Step, state: PyTree, indices: jax.Array) -> PyTree:
