@@ -14,7 +14,7 @@ INNER_TOLERANCE = 1e-2
 # Largest factor by which an unrolled gradient may grow: trainings that predict stay below 1e2.
 MAX_GROWTH = 1e4
 # Largest share of the move of a few steps that rounding may change.
-MAX_ROUNDING = 0.1
+MAX_ROUNDING = 0.25
 
 
 class HypergradStatus(enum.IntEnum):

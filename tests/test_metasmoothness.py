@@ -60,7 +60,11 @@ def judge(optimizer, activation=jax.nn.gelu, batch_size=20, size=0.03, **options
 
 SMOOTH = optax.sgd(0.05, momentum=0.9)
 ADVICE = {
-    "kinks": ({"optimizer": SMOOTH, "activation": jax.nn.relu}, "gelu", {"activation": jax.nn.gelu}),
+    "kinks": (
+        {"optimizer": SMOOTH, "activation": jax.nn.relu},
+        "gelu",
+        {"activation": jax.nn.gelu},
+    ),
     "knee": (
         {"optimizer": optax.adam(3e-2, eps_root=1e-12)},
         "eps_root=1e-5",

@@ -6,7 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel import Minimize, sampling
+from benchmarks import language_weights
+from bilevel import (
+    Batch,
+    BilevelProblem,
+    HypergradStatus,
+    Minimize,
+    hypergradient,
+    sampling,
+    training,
+    value_and_hypergrad,
+)
 
 SIZE, WIDTH = 24, 3
 OPTIMIZERS = {
@@ -90,3 +100,74 @@ def test_what_is_computed_again_has_the_same_bits(name, remat):
     jax.effects_barrier()
     assert len(seen) == num_steps  # no minibatch came twice
     assert all(len(times) > 1 and len(set(times)) == 1 for times in seen.values())
+
+
+# At y = 1 bfloat16 has steps of 1/256 below and 1/128 above, and each update is 1/500 at most.
+STALLED = BilevelProblem(lambda x, y, _: y, lambda x, y, _: (y - x) ** 2)
+
+
+def stalled(dtype, inner_loss=STALLED.inner_loss, **options):
+    solver = Minimize(optax.sgd(1e-3), 256, **options)
+    problem = BilevelProblem(STALLED.outer_loss, inner_loss)
+    compute = jax.jit(lambda *args: hypergradient(problem, solver, *args))
+    return compute(jnp.asarray(2.0, dtype), jnp.asarray(1.0, dtype), Batch())
+
+
+def test_noise_through_low_precision_is_told():
+    """No update survives its rounding, and the gradient says that they all did."""
+    silent = stalled(jnp.bfloat16, probe=0)
+    assert silent.inner == 1.0 and silent.hypergrad > 0.3  # y does not move with x
+    assert silent.info.status == HypergradStatus.OK and silent.info.rounding is None
+    told = stalled(jnp.bfloat16)
+    assert told.info.status == HypergradStatus.LOW_PRECISION and told.info.rounding == 1.0
+    whole = stalled(jnp.float32)
+    assert whole.info.status == HypergradStatus.OK and whole.info.rounding is None
+    masters = stalled(jnp.float32, training.MixedPrecision(STALLED.inner_loss))
+    np.testing.assert_allclose(masters.hypergrad, whole.hypergrad, rtol=0.02)
+
+
+def test_a_loss_of_one_precision_is_told_from_noise():
+    def inner_loss(x, y, _):
+        return jax.lax.scan(lambda c, _: ((y - x) ** 2, None), jnp.bfloat16(0), length=1)[0]
+
+    with pytest.raises(ValueError, match=r"does not run in float32.*probe=0.*TypeError"):
+        stalled(jnp.bfloat16, inner_loss)
+    assert stalled(jnp.bfloat16, inner_loss, probe=0).hypergrad > 0.3
+
+
+def test_settings_of_the_probe():
+    with pytest.raises(ValueError, match="`probe` must be an integer >= 1, got -1"):
+        Minimize(optax.sgd(0.1), 2, probe=-1)
+
+
+def test_memory_grows_by_one_amount_for_each_factor_of_the_length():
+    """Bytes as XLA plans them: a straight line in log T, from 64 to 32,768 steps."""
+
+    def scratch(num_steps):
+        gradient = jax.jit(jax.grad(trained(OPTIMIZERS["adam"], num_steps, remat="binomial")))
+        lowered = gradient.lower(jax.ShapeDtypeStruct((SIZE,), jnp.float32))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    sizes = np.array([scratch(64 * 8**k) for k in range(4)])
+    growth = np.diff(sizes)
+    assert np.all(growth > 0) and np.ptp(growth) <= 0.25 * np.mean(growth), sizes
+
+
+def test_weights_of_sequences_and_domains_of_a_language_model(x64):
+    """Through Adam steps of a transformer, against central differences along a direction."""
+    size = language_weights.SIZES["tiny"]
+    problem, solver = language_weights.problem(size), language_weights.solver(size)
+    double = lambda tree: jax.tree.map(
+        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+    outer = double(language_weights.make_outer(size))
+    init = double(language_weights.make_params(size, jax.random.key(0)))
+    data = language_weights.make_data(size, jax.random.key(1))
+    compute = jax.jit(value_and_hypergrad(problem, solver))
+    hypergrad = compute(outer, init, data)[1]
+    direction = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)), outer)
+    moved = lambda h: jax.tree.map(lambda a, v: a + h * v, outer, direction)
+    difference = (
+        compute(moved(1e-4), init, data)[0][0] - compute(moved(-1e-4), init, data)[0][0]
+    ) / 2e-4
+    np.testing.assert_allclose(optax.tree.vdot(hypergrad, direction), difference, rtol=1e-4)

@@ -113,13 +113,9 @@ class Influence:
     def scores(self, study: Study) -> jax.Array:
         """One linear solve for each query, then one forward derivative of all losses."""
         variables = study.trained()
-        solver: Any = {
-            "CG": lambda: linear.CG(max_steps=30, ridge=self.ridge),
-            "Nystrom": lambda: linear.Nystrom(30, ridge=self.ridge),
-            "EKFAC": lambda: linear.KroneckerFactored(_factors(study, variables), self.ridge),
-            "one step": linear.Identity,
-        }[self.kind]()
-        return _influence(study.training, study.start, study.queries, variables, solver)
+        factors = _factors(study, variables) if self.kind == "EKFAC" else None
+        seen = study.start, study.queries, variables, factors, jnp.float32(self.ridge)
+        return _influence(study.training, self.kind, *seen)
 
     def tuned(self) -> Sequence[Method]:
         """One for each ridge."""
@@ -185,16 +181,32 @@ def _jacobian(
 def _factors(study: Study, variables: PyTree) -> linear.KroneckerFactors:
     """Of at most 500 points: eigenvectors need no more, and all are in memory at once."""
     sample = jax.tree.map(lambda a: a[:500], study.start.points)
-    loss = lambda logits, point: cross_entropy(logits[None], point.y[None])[0]
-    model = tapped(study.training.model, variables)
-    make = jax.jit(lambda params, sample: linear.kronecker_factors(model, loss, params, sample))
-    return make(variables["params"], sample)
+    return _kronecker(study.training, variables, sample)
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _kronecker(training: Training, variables: PyTree, sample: Points) -> linear.KroneckerFactors:
+    loss = lambda logits, point: cross_entropy(logits[None], point.y[None])[0]
+    model = tapped(training.model, variables)
+    return linear.kronecker_factors(model, loss, variables["params"], sample)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _influence(
-    training: Training, start: Start, queries: Points, variables: PyTree, solver: Any
+    training: Training,
+    kind: str,
+    start: Start,
+    queries: Points,
+    variables: PyTree,
+    factors: linear.KroneckerFactors,
+    ridge: jax.Array,
 ) -> jax.Array:
+    solver: Any = {
+        "CG": lambda: linear.CG(max_steps=30, ridge=ridge),
+        "Nystrom": lambda: linear.Nystrom(30, ridge=ridge),
+        "EKFAC": lambda: linear.KroneckerFactored(factors, ridge),
+        "one step": linear.Identity,
+    }[kind]()
     count, params = len(start.points.y), variables["params"]
     mean = jnp.full(count, 1.0 / count)
     constant = {k: jnp.zeros_like(v) for k, v in variables.items() if k != "params"}

@@ -32,7 +32,7 @@ class HypergradInfo(NamedTuple):
             that forgets where it began; 1e4 and more is EXPLODED: finite, and of no use.
         rounding: of a plain `Minimize` whose inner variable is in less than float32: the share
             of what `Minimize.probe` further steps would move it by in float32 that is rounded away
-            or wrong. Above 0.1 it is LOW_PRECISION: the gradient is of steps that did not take
+            or wrong. Above 0.25 it is LOW_PRECISION: the gradient is of steps that did not take
             place. Keep the inner variable in float32 and compute in less:
             `training.MixedPrecision(inner_loss)`.
         metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
