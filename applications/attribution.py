@@ -119,7 +119,7 @@ def repeat(
     points, judged = dataset.train.on_device(), config.judged(dataset)
     variables = initialise(training.model, points.x, frame.named_key(key, "init"))
     start = Start(points, variables, frame.named_key(key, "order"))
-    chosen = rng.choice(len(judged.y), min(config.num_queries, len(judged.y)), replace=False)
+    chosen = rng.choice(len(judged.y), config.num_queries, replace=False)
     queries = judged.at(chosen).on_device()
     page.tick(f"seed {seed}: how smooth the training is")
     result.smoothness[seed] = page.keep(
@@ -193,10 +193,10 @@ def found_labels(
     start = start._replace(points=start.points._replace(y=jnp.asarray(noisy)))
     # As many at a time as elsewhere, so that nothing is compiled again.
     size = config.num_queries
-    parts = [
-        jax.tree.map(lambda a: a[i * size : (i + 1) * size], clean) for i in range(LABEL_PARTS)
-    ]  # noqa: B023
-    studies = [Study(training, start, part, 1.0) for part in parts if len(part.y) == size]
+    count = max(1, min(LABEL_PARTS, len(clean.y) // size))
+    studies = [
+        Study(training, start, clean.at(slice(i * size, (i + 1) * size)), 1.0) for i in range(count)
+    ]
     found = {}
     for method in standard(config.num_steps):
         scores = np.concatenate([np.asarray(method.scores(study)) for study in studies]).mean(0)
@@ -215,6 +215,13 @@ def _check(config: Config, dataset: Dataset, network: Model) -> None:
         raise InputError(
             f"`batch_size` must not exceed the number of training points, got {config.batch_size}"
             f" for {len(dataset.train.y)}. Lower it or keep more points."
+        )
+
+    count = len(config.judged(dataset).y)
+    if config.num_queries >= count:
+        raise InputError(
+            f"`num_queries` must be less than the number of points to judge on, got"
+            f" {config.num_queries} for {count}."
         )
 
 

@@ -158,7 +158,7 @@ VALUES = {
     "fractional steps": (lambda: Minimize(optax.sgd(0.1), 2.5), "`num_steps` must be an integer"),
     "remat of another name": (
         lambda: Minimize(optax.sgd(0.1), 4, remat="all"),
-        '`remat` must be "none", "step", an integer, a tuple of integers or "binomial", got \'all\'',
+        '`remat` must be "none", "step", an integer, a tuple of integers or "binomial", got ',
     ),
     "remat that does not fall": (
         lambda: Minimize(optax.sgd(0.1), 10, remat=(4, 4)),

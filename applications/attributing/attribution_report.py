@@ -77,7 +77,11 @@ class Result:
 
 def publish_result(result: Result, run: Run) -> None:
     """Print it, and write every file."""
-    rows = [row._asdict() | {"lds": float(row.lds.mean())} for row in result.rows]
+    number = lambda ridge: None if np.isnan(ridge) else float(ridge)
+    rows = [
+        row._asdict() | {"lds": float(row.lds.mean()), "ridge": number(row.ridge)}
+        for row in result.rows
+    ]
     labels = {f"found, {name}": np.array(shares) for name, shares in result.labels.items()}
     smooth = np.stack(list(result.smoothness.values()))
     publishing.publish(

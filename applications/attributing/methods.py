@@ -55,11 +55,14 @@ class Method(Protocol):
     """What a method must have; `title` is a property or an attribute."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """For tables, and for the names of what is kept."""
 
-    def scores(self, study: Study) -> jax.Array: ...
+    def scores(self, study: Study) -> jax.Array:
+        """The change of each query's loss with the weight of each point: `[queries, points]`."""
 
-    def tuned(self) -> Sequence["Method"]: ...
+    def tuned(self) -> Sequence["Method"]:
+        """The settings to choose from on a bank of its own; the method alone if there are none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,8 +162,8 @@ def _agreement(start: PyTree, middle: PyTree, end: PyTree) -> jax.Array:
         return jnp.sum(weight * jnp.sign(b - a) * jnp.sign(c - b)), jnp.sum(weight)
 
     leaves = zip(*(jax.tree.leaves(tree) for tree in (start, middle, end)), strict=True)
-    agreed, total = (jnp.stack(part).sum() for part in zip(*(sums(*a) for a in leaves)))
-    return agreed / total
+    parts = [sums(*leaf) for leaf in leaves]
+    return sum(agreed for agreed, _ in parts) / sum(total for _, total in parts)
 
 
 def _relative(end: PyTree, here: PyTree, init: PyTree) -> float:

@@ -134,6 +134,7 @@ ERRORS = {
     "bank": ({"bank_size": 2}, "`bank_size` must be an integer >= 5"),
     "labels": ({"wrong_labels": 1.0}, r"`wrong_labels` must be in \[0, 1\)"),
     "steps": ({"num_steps": 0}, "`num_steps` must be a number > 0"),
+    "queries": ({"num_queries": 20}, "`num_queries` must be less than the number of points"),
     "batch": ({"batch_size": 100}, "`batch_size` must not exceed the number of training points"),
 }
 
