@@ -8,6 +8,7 @@ Park et al., "TRAK", ICML 2023. docs/applications/attribution.md has results and
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -137,15 +138,16 @@ def repeat(
         )
         study = Study(training, start, queries, mean_weight(design))
         for method in standard(config.num_steps):
-            find = lambda method=method: judge(method, study, tuning, bank)  # noqa: B023
+            find = functools.partial(judge, method, study, tuning, bank)
             found = page.keep(f"{place}/{method.title}", find)
             result.rows.append(Row(seed, design, method.title, found["lds"], found["ridge"]))
             result.scores[f"{design}, {method.title}, seed {seed}"] = found["scores"]
     if config.wrong_labels:
         page.tick(f"seed {seed}: wrong labels")
         others = judged.at(np.setdiff1d(np.arange(len(judged.y)), chosen)).on_device()
-        find = lambda: found_labels(config, training, start, others, dataset.num_classes, seed)
-        for name, share in page.keep(f"seed{seed}/labels", find).items():
+        arguments = config, training, start, others, dataset.num_classes, seed
+        seek = functools.partial(found_labels, *arguments)
+        for name, share in page.keep(f"seed{seed}/labels", seek).items():
             result.labels.setdefault(name, []).append(float(share))
 
 

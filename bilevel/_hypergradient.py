@@ -127,13 +127,13 @@ def _without_evidence(
 ) -> Hypergradient:
     composed = compose(problem, solver)
     moved = lambda outer, variable: composed(outer, with_variable(init, variable), batch)
-    unrolled = isinstance(solver, Minimize)
-    slope = jax.value_and_grad(moved, (0, 1) if unrolled else (0,), has_aux=True)
+    which = (0, 1) if isinstance(solver, Minimize) else (0,)
+    slope = jax.value_and_grad(moved, which, has_aux=True)
     (value, inner), (hypergrad, *first) = slope(outer, variable_of(init))
     loss = last_loss(solver, problem.inner_loss)
     stationarity = jax.grad(at_state(loss, inner), 1)(outer, variable_of(inner), batch.inner)
     info = HypergradInfo.of(value, hypergrad, stationarity)
-    if unrolled:
+    if isinstance(solver, Minimize):
         # The scan carries the first iterate's cotangent anyway, and the last one's begins it.
         last = jax.grad(at_state(problem.outer_loss, inner), 1)(
             outer, variable_of(inner), batch.outer

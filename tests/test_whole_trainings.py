@@ -140,19 +140,6 @@ def test_settings_of_the_probe():
         Minimize(optax.sgd(0.1), 2, probe=-1)
 
 
-def test_memory_grows_by_one_amount_for_each_factor_of_the_length():
-    """Bytes as XLA plans them: a straight line in log T, from 64 to 32,768 steps."""
-
-    def scratch(num_steps):
-        gradient = jax.jit(jax.grad(trained(OPTIMIZERS["adam"], num_steps, remat="binomial")))
-        lowered = gradient.lower(jax.ShapeDtypeStruct((SIZE,), jnp.float32))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    sizes = np.array([scratch(64 * 8**k) for k in range(4)])
-    growth = np.diff(sizes)
-    assert np.all(growth > 0) and np.ptp(growth) <= 0.25 * np.mean(growth), sizes
-
-
 def test_weights_of_sequences_and_domains_of_a_language_model(x64):
     """Through Adam steps of a transformer, against central differences along a direction."""
     size = language_weights.SIZES["tiny"]

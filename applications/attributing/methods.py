@@ -201,8 +201,8 @@ def _influence(
     start: Start,
     queries: Points,
     variables: PyTree,
-    factors: linear.KroneckerFactors,
-    ridge: jax.Array,
+    factors: Any,
+    ridge: Any,
 ) -> jax.Array:
     solver: Any = {
         "CG": lambda: linear.CG(max_steps=30, ridge=ridge),

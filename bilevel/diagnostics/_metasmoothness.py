@@ -163,7 +163,8 @@ def _agreement(start: PyTree, middle: PyTree, end: PyTree) -> jax.Array:
 
     leaves = zip(*(jax.tree.leaves(tree) for tree in (start, middle, end)), strict=True)
     parts = [sums(*leaf) for leaf in leaves]
-    return sum(agreed for agreed, _ in parts) / sum(total for _, total in parts)
+    agreed, total = (jnp.stack(part).sum() for part in zip(*parts, strict=True))
+    return agreed / total
 
 
 def _relative(end: PyTree, here: PyTree, init: PyTree) -> float:

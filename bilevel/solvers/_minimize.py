@@ -106,7 +106,7 @@ class Minimize:
     ) -> MinimizeState:
         """Take the steps `first, ..., first + count - 1`."""
         step = lambda state, index: self.step(loss, outer, state, data, index)
-        return _remat.scan_steps(step, state, first + jnp.arange(count), self.remat, self.offload)
+        return _remat.scan_steps(step, state, first, count, self.remat, self.offload)
 
     def step(
         self, loss: Loss, outer: PyTree, state: MinimizeState, data: PyTree, index: jax.Array

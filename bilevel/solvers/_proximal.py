@@ -88,7 +88,7 @@ class ProximalGradient:
     ) -> ProximalState:
         """Take the steps `first, ..., first + count - 1`."""
         step = lambda state, index: self.step(loss, outer, state, data, index)
-        return _remat.scan_steps(step, state, first + jnp.arange(count), self.remat)
+        return _remat.scan_steps(step, state, first, count, self.remat)
 
     def step(
         self, loss: Loss, outer: PyTree, state: ProximalState, data: PyTree, index: jax.Array
@@ -197,7 +197,7 @@ class FixedPoint:
         require_plain("FixedPoint", init)
         step = lambda inner, _: self.map(outer, inner, data)
         init = _tree.strengthen(init)
-        return _remat.scan_steps(step, init, jnp.arange(self.num_steps), self.remat)
+        return _remat.scan_steps(step, init, 0, self.num_steps, self.remat)
 
     def optimality(self, loss: Loss, outer: PyTree, inner: PyTree, data: PyTree) -> PyTree:
         """`y - map(x, y)`: zero at the fixed point; `loss` is ignored."""

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from bilevel import _check
 from bilevel._problem import PyTree
@@ -43,55 +44,70 @@ def check(remat: Remat, offload: bool) -> None:
 
 
 def scan_steps(
-    step: Step, state: PyTree, indices: jax.Array, remat: Remat, offload: bool = False
+    step: Step,
+    state: PyTree,
+    first: int | jax.Array,
+    count: int,
+    remat: Remat,
+    offload: bool = False,
 ) -> PyTree:
-    """`state = step(state, i)` for each i of `indices`, storing what `remat` says.
+    """`state = step(state, i)` for i = first, ..., first + count - 1, storing what `remat` says.
 
     Args:
         step: `(state, index) -> state`.
         state: pytree of arrays.
-        indices: int32 vector.
+        first: int32 scalar.
+        count: steps.
         remat: "none", "step", "binomial", the length of a segment, or those of nested segments.
         offload: store the iterates in host memory.
     """
     if remat == "none":
-        return _scan(step, state, indices)
+        return _scan(step, state, first, count)
     if remat == "step":
-        return _scan(_checkpointed(step, offload), state, indices)
+        return _scan(_checkpointed(step, offload), state, first, count)
     if remat == "binomial":
-        return _recurse(step, state, indices)
+        return _recurse(step, state, first, count)
     lengths = remat if isinstance(remat, tuple) else (remat,)
-    return _nested(step, state, indices, [int(length) for length in lengths], offload)
+    return _nested(step, state, first, count, [int(length) for length in lengths], offload)
 
 
 def _nested(
-    step: Step, state: PyTree, indices: jax.Array, lengths: list[int], offload: bool = False
+    step: Step,
+    state: PyTree,
+    first: int | jax.Array,
+    count: int,
+    lengths: list[int],
+    offload: bool = False,
 ) -> PyTree:
     """Store every `lengths[0]`-th iterate, and treat what lies between by the other lengths."""
     if not lengths:
-        return _scan(step, state, indices)
-    run = lambda state, part: _nested(step, state, part, lengths[1:])
-    segment, length = _checkpointed(run, offload), lengths[0]
-    count = indices.size // length
-    if count:
-        state = _scan(segment, state, indices[: count * length].reshape(count, length))
-    rest = indices[count * length :]
-    return segment(state, rest) if rest.size else state
+        return _scan(step, state, first, count)
+
+    def segment(length: int) -> Step:
+        inside = lambda state, start: _nested(step, state, start, length, lengths[1:])
+        return _checkpointed(inside, offload)
+
+    whole, rest = divmod(count, lengths[0])
+    state = _scan(segment(lengths[0]), state, first, whole, lengths[0])
+    return segment(rest)(state, jnp.asarray(first + count - rest)) if rest else state
 
 
-def _recurse(step: Step, state: PyTree, indices: jax.Array) -> PyTree:
+def _recurse(step: Step, state: PyTree, first: int | jax.Array, count: int) -> PyTree:
     """Store the iterates between `_BRANCHES` equal parts, and treat each part the same way."""
-    size = indices.size // _BRANCHES
+    size, rest = divmod(count, _BRANCHES)
     if size <= 1:
-        return _scan(_checkpointed(step), state, indices)
-    part = _checkpointed(lambda state, part: _recurse(step, state, part))
-    whole = size * _BRANCHES
-    state = _scan(part, state, indices[:whole].reshape(_BRANCHES, size))
-    return _scan(_checkpointed(step), state, indices[whole:]) if whole < indices.size else state
+        return _scan(_checkpointed(step), state, first, count)
+    part = _checkpointed(lambda state, start: _recurse(step, state, start, size))
+    state = _scan(part, state, first, _BRANCHES, size)
+    return _scan(_checkpointed(step), state, first + size * _BRANCHES, rest)
 
 
-def _scan(step: Step, state: PyTree, indices: jax.Array) -> PyTree:
-    return jax.lax.scan(lambda state, index: (step(state, index), None), state, indices)[0]
+def _scan(step: Step, state: PyTree, first: int | jax.Array, count: int, stride: int = 1) -> PyTree:
+    """Steps from `first`, `first + stride`, ...: no list of all indices is ever in memory."""
+    if not count:
+        return state
+    take = lambda state, index: (step(state, index), None)
+    return jax.lax.scan(take, state, first + stride * jnp.arange(count))[0]
 
 
 def _checkpointed(step: Step, offload: bool = False) -> Step:
