@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
+from bilevel._hypergrad_status import unrolled_status, worst
 from bilevel._problem import Aux, Batch, BilevelProblem, check_alike, check_problem_with_aux
+from bilevel._rounding import relative, rounding_of
 from bilevel._stateful import (
     at_state,
     metrics_of,
@@ -14,10 +17,11 @@ from bilevel._stateful import (
     value_and_aux,
     value_beside_aux,
     variable_of,
+    with_variable,
 )
 from bilevel._tree import PyTree
 from bilevel.rules import Hypergradient, HypergradInfo, evidence
-from bilevel.solvers import Solver, SolverInfo, innermost, last_loss, solved
+from bilevel.solvers import Minimize, Solver, SolverInfo, innermost, last_loss, solved
 
 
 def value_and_hypergrad(
@@ -145,12 +149,24 @@ def _own_aux(solver: Solver, outer: PyTree, inner: PyTree, data: PyTree) -> Aux 
 def _without_evidence(
     problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
 ) -> Hypergradient:
-    composed = jax.value_and_grad(compose_with_info(problem, solver), has_aux=True)
-    (value, (inner, solver_info)), hypergrad = composed(outer, init, batch)
+    composed = compose_with_info(problem, solver)
+    moved = lambda outer, variable: composed(outer, with_variable(init, variable), batch)
+    which = (0, 1) if isinstance(solver, Minimize) else (0,)
+    both = jax.value_and_grad(moved, which, has_aux=True)
+    (value, (inner, solver_info)), (hypergrad, *first) = both(outer, variable_of(init))
     loss = last_loss(solver, problem.inner_loss)
-    slope = jax.grad(at_state(loss, inner), argnums=1)
+    slope = jax.grad(at_state(loss, inner), 1)
     stationarity = slope(outer, variable_of(inner), batch.inner)
     info = HypergradInfo.of(value, hypergrad, stationarity, solver=solver_info)
+    if isinstance(solver, Minimize):
+        # The scan carries the first iterate's cotangent anyway, and the last one's begins it.
+        last = jax.grad(at_state(problem.outer_loss, inner), 1)(
+            outer, variable_of(inner), batch.outer
+        )
+        growth = relative(_tree.norm(first), _tree.norm(last))
+        rounding = rounding_of(problem.inner_loss, solver, outer, inner, batch.inner)
+        status = worst(info.finite, unrolled_status(growth, rounding))
+        info = info._replace(status=status, growth=growth, rounding=rounding)
     return Hypergradient(value, hypergrad, inner, None, info)
 
 

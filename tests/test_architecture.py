@@ -41,6 +41,7 @@ LAYERS = {
     "bilevel._derivatives": 0,
     "bilevel._vector": 0,
     "bilevel._hidden_state": 0,
+    "bilevel._permutation": 0,
     "bilevel._problem": 0,
     "bilevel._stateful": 0,
     "bilevel._algorithm": 0,
@@ -57,6 +58,7 @@ LAYERS = {
     "bilevel._hypergrad_status": 1,
     "bilevel._summary": 1,
     "bilevel._hypergradient": 3,
+    "bilevel._rounding": 3,
     "bilevel._corrected": 3,
     "bilevel._evolution": 3,
     "bilevel._settings": 3,
@@ -142,6 +144,7 @@ FAMILIES = (
     "bounding",
     "keys",
     "rehearsal",
+    "attributing",
 )
 """Of methods: they know `components` and themselves; pages know all of these and no other page."""
 STAND_ON = {"rehearsal": {"coresets", "condensing"}}

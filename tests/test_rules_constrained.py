@@ -364,9 +364,9 @@ BAD = {
         '`mode` must be "mixed" or "reverse"',
     ),
     "remat": (
-        lambda: FixedPoint(lambda x, y, b: y, 4, remat=3),
+        lambda: FixedPoint(lambda x, y, b: y, 4, remat=0),
         ValueError,
-        "`remat` must divide `num_steps`",
+        "`remat` must be an integer >= 1, got 0",
     ),
     "projection": (lambda: ProjectedGradient(1.0, 0.1, 4), TypeError, "`projection` must be"),
     "map": (lambda: FixedPoint(None, 4), TypeError, "`map` must be a function"),

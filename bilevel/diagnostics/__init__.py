@@ -5,6 +5,7 @@ from bilevel.diagnostics._check_hypergrad import HypergradCheck, HypergradError,
 from bilevel.diagnostics._diagnose import Diagnosis, diagnose
 from bilevel.diagnostics._evidence import Evidence, evidence
 from bilevel.diagnostics._labels import check_labels
+from bilevel.diagnostics._metasmoothness import Metasmoothness, metasmoothness
 from bilevel.diagnostics._plan import MemoryPlan, MemoryPlanRow, plan_memory
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "HypergradError",
     "MemoryPlan",
     "MemoryPlanRow",
+    "Metasmoothness",
     "Remark",
     "advise",
     "check_hypergrad",
     "check_labels",
     "diagnose",
     "evidence",
+    "metasmoothness",
     "plan_memory",
 ]

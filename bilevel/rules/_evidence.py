@@ -27,6 +27,14 @@ class HypergradInfo(NamedTuple):
         linear: evidence of the linear solve, or None for a rule without one.
         status: int32, a `HypergradStatus`, the worst that is known. Only of `Implicit` is the inner
             solution asked to be stationary: an unrolled gradient is that of the steps taken.
+        growth: of a plain `Minimize`: `||dF/dy_0|| / ||dF/dy_T||`, the factor by which the gradient
+            grew on its way from the last iterate back to the first. Near 1 or below in a training
+            that forgets where it began; 1e4 and more is EXPLODED: finite, and of no use.
+        rounding: of a plain `Minimize` whose inner variable is in less than float32: the share
+            of what `Minimize.probe` further steps would move it by in float32 that is rounded away
+            or wrong. Above 0.25 it is LOW_PRECISION: the gradient is of steps that did not take
+            place. Keep the inner variable in float32 and compute in less:
+            `training.MixedPrecision(inner_loss)`.
         metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
         solver: a `SolverInfo`, when and why the inner solver stopped; None where it takes a fixed
             number of steps, or does not say.
@@ -38,6 +46,8 @@ class HypergradInfo(NamedTuple):
     status: jax.Array
     metrics: Metrics | None = None
     solver: SolverInfo | None = None
+    growth: jax.Array | None = None
+    rounding: jax.Array | None = None
 
     @staticmethod
     def of(

@@ -61,14 +61,14 @@ class FixedPoint:
 
     map: Callable[[PyTree, PyTree, PyTree], PyTree]
     num_steps: int = None  # type: ignore[assignment]  # a number once made
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
     tolerance: float | jax.Array | str | None = None
     history: int = 0
 
     def __post_init__(self) -> None:
         _check.function("map", self.map, "`(outer, inner, data) -> inner`")
         _stopping.settle(self, rounding=True)
-        _remat.check(self.remat, False, self.num_steps)
+        _remat.check(self.remat, False)
         if not _check.is_integer(self.history) or self.history < 0:
             raise ValueError(f"`history` must be an integer >= 0, got {self.history!r}.")
 
@@ -86,7 +86,7 @@ class FixedPoint:
         start = (init, self._empty(init)) if self.history else (init, None)
         if self.tolerance is None:
             step = lambda state, index: self._step(outer, data, state, index)[0]
-            state = _remat.scan_steps(step, start, jnp.arange(self.num_steps), self.remat)
+            state = _remat.scan_steps(step, start, 0, self.num_steps, self.remat)
             return state[0], None
 
         def loop(outer: PyTree, start: Any, data: PyTree) -> tuple[Any, SolverInfo]:

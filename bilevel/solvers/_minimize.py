@@ -42,40 +42,46 @@ class Minimize:
             `Minimize(optax.lbfgs(), tolerance=1e-6)` needs no rate.
         num_steps: inner steps; more lowers the inner error, and the bias of `Implicit` with it.
             With a tolerance: at most so many, 10,000 where it is left out.
-        minibatch: `(data, index) -> what that step sees`, traceable; `bilevel.stacked` takes the
-            index-th of a stack. None: every step sees all of the data.
+        minibatch: `(data, index) -> what that step sees`, traceable: `sampling.Draw` draws it by a
+            key, `bilevel.stacked` takes the index-th of a stack. None: every step sees all data.
         remat: what an unrolled gradient stores. "step" keeps the iterates alone and computes each
             step twice; an integer k keeps every k-th iterate (k near sqrt(num_steps) stores the
-            least); "binomial" keeps 4 log_4(num_steps) iterates and computes each step
-            log_4(num_steps) more times (Griewank and Walther, ACM TOMS 2000: logarithmic growth of
-            both); "none" keeps every intermediate result. No effect without differentiation.
+            least); a tuple (k, m) also keeps every m-th within the k steps that are differentiated,
+            for one more computation of each step, and so on; "binomial" keeps
+            8 log_8(num_steps) iterates and computes each step log_8(num_steps) more times (Griewank
+            and Walther, ACM TOMS 2000: logarithmic growth of both); "none" keeps every intermediate
+            result. What is computed again has the same bits. No effect without differentiation.
         mode: how the inner gradient is differentiated. "mixed" takes a forward derivative of it in
             the backward pass: one step then stores its iterate only, and the backward pass needs
             far less memory in deep networks. "reverse" differentiates it as JAX does by itself,
             which is the only one that can also be differentiated forward (`jax.jvp`). A loss
             whose gradient has no forward derivative falls back to "reverse" by itself.
         offload: True stores the kept iterates in host memory: the device holds one at a time, for
-            a transfer each way per iterate. For remat="step" or an integer. On a CPU, where the
+            a transfer each way per iterate. Not for remat="none" or "binomial". On a CPU, where the
             two memories are one, it changes nothing.
         tolerance: stop where `||grad_y G||`, in the units of the loss, is at most this;
             `info.solver` of `hypergradient` says when and why it stopped. None: take all steps.
             With minibatches, whose gradients do not vanish together, there is none.
+        probe: where the inner variable is in less than float32, `hypergradient` takes so many
+            steps more, in float32 too, and says in `info.rounding` what their rounding loses. 0
+            takes no such look, and noise then passes for a gradient.
 
     Raises:
         ValueError: a setting is out of its range, `num_steps` and `tolerance` are both left out, or
-            `remat` does not divide `num_steps`; `tolerance` with a `minibatch`. When it
-            is unrolled: `optimizer` has no derivative at a zero gradient, as `optax.adam` with its
-            default `eps_root=0`, or has one that is zero by construction, as `optax.lion`.
+            there is a `tolerance` with a `minibatch`. When it is unrolled: `optimizer` has no
+            derivative at a zero gradient, as `optax.adam` with its default `eps_root=0`, or has one
+            that is zero by construction, as `optax.lion`.
         TypeError: `optimizer` is not an Optax transformation.
     """
 
     optimizer: optax.GradientTransformation
     num_steps: int = None  # type: ignore[assignment]  # a number once made
     minibatch: Callable[[PyTree, jax.Array], PyTree] | None = None
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
     mode: str = "mixed"
     offload: bool = False
     tolerance: float | jax.Array | None = None
+    probe: int = 16
 
     def __post_init__(self) -> None:
         _check.optimizer("optimizer", self.optimizer)
@@ -85,8 +91,10 @@ class Minimize:
                 f"`tolerance` must be None with a `minibatch`, got {self.tolerance!r}: the"
                 " gradients of minibatches do not vanish together. Give `num_steps`."
             )
-        _remat.check(self.remat, self.offload, self.num_steps)
+        _remat.check(self.remat, self.offload)
         _gradient.check_mode(self.mode)
+        if self.probe:
+            _check.positive_integer("probe", self.probe)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`.
@@ -144,7 +152,7 @@ class Minimize:
     ) -> MinimizeState:
         """Take the steps `first, ..., first + count - 1`."""
         step = lambda state, index: self.step(loss, outer, state, data, index)
-        return _remat.scan_steps(step, state, first + jnp.arange(count), self.remat, self.offload)
+        return _remat.scan_steps(step, state, first, count, self.remat, self.offload)
 
     def step(
         self, loss: Loss, outer: PyTree, state: MinimizeState, data: PyTree, index: jax.Array

@@ -65,7 +65,7 @@ class ProximalGradient:
     step_size: StepSize | None = None
     num_steps: int = None  # type: ignore[assignment]  # a number once made
     accelerate: bool = True
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
     mode: str = "mixed"
     tolerance: float | jax.Array | str | None = None
 
@@ -74,7 +74,7 @@ class ProximalGradient:
         _check.function("prox", self.prox, what)
         _step_size.check(self.step_size)
         _stopping.settle(self, rounding=True)
-        _remat.check(self.remat, False, self.num_steps)
+        _remat.check(self.remat, False)
         _gradient.check_mode(self.mode)
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
@@ -89,8 +89,7 @@ class ProximalGradient:
         start = self.start(loss, outer, init, data)
         if self.tolerance is None:
             step = lambda state, index: self.step(loss, outer, state, data, index)
-            indices = jnp.arange(self.num_steps)
-            return _remat.scan_steps(step, start, indices, self.remat).inner, None
+            return _remat.scan_steps(step, start, 0, self.num_steps, self.remat).inner, None
 
         def loop(outer: PyTree, start: ProximalState, data: PyTree) -> tuple[Any, SolverInfo]:
             def step(state: ProximalState, index: jax.Array) -> tuple[Any, jax.Array]:
@@ -192,7 +191,7 @@ class ProjectedGradient:
     step_size: StepSize | None = None
     num_steps: int = None  # type: ignore[assignment]  # a number once made
     accelerate: bool = True
-    remat: str | int = "step"
+    remat: str | int | tuple[int, ...] = "step"
     mode: str = "mixed"
     tolerance: float | jax.Array | str | None = None
 

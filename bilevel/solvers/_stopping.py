@@ -176,13 +176,13 @@ def replayed(
     state: PyTree,
     num_taken: jax.Array,
     num_steps: int,
-    remat: str | int,
+    remat: _remat.Remat,
     offload: bool = False,
 ) -> PyTree:
     """The first `num_taken` of `num_steps` steps, in a scan, which has a reverse derivative."""
     rest = lambda state, index: state
     masked = lambda state, index: jax.lax.cond(index < num_taken, step, rest, state, index)
-    return _remat.scan_steps(masked, state, jnp.arange(num_steps), remat, offload)
+    return _remat.scan_steps(masked, state, 0, num_steps, remat, offload)
 
 
 def unrolled(
