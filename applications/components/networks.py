@@ -165,8 +165,7 @@ class _ResidualBlock(nn.Module):
 class ResNet9(nn.Module):
     """Eight convolutions, two short cuts and a dense layer: 94 % of CIFAR-10 in few epochs.
 
-    (Page, "How to train your ResNet", 2018, who took it from the DAWNBench entry of Coleman et al.)
-    GroupNorm stands in for his BatchNorm, so what is known of his accuracy is not known of this.
+    (Page, "How to train your ResNet", 2018; his has BatchNorm, so his accuracy says nothing here.)
 
     Attributes:
         num_classes: logits.
@@ -188,8 +187,7 @@ class ResNet9(nn.Module):
 
         x = block(x, self.width)
         for stage in (1, 2, 3):
-            features = self.width * 2**stage
-            x = max_pool(block(x, features))
+            x = max_pool(block(x, features := self.width * 2**stage))
             if stage != 2:
                 x = x + block(block(x, features), features)
         # The scale is Page's: logits that begin small bear a large rate.

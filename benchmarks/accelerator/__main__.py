@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+from typing import Literal
 
 import jax
 import rich.console
@@ -15,7 +16,7 @@ import rich.table
 import tyro
 
 from . import __doc__ as about
-from . import estimates, toy
+from . import toy
 from .pieces import PIECES, Piece
 from .runner import ARCHIVE, Plan, run_all
 
@@ -34,6 +35,8 @@ class Config:
     """Names of the pieces to run; none named means all."""
     plan: bool = False
     """Print what would run, and run nothing."""
+    platform: Literal["gpu", "tpu", "cpu"] | None = None
+    """Estimate for this kind of device; for the one that is there if not given."""
     rehearse: bool = False
     """Run every piece at toy size, without data, on whatever device there is."""
 
@@ -48,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"error: `only` must name some of {', '.join(names)}, got {unknown[0]!r}.")
         return 2
     chosen = [piece for piece in PIECES if piece.name in (config.only or names)]
-    platform = _platform()
+    platform = config.platform or _platform()
     jax.config.update("jax_platforms", "cpu")
     plan = Plan(config.output, config.data_dir, config.budget, platform, config.rehearse)
     if config.plan:
@@ -78,10 +81,10 @@ def _table(plan: Plan, pieces: list[Piece]) -> rich.table.Table:
     left = plan.budget
     for piece in pieces:
         flops = piece.flops()
-        seconds = estimates.seconds(flops, plan.platform)
+        seconds = plan.estimate(piece)
         missing = plan.missing(piece)
-        fits = not missing and plan.estimate(piece) <= left
-        left -= plan.estimate(piece) if fits else 0
+        fits = not missing and seconds <= min(left, piece.limit)
+        left -= seconds if fits else 0
         said = "yes" if fits else f"no {missing[0]}" if missing else "no"
         numbers = f"{flops / 1e12:.0f}", f"{seconds:.0f}", f"{piece.limit:.0f}"
         table.add_row(piece.name, *numbers, said)

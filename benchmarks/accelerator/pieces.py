@@ -49,6 +49,12 @@ def _images(network: str, epochs: float, points: int = 45_000) -> Callable[[], f
     return lambda: estimates.of_training(network) * epochs * points
 
 
+def _tokens(count: int, params: float = 124e6) -> Callable[[], float]:
+    # Six for each parameter and token of a training step; a hypergradient takes about as much again
+    # forward, and twice that for the products with the Hessian.
+    return lambda: 4 * 6 * params * count
+
+
 # Epochs of a seed: the original; 20 outer steps of 2 lower ones and a forward pass; Retrain and
 # finetuning on each set.
 _SEARCH = 20 * (2 + 1 / 3)
@@ -57,6 +63,14 @@ NUM_METHODS = 16
 
 PIECES = (
     Piece(
+        "forget_set",
+        "Are worst-case forget sets of CIFAR-10 forgotten by Retrain without a trace?",
+        page("forget-set", *CIFAR10, "--fast", "--sets", *SETS, "--seeds", "0", "1", "2"),
+        page("forget-set", *TOY, "--fast", *ONE_STEP, "--sets", *SETS, "--seeds", "0"),
+        _images("resnet9", 3 * (20 + _SEARCH + _SETS)),
+        needs=("cifar-10-batches-bin",),
+    ),
+    Piece(
         "images",
         "How fast and how well does the short recipe train a ResNet-9 on CIFAR-10?",
         own("images", "--data-dir", "{data}"),
@@ -64,14 +78,6 @@ PIECES = (
         _images("resnet9", 3 * 20),
         needs=("cifar-10-batches-bin",),
         limit=120,
-    ),
-    Piece(
-        "forget_set",
-        "Are worst-case forget sets of CIFAR-10 forgotten by Retrain without a trace?",
-        page("forget-set", *CIFAR10, "--fast", "--sets", *SETS, "--seeds", "0", "1", "2"),
-        page("forget-set", *TOY, "--fast", *ONE_STEP, "--sets", *SETS, "--seeds", "0"),
-        _images("resnet9", 3 * (20 + _SEARCH + _SETS)),
-        needs=("cifar-10-batches-bin",),
     ),
     Piece(
         "forget_set_authors",
@@ -97,6 +103,25 @@ PIECES = (
         ),
         _images("resnet9", 2 * (20 + _SEARCH + 2 * (20 + 4 * NUM_METHODS))),
         needs=("cifar-10-batches-bin",),
+    ),
+    Piece(
+        "language_weights",
+        "What do 16 Adam steps of a GPT of 124M parameters cost to differentiate?",
+        ("python", "-m", "benchmarks.language_weights", "--size", "gpt2", "--peak-tflops", "989"),
+        ("python", "-m", "benchmarks.language_weights", "--size", "tiny"),
+        _tokens(16 * 8 * 1024),
+        limit=300,
+    ),
+    Piece(
+        "language_weights_plain",
+        "And by plain `jax.grad` through the loop, if it fits into memory?",
+        (
+            *("python", "-m", "benchmarks.language_weights", "--size", "gpt2"),
+            *("--peak-tflops", "989", "--plain"),
+        ),
+        ("python", "-m", "benchmarks.language_weights", "--size", "tiny", "--plain"),
+        _tokens(2 * 16 * 8 * 1024),
+        limit=300,
     ),
     Piece(
         "lifelong",

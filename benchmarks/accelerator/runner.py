@@ -61,7 +61,7 @@ class Plan:
 
     def estimate(self, piece: Piece) -> float:
         """Seconds that the piece will take at full size."""
-        return min(estimates.seconds(piece.flops(), self.platform), piece.limit)
+        return estimates.seconds(piece.flops(), self.platform)
 
 
 def run_all(plan: Plan, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
@@ -84,8 +84,11 @@ def _run(plan: Plan, piece: Piece, left: float) -> dict[str, Any]:
     if missing := plan.missing(piece):
         return record | {"status": f"skipped: no {', '.join(missing)} in {plan.data_dir}"}
     estimate = plan.estimate(piece)
-    if not plan.rehearse and estimate > left:
-        return record | {"status": f"skipped: takes about {estimate:.0f} s, {left:.0f} s are left"}
+    if not plan.rehearse and estimate > min(left, piece.limit):
+        bound = (
+            f"its limit is {piece.limit:.0f} s" if left > piece.limit else f"{left:.0f} s are left"
+        )
+        return record | {"status": f"skipped: takes about {estimate:.0f} s, {bound}"}
     place.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     with (place / "log.txt").open("ab") as log:
