@@ -28,6 +28,8 @@ from bilevel import (
     projections,
     proximal,
     run,
+    solvers,
+    stacked,
     summary,
     value_and_hypergrad,
 )
@@ -49,6 +51,9 @@ def least_squares(x, y, hessian):
 SOLVERS = {
     "Minimize": lambda tol: Minimize(optax.sgd(RATE), 500, tolerance=tol),
     "Minimize, L-BFGS": lambda tol: Minimize(optax.lbfgs(), tolerance=tol),
+    "Minimize, backtracking": lambda tol: Minimize(
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)), tolerance=tol
+    ),
     "ProximalGradient": lambda tol: ProximalGradient(NO_PROX, RATE, tolerance=tol),
     "ProximalGradient, plain": lambda tol: ProximalGradient(
         NO_PROX, accelerate=False, tolerance=tol
@@ -375,6 +380,13 @@ BAD = {
         ValueError,
         "`tolerance` must be a finite number > 0",
     ),
+    "schedule and minibatches": (
+        lambda: DoubleLoop(
+            PROBLEM, Minimize(optax.sgd(0.1), 3, stacked), optax.sgd(0.1), tolerance=0.1
+        ),
+        ValueError,
+        "`tolerance` must be None with a `minibatch`",
+    ),
     "no tolerance": (
         lambda: DoubleLoop(PROBLEM, lambda *args: args[2], optax.sgd(0.1), tolerance=0.1),
         TypeError,
@@ -413,3 +425,24 @@ def test_a_tolerance_may_be_traced(x64):
     )[1]
     errors = jnp.linalg.norm(slopes - exact[None], axis=1)
     assert bool(jnp.all(steps[1:] > steps[:-1])) and bool(jnp.all(errors[1:] < 0.1 * errors[:-1]))
+
+
+class Logged:
+    """A wrapper of a user's own, which is no dataclass."""
+
+    def __init__(self, solver):
+        self.solver = solver
+
+    def __call__(self, *args):
+        return self.solver(*args)
+
+
+@pytest.mark.parametrize(
+    "solver", [Minimize(optax.sgd(0.1), 3), ProjectedGradient(projections.Box(0.0, 1.0)), Newton()]
+)
+def test_a_tolerance_is_replaced_where_it_is(solver):
+    """Also where a wrapper hides it; what was given stays as it was."""
+    wrapped = Logged(Implicit(solver, linear.Dense(symmetric=False)))
+    changed = solvers.with_tolerance(wrapped, 0.5)
+    assert changed.solver.solver.tolerance == 0.5 and isinstance(changed, Logged)
+    assert wrapped.solver.solver is solver and solver.tolerance != 0.5

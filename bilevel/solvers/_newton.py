@@ -164,8 +164,13 @@ class GaussNewton:
     def _loss(self, outer: PyTree, z: PyTree, data: PyTree) -> jax.Array:
         if self.output_loss is not None:
             return without_aux(self.output_loss)(outer, z, data)
-        squares = [jnp.sum(a * a) for a in jax.tree.leaves(z)]
-        return 0.5 * sum(squares[1:], start=squares[0])
+        return half_squares(z)
+
+
+def half_squares(residuals: PyTree) -> jax.Array:
+    """Half the sum of squares over all leaves."""
+    squares = [jnp.sum(a * a) for a in jax.tree.leaves(residuals)]
+    return 0.5 * sum(squares[1:], start=squares[0])
 
 
 def _descend(
