@@ -51,9 +51,6 @@ def least_squares(x, y, hessian):
 SOLVERS = {
     "Minimize": lambda tol: Minimize(optax.sgd(RATE), 500, tolerance=tol),
     "Minimize, L-BFGS": lambda tol: Minimize(optax.lbfgs(), tolerance=tol),
-    "Minimize, backtracking": lambda tol: Minimize(
-        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)), tolerance=tol
-    ),
     "ProximalGradient": lambda tol: ProximalGradient(NO_PROX, RATE, tolerance=tol),
     "ProximalGradient, plain": lambda tol: ProximalGradient(
         NO_PROX, accelerate=False, tolerance=tol
