@@ -195,13 +195,14 @@ def _descend(
         length, slope, span = _tree.norm(change), _tree.norm(grads), _tree.norm(inner) + reach
         near = (length <= eps**0.75 * span) & (damping * length <= 0.1 * slope)
         slack = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
-        gain = (value - new_value + slack) / (promised.astype(value.dtype) + slack)
+        promised = promised.astype(value.dtype) + slack
+        gain = (value - new_value + slack) / jnp.where(promised > 0, promised, 1.0)
         # Where the loss would fall by less than it is known to, the gradient is the judge: sums of
         # small residuals are rounded in the size of what was subtracted to get them.
         small = (promised > 0) & (promised <= eps**0.5 * jnp.abs(value))
         shrinks = small & (_tree.norm(new_grads) <= 0.5 * slope)
         gain = jnp.where(near | shrinks, 1.0, gain)
-        taken = (gain > 1e-3) & (near | (promised + slack > 0)) & _tree.all_finite(new_grads)
+        taken = (gain > 1e-3) & (near | (promised > 0)) & _tree.all_finite(new_grads)
         # The curvature that the step saw; where there was no step, one to make it of length `span`.
         usable = jnp.isfinite(length) & (length > 0)
         curvature = slope / jnp.where(usable, length, jnp.where(span > 0, span, 1.0))
