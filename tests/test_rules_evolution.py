@@ -190,6 +190,11 @@ BAD = {
         TypeError,
         "`solver` must be a `Minimize`, whose steps can go on",
     ),
+    "PES tolerance": (
+        lambda: PES(PROBLEM, Minimize(optax.sgd(0.1), 2, tolerance=1e-3), SGD),
+        ValueError,
+        "`solver` must stop at no tolerance.* got tolerance=0.001",
+    ),
     "PES optimizer": (lambda: PES(PROBLEM, SOLVER, 0.1), TypeError, "`outer_optimizer` must be"),
     "PES projection": (
         lambda: PES(PROBLEM, SOLVER, SGD, projection=1),

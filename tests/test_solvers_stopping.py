@@ -28,6 +28,8 @@ from bilevel import (
     projections,
     proximal,
     run,
+    solvers,
+    stacked,
     summary,
     value_and_hypergrad,
 )
@@ -375,6 +377,13 @@ BAD = {
         ValueError,
         "`tolerance` must be a finite number > 0",
     ),
+    "schedule and minibatches": (
+        lambda: DoubleLoop(
+            PROBLEM, Minimize(optax.sgd(0.1), 3, stacked), optax.sgd(0.1), tolerance=0.1
+        ),
+        ValueError,
+        "`tolerance` must be None with a `minibatch`",
+    ),
     "no tolerance": (
         lambda: DoubleLoop(PROBLEM, lambda *args: args[2], optax.sgd(0.1), tolerance=0.1),
         TypeError,
@@ -413,3 +422,24 @@ def test_a_tolerance_may_be_traced(x64):
     )[1]
     errors = jnp.linalg.norm(slopes - exact[None], axis=1)
     assert bool(jnp.all(steps[1:] > steps[:-1])) and bool(jnp.all(errors[1:] < 0.1 * errors[:-1]))
+
+
+class Logged:
+    """A wrapper of a user's own, which is no dataclass."""
+
+    def __init__(self, solver):
+        self.solver = solver
+
+    def __call__(self, *args):
+        return self.solver(*args)
+
+
+@pytest.mark.parametrize(
+    "solver", [Minimize(optax.sgd(0.1), 3), ProjectedGradient(projections.Box(0.0, 1.0)), Newton()]
+)
+def test_a_tolerance_is_replaced_where_it_is(solver):
+    """Also where a wrapper hides it; what was given stays as it was."""
+    wrapped = Logged(Implicit(solver, linear.Dense(symmetric=False)))
+    changed = solvers.with_tolerance(wrapped, 0.5)
+    assert changed.solver.solver.tolerance == 0.5 and isinstance(changed, Logged)
+    assert wrapped.solver.solver is solver and solver.tolerance != 0.5

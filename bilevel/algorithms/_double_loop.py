@@ -98,13 +98,13 @@ class DoubleLoop:
         tolerance: takes the place of the inner solver's own at each outer step: a number, or a
             schedule of the step such as `optax.exponential_decay(1e-1, 1, 0.9)`. Inner solves that
             are rough at first and get exact cost a fraction, and where the tolerances have a
-            finite sum the outer iterates still converge (HOAG: Pedregosa, ICML 2016, Theorem 2).
-            None: the solver's own.
+            finite sum the outer iterates still converge (HOAG: Pedregosa, ICML 2016; it differs in
+            that the linear solve keeps a tolerance of its own). None: the solver's own.
 
     Raises:
         TypeError: `problem`, `solver`, `outer_optimizer` or `projection` is of the wrong kind; or
             there is a `tolerance`, and the solver has none.
-        ValueError: `tolerance` is not positive.
+        ValueError: `tolerance` is not positive, or the solver sees minibatches.
     """
 
     problem: BilevelProblem

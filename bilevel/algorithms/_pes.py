@@ -93,7 +93,7 @@ class PES:
 
     Raises:
         TypeError: `problem`, `solver`, `outer_optimizer` or `projection` is of the wrong kind.
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or `solver` has a tolerance.
     """
 
     problem: BilevelProblem
@@ -111,6 +111,11 @@ class PES:
         if not isinstance(self.solver, Minimize):
             raise TypeError(
                 f"`solver` must be a `Minimize`, whose steps can go on, got {self.solver!r}."
+            )
+        if self.solver.tolerance is not None:
+            raise ValueError(
+                "`solver` must stop at no tolerance, as every piece has `num_steps` steps, got"
+                f" tolerance={self.solver.tolerance!r}. Leave it out."
             )
 
     def init(self, outer: PyTree, inner: PyTree) -> PESState:

@@ -164,8 +164,13 @@ class GaussNewton:
     def _loss(self, outer: PyTree, z: PyTree, data: PyTree) -> jax.Array:
         if self.output_loss is not None:
             return without_aux(self.output_loss)(outer, z, data)
-        squares = [jnp.sum(a * a) for a in jax.tree.leaves(z)]
-        return 0.5 * sum(squares[1:], start=squares[0])
+        return half_squares(z)
+
+
+def half_squares(residuals: PyTree) -> jax.Array:
+    """Half the sum of squares over all leaves."""
+    squares = [jnp.sum(a * a) for a in jax.tree.leaves(residuals)]
+    return 0.5 * sum(squares[1:], start=squares[0])
 
 
 def _descend(
@@ -187,21 +192,29 @@ def _descend(
         moved = _tree.add(inner, change)
         new_value, new_grads = evaluate(moved)
         promised = -_tree.vdot(grads, change) - 0.5 * _tree.vdot(change, product(change))
-        slack = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)  # rounding is no failure
-        gain = (value - new_value + slack) / (promised.astype(value.dtype) + slack)
-        taken = (gain > 1e-3) & (promised + slack > 0) & _tree.all_finite(new_grads)
         length, slope, span = _tree.norm(change), _tree.norm(grads), _tree.norm(inner) + reach
+        near = (length <= eps**0.75 * span) & (damping * length <= 0.1 * slope)
+        slack = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+        promised = promised.astype(value.dtype) + slack
+        gain = (value - new_value + slack) / jnp.where(promised > 0, promised, 1.0)
+        # Where the loss would fall by less than it is known to, the gradient is the judge: sums of
+        # small residuals are rounded in the size of what was subtracted to get them.
+        small = (promised > 0) & (promised <= eps**0.5 * jnp.abs(value))
+        shrinks = small & (_tree.norm(new_grads) <= 0.5 * slope)
+        gain = jnp.where(near | shrinks, 1.0, gain)
+        taken = (gain > 1e-3) & (near | (promised > 0)) & _tree.all_finite(new_grads)
         # The curvature that the step saw; where there was no step, one to make it of length `span`.
         usable = jnp.isfinite(length) & (length > 0)
         curvature = slope / jnp.where(usable, length, jnp.where(span > 0, span, 1.0))
-        free = damping * length <= 0.1 * slope
-        kept = _tree.where(taken, (moved, new_value, new_grads), (inner, value, grads))
+        inner, value, grads = _tree.where(
+            taken, (moved, new_value, new_grads), (inner, value, grads)
+        )
         after = _State(
-            kept[0],
-            kept[1],
-            kept[2],
+            inner,
+            value,
+            grads,
             _next_damping(damping, curvature, gain, taken).astype(damping.dtype),
-            taken & free & (length <= eps**0.75 * span),
+            near,
             usable & (length <= 8 * eps * span),
         )
         return after, _tree.norm(after.grads)

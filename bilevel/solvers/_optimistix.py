@@ -12,6 +12,7 @@ from bilevel._problem import Loss
 from bilevel._stateful import require_plain, value_alone, without_aux
 from bilevel._tree import PyTree
 from bilevel.solvers import _stopping
+from bilevel.solvers._newton import half_squares
 from bilevel.solvers._stopping import SolverInfo, SolverStatus
 
 # Class of solvers in Optimistix: the function that runs them, and what they are given.
@@ -48,7 +49,7 @@ class Optimistix:
         ValueError: `num_steps` is not an integer >= 1. When it is differentiated without a rule.
     """
 
-    solver_of_optimistix: Any
+    solver_of_optimistix: Any  # a field `solver` is one that obeys our protocol
     function: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
     options: Mapping[str, Any] | None = None
     num_steps: int = 256
@@ -98,13 +99,7 @@ class Optimistix:
         function = self.function
         if _KINDS[self._kind][0] != "least_squares" or function is None:
             return loss
-
-        def half_squares(outer: PyTree, inner: PyTree, data: PyTree) -> jax.Array:
-            residuals = jax.tree.leaves(value_alone(function(outer, inner, data)))
-            squares = [jnp.sum(a * a) for a in residuals]
-            return 0.5 * sum(squares[1:], start=squares[0])
-
-        return half_squares
+        return lambda outer, inner, data: half_squares(value_alone(function(outer, inner, data)))
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """Solve from `init`; returns a pytree like `init`."""

@@ -17,6 +17,7 @@ A solver is only a function. One that is an object can say more by methods and f
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -75,18 +76,25 @@ def with_tolerance(solver: Any, tolerance: Any) -> Any:
 
     Raises:
         TypeError: none of them has a field `tolerance`.
+        ValueError: it cannot stop at one, as it sees minibatches.
     """
-    changed = copy.copy(solver)
     if hasattr(solver, "tolerance"):
-        object.__setattr__(changed, "tolerance", tolerance)  # also where it is frozen
-    elif hasattr(solver, "solver"):
-        object.__setattr__(changed, "solver", with_tolerance(solver.solver, tolerance))
-    else:
-        raise TypeError(
-            f"`tolerance` needs a solver that stops at one, got {solver!r}: such as"
-            " `Minimize(optax.lbfgs(), tolerance=1e-3)`."
-        )
-    return changed
+        return _changed(solver, "tolerance", tolerance)
+    if hasattr(solver, "solver"):
+        return _changed(solver, "solver", with_tolerance(solver.solver, tolerance))
+    raise TypeError(
+        f"`tolerance` needs a solver that stops at one, got {solver!r}: such as"
+        " `Minimize(optax.lbfgs(), tolerance=1e-3)`."
+    )
+
+
+def _changed(solver: Any, field: str, value: Any) -> Any:
+    """A copy with another value in a field, checked as a new one where it checks its settings."""
+    if dataclasses.is_dataclass(solver):
+        return dataclasses.replace(solver, **{field: value})  # type: ignore[type-var]
+    other = copy.copy(solver)
+    setattr(other, field, value)
+    return other
 
 
 def require_smooth(solver: Any) -> None:

@@ -82,12 +82,13 @@ class SciPy:
         given = flat, consts, outer, data
         host = _Host(self, pure, jax.eval_shape(lambda: given))
         shapes = (
-            jax.ShapeDtypeStruct(flat.shape, flat.dtype),
+            jax.eval_shape(_packed, flat),
             jax.ShapeDtypeStruct((2,), jnp.int32),
         )
         tolerance = np.nan if self.tolerance is None else self.tolerance
         packed = jax.tree.map(_packed, given)
         found, ended = jax.pure_callback(host, shapes, packed, tolerance, vmap_method="sequential")
+        found = jax.lax.bitcast_convert_type(found, flat.dtype)
         norm = _tree.norm(jax.grad(value_fn)(found, outer, data))
         status = jnp.where(jnp.isfinite(norm), ended[0], int(SolverStatus.NON_FINITE))
         return unravel(found), SolverInfo(status.astype(jnp.int32), ended[1], norm)
@@ -131,7 +132,10 @@ class _Host:
         spent = most is not None and steps >= most
         failed = SolverStatus.MAX_STEPS if spent else SolverStatus.STALLED
         status = SolverStatus.CONVERGED if found.success else failed
-        return narrow(found.x), np.array([int(status), steps], np.int32)
+        value = narrow(found.x)
+        if dtype.itemsize == 8:
+            value = value.view(np.uint32).reshape(-1, 2)
+        return value, np.array([int(status), steps], np.int32)
 
 
 def _packed(leaf: jax.Array) -> jax.Array:

@@ -39,11 +39,8 @@ def estimated(slope: Callable[[PyTree], PyTree], point: PyTree) -> jax.Array:
         product = _derivatives.linearize(slope, point)[1]
         vector = jax.tree.map(_pattern, point)
         for _ in range(_PRODUCTS):
-            vector = _tree.scale(1 / _tree.norm(vector), vector)
-            vector = product(vector)
-        curvature = _tree.norm(vector)
-        usable = jnp.isfinite(curvature) & (curvature > 0)
-        return jnp.where(usable, jnp.exp2(jnp.floor(-jnp.log2(curvature))), 1.0)
+            vector = product(_tree.scale(1 / _positive(_tree.norm(vector)), vector))
+        return jnp.exp2(jnp.floor(-jnp.log2(_positive(_tree.norm(vector)))))
 
     return _derivatives.constant(run, point)
 
@@ -86,6 +83,10 @@ def backtracked(
 
     slack = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     return _derivatives.constant(search, step_size)
+
+
+def _positive(number: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(number) & (number > 0), number, 1.0)
 
 
 def _pattern(leaf: jax.Array) -> jax.Array:
