@@ -138,6 +138,17 @@ def test_what_is_not_quadratic_is_refused(name):
         QuadraticProgram(inequality=inequality)(loss, None, jnp.ones(2), None)
 
 
+def test_nothing_leaks_from_a_compiled_derivative():
+    """Also where loss and constraints close over what is traced."""
+
+    def value(x):
+        solver = AugmentedLagrangian(inequality=lambda _, y, data: x - y, max_steps=30)
+        return jnp.sum(solver(lambda _, y, data: jnp.sum((y - 0.5 * x) ** 2), 0.0, x, None) ** 2)
+
+    with jax.checking_leaks():
+        assert np.isclose(jax.jit(jax.grad(value))(jnp.ones(2)), 2.0, atol=1e-5).all()
+
+
 def test_a_loss_that_scans_is_quadratic():
     """A rollout of linear dynamics: what is constant is found inside loops too."""
 

@@ -39,12 +39,12 @@ class Level(NamedTuple):
 
     def conditions(self) -> Conditions:
         """Gradient of the Lagrangian and the values of the constraints."""
+        loss, *constraints = self[:3]  # not `self`, whose parameters may be tracers
 
         def lagrangian(parameters: PyTree, point: Point) -> tuple[jax.Array, Any]:
-            equality = self.equality(parameters, point.inner)
-            inequality = self.inequality(parameters, point.inner)
+            equality, inequality = (values(parameters, point.inner) for values in constraints)
             pressed = jnp.vdot(point.equality, equality) + jnp.vdot(point.inequality, inequality)
-            return self.loss(parameters, point.inner) + pressed, (equality, inequality)
+            return loss(parameters, point.inner) + pressed, (equality, inequality)
 
         def conditions(parameters: PyTree, point: Point) -> Any:
             along = lambda inner: lagrangian(parameters, point._replace(inner=inner))
