@@ -90,12 +90,17 @@ def token_losses(params: PyTree, tokens: jax.Array, heads: int) -> jax.Array:
 
     x = params["tokens"][seen] + params["places"][None, :length]
     x = jax.lax.scan(jax.checkpoint(block, prevent_cse=False), x, params["blocks"])[0]
-    logits = (_normed(x, params["scale"]) @ params["tokens"].T).astype(jnp.float32)
+    logits = _wide(_normed(x, params["scale"]) @ params["tokens"].T)
     return optax.softmax_cross_entropy_with_integer_labels(logits, wanted).mean(axis=1)
 
 
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _normed(x: jax.Array, scale: jax.Array) -> jax.Array:
-    mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    mean_square = jnp.mean(jnp.square(_wide(x)), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + 1e-6).astype(x.dtype)) * scale.reshape(1, 1, -1)
 
 

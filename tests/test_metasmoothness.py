@@ -19,6 +19,8 @@ from bilevel import (
 )
 from bilevel.diagnostics import metasmoothness
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 SIZE, HIDDEN = 200, 32
 

@@ -18,6 +18,8 @@ from bilevel import (
     value_and_hypergrad,
 )
 
+pytestmark = pytest.mark.slow
+
 SIZE, WIDTH = 24, 3
 OPTIMIZERS = {
     "momentum": optax.sgd(optax.cosine_decay_schedule(0.05, 40), momentum=0.9),
