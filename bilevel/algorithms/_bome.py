@@ -14,7 +14,7 @@ import optax
 from bilevel import _tree
 from bilevel._descent import Pair, descend, first_states, start
 from bilevel._describe import settings
-from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
+from bilevel._penalty import PenaltyInfo, both_grads, penalized, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
 from bilevel._settings import Projection, check_settings
 from bilevel.solvers import Solver
@@ -115,7 +115,7 @@ class BOME:
         direction = _tree.add_scaled(upper_x, penalty, gap_x)
         inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
         outer, outer_opt = descend(self, "outer", direction, state.opt_states.outer, x, value)
-        total = value + penalty * level
+        total = penalized(value, penalty, level)
         inner, inner_opt = descend(self, "inner", inner_direction, state.opt_states.inner, y, total)
         info = penalty_info(value, direction, lower_y, penalty, level - best)
         return BOMEState(outer, inner, Pair(outer_opt, inner_opt)), info

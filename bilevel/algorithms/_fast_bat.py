@@ -152,7 +152,7 @@ class FastBAT:
             x, y, batch.outer
         )
         weight = 1 / self.sharpness if self.implicit_weight is None else self.implicit_weight
-        (cross,) = pullback(jax.tree.map(jnp.multiply, free, cotangent))
+        (cross,) = pullback(jax.tree.map(lambda f, c: f.astype(c.dtype) * c, free, cotangent))
         hypergrad = _tree.add_scaled(direct, -weight, cross)
 
         outer, outer_opt = descend(self, "outer", hypergrad, state.opt_states.outer, x, value)

@@ -14,7 +14,7 @@ import optax
 from bilevel import _tree
 from bilevel._descent import Pair, copied, descend, first_states, start
 from bilevel._describe import settings
-from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
+from bilevel._penalty import PenaltyInfo, both_grads, penalized, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
 from bilevel._settings import Number, Projection, at, check_settings
 from bilevel.solvers import Solver
@@ -146,7 +146,7 @@ class ValuePBGD(_PBGD):
         inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
 
         info = penalty_info(value, direction, lower_y, penalty, level - best)
-        total = value + penalty * level
+        total = penalized(value, penalty, level)
         return self._move(state, w, direction, inner_direction, penalty, value, total), info
 
 
@@ -209,5 +209,6 @@ class GradientPBGD(_PBGD):
         direction = _tree.add_scaled(upper_x, 2 * penalty, cross)
         inner_direction = _tree.add_scaled(upper_y, 2 * penalty, curved)
         gap = _tree.vdot(slope, slope)
-        info, total = penalty_info(value, direction, slope, penalty, gap), value + penalty * gap
+        info = penalty_info(value, direction, slope, penalty, gap)
+        total = penalized(value, penalty, gap)
         return self._move(state, None, direction, inner_direction, penalty, value, total), info

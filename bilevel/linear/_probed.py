@@ -59,7 +59,9 @@ class Probed(Wrapper):
         exact = length <= 8 * eps * _tree.norm(probe)
         negligible = 8 * eps * norm
         error = info.residual_norm * _tree.norm(rhs) / jnp.maximum(_tree.norm(value), 1e-30)
-        floor = jnp.maximum(jnp.where(exact, norm, least), 1e-30)
+        # What is left of stiff directions raises `least` more than the curvature.
+        flattest = jnp.minimum(least, jnp.abs(curvature))
+        floor = jnp.maximum(jnp.where(exact, norm, flattest), 1e-30)
         bound = (error + eps * norm) / floor
         status = status_if(bound > self.max_error, LinearStatus.ILL_CONDITIONED, info.status)
         status = status_if(~exact & (least <= negligible), LinearStatus.SINGULAR, status)

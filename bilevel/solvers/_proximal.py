@@ -74,7 +74,7 @@ class ProximalGradient:
     def start(self, init: PyTree) -> ProximalState:
         """The state before the first step."""
         init = _tree.strengthen(init)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(init))
+        dtype = _tree.widest(*jax.tree.leaves(init))
         return ProximalState(init, init, jnp.ones((), dtype))
 
     def advance(
