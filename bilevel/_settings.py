@@ -26,6 +26,7 @@ def at(value: Number, count: jax.Array) -> jax.Array | float:
 
 def positive_schedule(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is a number > 0, or a schedule of such numbers."""
+    _check.instance(name, value, "a finite number > 0 or a schedule of such numbers")
     if not callable(value):
         _check.positive(name, value)
         return
@@ -123,3 +124,11 @@ def check_settings(method: Any) -> None:
     for field in dataclasses.fields(method):
         if field.name in CHECKS:
             CHECKS[field.name](field.name, getattr(method, field.name))
+
+
+class Checked:
+    """Base of the algorithms: when one is made, its settings are checked by their names."""
+
+    def __post_init__(self) -> None:
+        """Check every setting that has a range."""
+        check_settings(self)

@@ -175,8 +175,8 @@ def test_leaks_and_strict_promotion(name):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: linear.Probed(3), TypeError, "`solver` must be a linear solver"),
-        (lambda: linear.Probed(linear.CG), TypeError, "`solver` must be a linear solver"),
+        (lambda: linear.Probed(3), TypeError, "`solver` must be a function"),
+        (lambda: linear.Probed(linear.CG), TypeError, "got the class `CG` itself"),
         (lambda: linear.Probed(linear.CG(), 0), ValueError, "`max_error` must be"),
         (
             lambda: linear.Dense(matrix=jnp.eye(2))(lambda u: u, jnp.ones(3)),

@@ -17,7 +17,7 @@ from bilevel._descent import Pair, descend, first_states, inner_descent, start
 from bilevel._describe import settings
 from bilevel._penalty import penalized
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike
-from bilevel._settings import check_settings
+from bilevel._settings import Checked
 from bilevel.discrete import TopK
 
 
@@ -52,7 +52,7 @@ class BiPInfo(NamedTuple):
 
 
 @settings
-class BiP:
+class BiP(Checked):
     """Biased: a closed-form implicit gradient that drops the curvature of the loss.
 
         lower   theta*(m) = argmin_theta  l(m * theta) + ridge / 2 ||theta||^2
@@ -96,7 +96,7 @@ class BiP:
 
     def __post_init__(self) -> None:
         _check.function("loss", self.loss, "`(weights, data) -> scalar`")
-        check_settings(self)
+        super().__post_init__()
 
     @property
     def problem(self) -> BilevelProblem:

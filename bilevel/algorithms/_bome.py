@@ -16,7 +16,7 @@ from bilevel._descent import Pair, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, both_grads, penalized, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel.solvers import Solver
 
 
@@ -35,7 +35,7 @@ class BOMEState(NamedTuple):
 
 
 @settings
-class BOME:
+class BOME(Checked):
     """Biased: descent on F along which `q(x, y) = G(x, y) - G(x, w)` falls; no penalty to set.
 
         w = solver(x), started at y and held constant
@@ -78,9 +78,6 @@ class BOME:
     control: float | jax.Array = 0.5
     damping: float | jax.Array = 0.0
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> BOMEState:
         """The state before the first step; `outer` is projected first.

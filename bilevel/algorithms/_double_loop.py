@@ -17,7 +17,7 @@ from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel._stateful import Metrics, scalar_problem, variable_of, with_variable
 from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
@@ -70,7 +70,7 @@ class DoubleLoopInfo(NamedTuple):
 
 
 @settings
-class DoubleLoop:
+class DoubleLoop(Checked):
     """Solve the inner problem, differentiate its solution, take one step on the outer variable.
 
         y_t = solver(x_t),    x_{t+1} = P(x_t - outer_optimizer(d/dx F(x_t, y_t)))
@@ -101,9 +101,6 @@ class DoubleLoop:
     _: dataclasses.KW_ONLY
     projection: Projection | None = None
     warm_start: bool = True
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
         """The state before the first step; `outer` is projected first.

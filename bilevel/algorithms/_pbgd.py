@@ -16,7 +16,7 @@ from bilevel._descent import Pair, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, both_grads, penalized, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel._settings import Number, Projection, at, check_settings
+from bilevel._settings import Checked, Number, Projection, at
 from bilevel.solvers import Solver
 
 
@@ -38,7 +38,7 @@ class PBGDState(NamedTuple):
     step_count: jax.Array
 
 
-class _PBGD:
+class _PBGD(Checked):
     """What both penalties share: the first state, and the joint step."""
 
     problem: BilevelProblem
@@ -124,9 +124,6 @@ class ValuePBGD(_PBGD):
     penalty: Number
     projection: Projection | None = None
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
         """One inner solve and one joint step.
 
@@ -186,9 +183,6 @@ class GradientPBGD(_PBGD):
     _: dataclasses.KW_ONLY
     penalty: Number
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
         """One joint step.
