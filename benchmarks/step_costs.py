@@ -83,17 +83,23 @@ def algorithms() -> dict[str, Any]:
     return {name: getattr(bilevel, name)(*a, **kw) for name, (a, kw) in settings.items()}
 
 
-def cost(name: str, algorithm: Any) -> dict[str, float]:
-    """Operations and bytes of the compiled step, as XLA counts them."""
+def start(name: str, dtype: Any = jnp.float32) -> tuple[tuple[jax.Array, jax.Array], Batch]:
+    """Where an algorithm begins, the outer variable and the inner one, and its data."""
     keys = jax.random.split(jax.random.key(0), 2)
     lead = (NUM_STACKED,) if name in FINITE_SUM else ()
     data = (
-        jax.random.normal(keys[0], (*lead, NUM_EXAMPLES, NUM_INNER)),
-        jnp.sign(jax.random.normal(keys[1], (*lead, NUM_EXAMPLES))),
+        jax.random.normal(keys[0], (*lead, NUM_EXAMPLES, NUM_INNER), dtype),
+        jnp.sign(jax.random.normal(keys[1], (*lead, NUM_EXAMPLES), dtype)),
     )
-    outer = jnp.full(NUM_INNER, 0.5 if name in MASKED else -3.0)
-    state = algorithm.init(outer, jnp.zeros(NUM_INNER))
-    found = jax.jit(algorithm.step).lower(state, Batch(data, data)).compile().cost_analysis()
+    outer = jnp.full(NUM_INNER, 0.5 if name in MASKED else -3.0, dtype)
+    return (outer, jnp.zeros(NUM_INNER, dtype)), Batch(data, data)
+
+
+def cost(name: str, algorithm: Any) -> dict[str, float]:
+    """Operations and bytes of the compiled step, as XLA counts them."""
+    variables, batch = start(name)
+    state = algorithm.init(*variables)
+    found = jax.jit(algorithm.step).lower(state, batch).compile().cost_analysis()
     return {"flops": found["flops"], "bytes": found["bytes accessed"]}
 
 

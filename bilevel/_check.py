@@ -43,12 +43,14 @@ def fraction(name: str, value: Any) -> None:
 
 def weight(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is a number in (0, 1], or a schedule (a function)."""
+    instance(name, value, "a number in (0, 1] or a schedule of such numbers")
     if not callable(value):
         fraction(name, value)
 
 
 def positive_schedule(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is a number > 0, or a schedule of such numbers."""
+    instance(name, value, "a finite number > 0 or a schedule of such numbers")
     if not callable(value):
         positive(name, value)
         return
@@ -135,10 +137,10 @@ def key(name: str, value: Any) -> None:
 
 def optimizer(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is an Optax transformation."""
-    if inspect.isclass(value) or not (hasattr(value, "init") and hasattr(value, "update")):
-        raise TypeError(
-            f"`{name}` must be an Optax transformation such as `optax.sgd(0.1)`, got {value!r}."
-        )
+    what = "an Optax transformation such as `optax.sgd(0.1)`"
+    instance(name, value, what)
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(f"`{name}` must be {what}, got {value!r}.")
 
 
 def solver(name: str, value: Any, example: str = "Minimize(optax.sgd(0.1), 100)") -> None:
@@ -163,17 +165,22 @@ def minibatch(value: Any) -> None:
         function("minibatch", value, "of the data and an index such as `bilevel.stacked`")
 
 
-def function(name: str, value: Any, what: str) -> None:
-    """Raise a TypeError unless `value` is callable and no class that was never called.
+def instance(name: str, value: Any, what: str) -> None:
+    """Raise a TypeError where `value` is a class that was never called.
 
     `projections.Simplex` without its brackets is callable too, and would be constructed with the
     variable as its setting.
     """
     if inspect.isclass(value):
         raise TypeError(
-            f"`{name}` must be a function {what}, got the class `{value.__name__}` itself."
+            f"`{name}` must be {what}, got the class `{value.__name__}` itself."
             f" Make an instance of it: `{value.__name__}(...)`."
         )
+
+
+def function(name: str, value: Any, what: str) -> None:
+    """Raise a TypeError unless `value` is callable and no class that was never called."""
+    instance(name, value, f"a function {what}")
     if not callable(value):
         raise TypeError(f"`{name}` must be a function {what}, got {value!r}.")
 

@@ -132,7 +132,7 @@ def outer_slopes(loss: Loss, point: Point, data: PyTree) -> Slopes:
 
 def zero_value(inner: PyTree) -> jax.Array:
     """A zero in the dtype of `Slopes.value`: that of the inner variable, float32 at least."""
-    return jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(inner)))
+    return jnp.zeros((), _tree.widest(*jax.tree.leaves(inner)))
 
 
 def combine(products: Products, slopes: Slopes) -> Directions:

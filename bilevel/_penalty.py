@@ -66,6 +66,11 @@ def both_grads(
     return value, *upper, level, *lower
 
 
+def penalized(value: jax.Array, penalty: jax.Array | float, term: jax.Array) -> jax.Array:
+    """`value + penalty * term`, in the dtype of the value."""
+    return value + jnp.asarray(penalty, value.dtype) * term.astype(value.dtype)
+
+
 def pulled_descent(
     method: Any,
     outer: PyTree,
@@ -82,7 +87,7 @@ def pulled_descent(
         if pull is None:
             return level
         value = problem.outer_loss(outer, inner, batch.outer)
-        return level + jnp.asarray(pull, value.dtype) * value
+        return penalized(level, pull, value)
 
     def slope_fn(inner: PyTree) -> PyTree:
         lower = jax.grad(problem.inner_loss, 1)(outer, inner, batch.inner)

@@ -104,3 +104,11 @@ def check_settings(method: Any) -> None:
     for field in dataclasses.fields(method):
         if field.name in CHECKS:
             CHECKS[field.name](field.name, getattr(method, field.name))
+
+
+class Checked:
+    """Base of the algorithms: when one is made, its settings are checked by their names."""
+
+    def __post_init__(self) -> None:
+        """Check every setting that has a range."""
+        check_settings(self)

@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from benchmarks import step_costs
 from bilevel import (
     Batch,
     BilevelProblem,
     Implicit,
     Minimize,
+    ProximalGradient,
     corrected_hypergradient,
     linear,
+    proximal,
+    training,
     value_and_hypergrad,
 )
 from bilevel.diagnostics import check_hypergrad, diagnose, plan_memory
@@ -69,6 +73,26 @@ def test_healthy_problems_pass_the_checks_of_jax(name, flag):
         stack.enter_context(FLAGS[flag]())
         result = RUNS[name](SMOOTH[flag], jnp.ones(3), jnp.zeros(3), Batch())
         assert bool(jnp.all(jnp.isfinite(jnp.asarray(result))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", step_costs.algorithms())
+def test_a_step_promotes_strictly(name, dtype):
+    algorithm, (state, batch) = step_costs.algorithms()[name], step_costs.start(name, dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(lambda s, b: algorithm.step(algorithm.init(*s), b), state, batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_surrounds_a_loss_promotes_strictly(dtype):
+    inner, outer = jnp.ones(3, dtype), jnp.zeros((), dtype)
+    loss = lambda x, y, _: jnp.sum((y - x) ** 2)
+    lasso = ProximalGradient(proximal.L1(0.1), 0.1, 2)
+    code = linear.GradientCode(4, 1, "reed_solomon")
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(training.MixedPrecision(loss), outer, inner, None)
+        jax.eval_shape(lambda *args: lasso(loss, *args, None), outer, inner)
+        jax.eval_shape(lambda a: code.decode(a, jnp.ones(4, bool)), jnp.ones((4, 3), "float32"))
 
 
 def test_adam_of_optax_does_not_promote_strictly():

@@ -6,9 +6,12 @@ import optax
 import pytest
 
 from bilevel import (
+    F2SA,
+    MASOBA,
     Batch,
     BilevelProblem,
     DoubleLoop,
+    FastBAT,
     Implicit,
     Minimize,
     OneStep,
@@ -85,6 +88,35 @@ INPUTS = {
     "linear solver class": (lambda: Implicit(SOLVER, linear.CG), "got the class `CG` itself"),
     "step class": (lambda: OneStep(SOLVER, Minimize), "got the class `Minimize` itself"),
     "loss class": (lambda: BilevelProblem(SUM, Minimize), "got the class `Minimize` itself"),
+    "preconditioner class": (
+        lambda: linear.CG(preconditioner=linear.Nystrom),
+        r"`preconditioner` .*the class `Nystrom` itself. Make an instance of it: `Nystrom\(",
+    ),
+    "matrix class": (lambda: linear.Dense(matrix=linear.CG), "`matrix` .*the class `CG` itself"),
+    "diagonal class": (
+        lambda: linear.DiagonalFisher(linear.HutchinsonDiagonal),
+        "`diagonal` must be .*the class `HutchinsonDiagonal` itself",
+    ),
+    "optimizer class": (
+        lambda: Minimize(optax.GradientTransformation, 10),
+        "`optimizer` must be .*the class `GradientTransformation` itself. Make an instance of it",
+    ),
+    "step size class": (
+        lambda: SignUnrolled(float, 3),
+        "`step_size` must be a number > 0 or a schedule of such numbers, got the class `float`",
+    ),
+    "penalty class": (
+        lambda: F2SA(GOOD, *[optax.sgd(0.1)] * 2, penalty=float),
+        "`penalty` must be .*the class `float` itself",
+    ),
+    "momentum class": (
+        lambda: MASOBA(GOOD, *[optax.sgd(0.1)] * 3, momentum_weight=float),
+        "`momentum_weight` must be .*the class `float` itself",
+    ),
+    "bounds class": (
+        lambda: FastBAT(GOOD, optax.sgd(0.1), bounds=tuple, sharpness=1.0),
+        "`bounds` must be .*the class `tuple` itself",
+    ),
     "truncating a rule": (
         lambda: Truncated(Implicit(SOLVER), 2),
         "`solver` must be a `Minimize`, whose steps can be cut",

@@ -175,8 +175,8 @@ def test_leaks_and_strict_promotion(name):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: linear.Probed(3), TypeError, "`solver` must be a linear solver"),
-        (lambda: linear.Probed(linear.CG), TypeError, "`solver` must be a linear solver"),
+        (lambda: linear.Probed(3), TypeError, "`solver` must be a function"),
+        (lambda: linear.Probed(linear.CG), TypeError, "got the class `CG` itself"),
         (lambda: linear.Probed(linear.CG(), 0), ValueError, "`max_error` must be"),
         (
             lambda: linear.Dense(matrix=jnp.eye(2))(lambda u: u, jnp.ones(3)),
@@ -204,3 +204,21 @@ def test_no_random_or_aimed_system_breaks_the_promise_of_converged():
     assert len(ended) == 2 * len(linear_suite.SOLVERS)
     assert {name: row["broken"] for name, row in ended.items() if row["broken"]} == {}
     assert all(row["CONVERGED"] for row in ended.values())
+
+
+def test_bicgstab_solves_a_batch_of_single_numbers():
+    """With LLVM's optimisations, which these tests forgo, a half step was rounded in two ways."""
+    systems = [linear_suite.system(np.random.default_rng([1, i]), 1, False) for i in range(8)]
+    batch = (np.stack(part).astype("float32") for part in zip(*systems, strict=True))
+    _, info = linear_suite.solved("BiCGSTAB", *batch)
+    assert bool(jnp.all(info.residual_norm < 1e-6))
+
+
+@pytest.mark.parametrize(("size", "number"), [(2, 41), (5, 31), (60, 1), (60, 23)])
+def test_a_probe_that_holds_stiff_directions_too_bounds_the_error(size, number):
+    system = linear_suite.system(np.random.default_rng([size, number]), size, True)
+    matrix, rhs = (part.astype("float32") for part in system)
+    values, infos = linear_suite.solved("Probed CG", matrix[None], rhs[None])
+    info = jax.tree.map(lambda a: a[0], infos)
+    truth = linear_suite.Truth.of(matrix, rhs)
+    assert not linear_suite.broken("Probed CG", truth, values[0], info)

@@ -129,10 +129,10 @@ def test_lineax_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: linear.Strict("cg"), TypeError, "`solver` must be a linear solver such as"),
+        (lambda: linear.Strict("cg"), TypeError, "`solver` must be a function such as"),
         (lambda: linear.Auto(max_dense=0), ValueError, "`max_dense` must be an integer >= 1"),
-        (lambda: linear.Auto(iterative=3), TypeError, "`iterative` must be a linear solver"),
-        (lambda: linear.Auto(dense=3), TypeError, "`dense` must be a linear solver"),
+        (lambda: linear.Auto(iterative=3), TypeError, "`iterative` must be a function"),
+        (lambda: linear.Auto(dense=3), TypeError, "`dense` must be a function"),
         (lambda: linear.Lineax(linear.CG()), TypeError, "need no adapter"),
         (lambda: linear.Lineax(lx.LU(), ridge=-1), ValueError, "`ridge` must be"),
         (lambda: linear.Lineax(lx.LU(), tolerance=0), ValueError, "`tolerance` must be"),

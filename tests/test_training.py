@@ -409,6 +409,16 @@ WRONG = {
         TypeError,
         "`stop_when` must be a function of the info",
     ),
+    "stop_when, a class": (
+        lambda: fit(ALGORITHM, START, CASE.batch, 1, stop_when=Patience),
+        TypeError,
+        "`stop_when` must be .*the class `Patience` itself. Make an instance of it",
+    ),
+    "data, a class": (
+        lambda: fit(ALGORITHM, START, Minibatches, 1),
+        TypeError,
+        "`data` must be .*the class `Minibatches` itself. Make an instance of it",
+    ),
     "patience": (lambda: Patience(0), ValueError, "`num_steps` must be an integer >= 1, got 0"),
     "decrease": (lambda: Patience(1, min_decrease=-1), ValueError, "`min_decrease` must be"),
     "minibatch": (lambda: Minibatches(inner=0), ValueError, "`inner` must be an integer >= 1"),

@@ -47,7 +47,7 @@ class Method:
     """One row of the race.
 
     Attributes:
-        make: `(standard, inner rate, outer rate) -> algorithm`; both rates may be traced.
+        make: `(standard, inner step size, outer step size) -> algorithm`; both may be traced.
         cost: `standard -> gradients a step`. A gradient of one loss on one minibatch counts 1, a
             product with the Hessian 2, and so does the joint pass that also gives `C' u`.
         sees: "minibatch" (drawn anew at each step), "full" or "stack" (all, cut into minibatches).
@@ -60,8 +60,8 @@ class Method:
     stack: Batch | int | None = None
 
 
-def _sgd(*rates: Any) -> list[optax.GradientTransformation]:
-    return [optax.sgd(rate) for rate in rates]
+def _sgd(*step_sizes: Any) -> list[optax.GradientTransformation]:
+    return [optax.sgd(size) for size in step_sizes]
 
 
 def _single(algorithm: Any, **options: Any) -> Callable[[Standard, Any, Any], Any]:
@@ -75,7 +75,7 @@ def _series(algorithm: Any, **options: Any) -> Callable[[Standard, Any, Any], An
         s.problem,
         *_sgd(a, b),
         num_terms=TERMS,
-        linear_step_size=s.inner_rate,
+        linear_step_size=s.inner_step_size,
         projection=s.projection,
         **options,
     )
@@ -179,7 +179,7 @@ METHODS: dict[str, Method] = {
         lambda s, a, b: MEHA(
             s.problem,
             optax.sgd(b),
-            inner_step_size=s.inner_rate / 2,
+            inner_step_size=s.inner_step_size / 2,
             penalty=PENALTY,
             smoothing=1.0,
             projection=s.projection,

@@ -33,8 +33,8 @@ class Standard:
         outer: where x starts.
         inner: where y starts.
         data: all examples of both levels; leaves have them along axis 0.
-        inner_rate: 1 / L, a rate at which gradient steps on the inner loss do not diverge.
-        outer_rates: the grid to tune over, which is the same for all algorithms.
+        inner_step_size: 1 / L, at which gradient steps on the inner loss do not diverge.
+        outer_step_sizes: the grid to tune over, which is the same for all algorithms.
         projection: of x, or None.
         score: `(outer, inner) -> number`, the lower the better, in double precision on the host.
         score_name: what the score is.
@@ -45,8 +45,8 @@ class Standard:
     outer: Any
     inner: Any
     data: Batch
-    inner_rate: float
-    outer_rates: tuple[float, ...]
+    inner_step_size: float
+    outer_step_sizes: tuple[float, ...]
     projection: Callable[[Any], Any] | None
     score: Callable[[np.ndarray, np.ndarray], float]
     score_name: str
@@ -110,8 +110,8 @@ def quadratic(num_examples: int = 1024, num_inner: int = 100, num_outer: int = 1
         jnp.ones(num_outer),
         jnp.zeros(num_inner),
         jax.tree.map(jnp.asarray, data),
-        inner_rate=0.5,
-        outer_rates=(0.01, 0.03, 0.1, 0.3, 1.0),
+        inner_step_size=0.5,
+        outer_step_sizes=(0.01, 0.03, 0.1, 0.3, 1.0),
         projection=None,
         score=lambda x, y: value(np.asarray(x, np.float64)) - best,
         score_name="suboptimality of the value function",
@@ -180,8 +180,8 @@ def logistic(name: str, data_dir: pathlib.Path) -> Standard:
         jnp.asarray(start, jnp.float32),
         jnp.zeros(num_weights),
         Batch(dense(design, sign), dense(*held_out)),
-        inner_rate=float(1 / curvature),
-        outer_rates=(1.0, 10.0, 100.0, 1000.0, 10_000.0),
+        inner_step_size=float(1 / curvature),
+        outer_step_sizes=(1.0, 10.0, 100.0, 1000.0, 10_000.0),
         projection=projections.Box(-14.0, 0.0),
         score=lambda x, y: value(np.asarray(x, np.float64))[0] - found.fun,
         score_name="suboptimality of the value function",
@@ -255,8 +255,8 @@ def hyper_cleaning(corruption: float, data_dir: pathlib.Path) -> Standard:
             examples(images.train.x, labels),
             examples(images.validation.x, images.validation.y),
         ),
-        inner_rate=0.01,
-        outer_rates=(1.0, 10.0, 100.0, 1000.0, 10_000.0),
+        inner_step_size=0.01,
+        outer_step_sizes=(1.0, 10.0, 100.0, 1000.0, 10_000.0),
         projection=projections.Box(-8.0, 8.0),
         score=lambda x, y: 100 * float(np.mean((test_x @ y.T).argmax(axis=1) != test_y)),
         score_name="test error of the tracked model, %",

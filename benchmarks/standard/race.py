@@ -2,9 +2,10 @@
 
     python -m benchmarks.standard.race --problems quadratic a9a --data-dir data
 
-For each algorithm: every pair of an inner and an outer rate of the problem's grid runs once for the
-whole budget, all in one compiled call; the pair that ends best runs again on fresh seeds. A part
-of the budget would not judge fairly: rates that win a quarter of it can diverge over the rest.
+For each algorithm: every pair of an inner and an outer step size of the problem's grid runs once
+for the whole budget, all in one compiled call; the pair that ends best runs again on fresh seeds.
+A part of the budget would not judge fairly: step sizes that win a quarter of it can diverge over
+the rest.
 Writes a JSON and a PNG file for each problem, and prints a table.
 """
 
@@ -25,24 +26,24 @@ from benchmarks.standard.methods import METHODS, Method
 from benchmarks.standard.problems import BATCH_SIZE, PROBLEMS, Standard, build
 from bilevel import run, sampling
 
-INNER_SHARES = (0.3, 1.0)  # of the problem's own inner rate
+INNER_SHARES = (0.3, 1.0)  # of the problem's own inner step size
 CHUNKS = 12
 TUNING_SEED, FIRST_SEED = 0, 1
 
 
-def start(method: Method, standard: Standard, rates: Any, seed: Any) -> Any:
+def start(method: Method, standard: Standard, step_sizes: Any, seed: Any) -> Any:
     """The state before the first step; finite-sum methods draw by a key of their own."""
-    state = method.make(standard, *rates).init(standard.outer, standard.inner)
+    state = method.make(standard, *step_sizes).init(standard.outer, standard.inner)
     has_key = "key" in getattr(state, "_fields", ())
     return state._replace(key=jax.random.key(seed)) if has_key else state
 
 
 def advance(
-    method: Method, standard: Standard, data: Any, rates: Any, seed: Any, state: Any, first: Any,
-    num_steps: int,
+    method: Method, standard: Standard, data: Any, step_sizes: Any, seed: Any, state: Any,
+    first: Any, num_steps: int,
 ) -> Any:  # fmt: skip
     """`num_steps` steps from step `first`."""
-    algorithm = method.make(standard, *rates)
+    algorithm = method.make(standard, *step_sizes)
     if method.sees == "minibatch":
         draw = sampling.minibatches(data, BATCH_SIZE, jax.random.key(seed), stack=method.stack)
         return run(algorithm, state, lambda i: draw(first + i), num_steps)[0]
@@ -64,25 +65,25 @@ def race(name: str, method: Method, standard: Standard, budget: int, num_seeds: 
     """Tune and run one algorithm on one problem."""
     data, cost = seen(method, standard), method.cost(standard)
     grid = [
-        (share * standard.inner_rate, rate)
-        for share, rate in itertools.product(INNER_SHARES, standard.outer_rates)
+        (share * standard.inner_step_size, size)
+        for share, size in itertools.product(INNER_SHARES, standard.outer_step_sizes)
     ]
     num_steps = max(int(budget / cost), 1)  # one is the least, whatever it costs
     chunk = max(num_steps // CHUNKS, 1)
     num_chunks = num_steps // chunk
 
     @jax.jit
-    def tune(data: Any, rates: Any) -> Any:
-        def one(rates: Any) -> Any:
-            state = start(method, standard, rates, TUNING_SEED)
-            args = (data, rates, TUNING_SEED, state, 0, num_chunks * chunk)
+    def tune(data: Any, step_sizes: Any) -> Any:
+        def one(step_sizes: Any) -> Any:
+            state = start(method, standard, step_sizes, TUNING_SEED)
+            args = (data, step_sizes, TUNING_SEED, state, 0, num_chunks * chunk)
             state = advance(method, standard, *args)
             return state.outer, state.inner
 
-        return jax.lax.map(one, rates)
+        return jax.lax.map(one, step_sizes)
 
-    rates = tuple(jnp.asarray(column, jnp.float32) for column in zip(*grid, strict=True))
-    ends = jax.device_get(tune(data, rates))
+    step_sizes = tuple(jnp.asarray(column, jnp.float32) for column in zip(*grid, strict=True))
+    ends = jax.device_get(tune(data, step_sizes))
     scores = [_score(standard, *(jax.tree.map(lambda a, i=i: a[i], e) for e in ends))
               for i in range(len(grid))]  # fmt: skip
     best = grid[int(np.argmin(scores))]
@@ -107,8 +108,8 @@ def race(name: str, method: Method, standard: Standard, budget: int, num_seeds: 
     return {
         "algorithm": name,
         "problem": standard.name,
-        "inner_rate": best[0],
-        "outer_rate": best[1],
+        "inner_step_size": best[0],
+        "outer_step_size": best[1],
         "tuning_scores": scores,
         "gradients_per_step": cost,
         "steps": num_chunks * chunk,
@@ -127,7 +128,7 @@ def _score(standard: Standard, outer: Any, inner: Any) -> float:
 
 def table(rows: list[dict]) -> str:
     """Markdown, best first."""
-    lines = ["| algorithm | start | a third | end | ± | steps | seconds | inner, outer rate |"]
+    lines = ["| algorithm | start | a third | end | ± | steps | seconds | inner, outer step size |"]
     lines += ["|" + "---|" * 8]
     for row in sorted(rows, key=lambda row: np.median([c[-1] for c in row["curves"]])):
         curves = np.array(row["curves"])
@@ -136,7 +137,7 @@ def table(rows: list[dict]) -> str:
             f"| {row['algorithm']} | {begin:.3g} | {third:.3g} | {end:.3g} |"
             f" {np.std(curves[:, -1], ddof=1) if len(curves) > 1 else 0:.1g} |"
             f" {row['steps']} | {row['seconds'][-1]:.2f} |"
-            f" {row['inner_rate']:.2g}, {row['outer_rate']:.2g} |"
+            f" {row['inner_step_size']:.2g}, {row['outer_step_size']:.2g} |"
         )
     return "\n".join(lines)
 

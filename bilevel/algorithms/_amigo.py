@@ -33,11 +33,11 @@ from bilevel._directions import (
 )
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._series import check_minibatches, products, seen
-from bilevel._settings import Minibatch, Projection, check_settings
+from bilevel._settings import Checked, Minibatch, Projection
 
 
 @settings
-class AmIGO:
+class AmIGO(Checked):
     """Two warm-started inner loops: the stochastic double loop of best rates without momentum.
 
     Prefer it over `SOBA` when an outer step is dear (a validation pass, say) next to inner ones;
@@ -72,9 +72,6 @@ class AmIGO:
     num_linear_steps: int
     minibatch: Minibatch | None = None
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> TrackingState:
         """The state before the first step; `outer` is projected first, the adjoint is zero.

@@ -15,8 +15,9 @@ import optax
 from bilevel import _check, _tree
 from bilevel._descent import Pair, descend, first_states, inner_descent, start
 from bilevel._describe import settings
+from bilevel._penalty import penalized
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike
-from bilevel._settings import check_settings
+from bilevel._settings import Checked
 from bilevel.discrete import TopK
 
 
@@ -51,7 +52,7 @@ class BiPInfo(NamedTuple):
 
 
 @settings
-class BiP:
+class BiP(Checked):
     """Biased: a closed-form implicit gradient that drops the curvature of the loss.
 
         lower   theta*(m) = argmin_theta  l(m * theta) + ridge / 2 ||theta||^2
@@ -95,7 +96,7 @@ class BiP:
 
     def __post_init__(self) -> None:
         _check.function("loss", self.loss, "`(weights, data) -> scalar`")
-        check_settings(self)
+        super().__post_init__()
 
     @property
     def problem(self) -> BilevelProblem:
@@ -105,7 +106,9 @@ class BiP:
             return self.loss(jax.tree.map(jnp.multiply, mask, weights), data)
 
         def inner_loss(mask: PyTree, weights: PyTree, data: PyTree) -> jax.Array:
-            return fit(mask, weights, data) + 0.5 * self.ridge * _tree.vdot(weights, weights)
+            value, squared = fit(mask, weights, data), _tree.vdot(weights, weights)
+            value = value.astype(_tree.widest(value, squared))
+            return penalized(value, 0.5 * self.ridge, squared)
 
         return BilevelProblem(fit, inner_loss)
 

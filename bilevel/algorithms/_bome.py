@@ -14,9 +14,9 @@ import optax
 from bilevel import _tree
 from bilevel._descent import Pair, descend, first_states, start
 from bilevel._describe import settings
-from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
+from bilevel._penalty import PenaltyInfo, both_grads, penalized, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel.solvers import Solver
 
 
@@ -35,7 +35,7 @@ class BOMEState(NamedTuple):
 
 
 @settings
-class BOME:
+class BOME(Checked):
     """Biased: descent on F along which `q(x, y) = G(x, y) - G(x, w)` falls; no penalty to set.
 
         w = solver(x), started at y and held constant
@@ -79,9 +79,6 @@ class BOME:
     damping: float | jax.Array = 0.0
     projection: Projection | None = None
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     def init(self, outer: PyTree, inner: PyTree) -> BOMEState:
         """The state before the first step; `outer` is projected first.
 
@@ -115,7 +112,7 @@ class BOME:
         direction = _tree.add_scaled(upper_x, penalty, gap_x)
         inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
         outer, outer_opt = descend(self, "outer", direction, state.opt_states.outer, x, value)
-        total = value + penalty * level
+        total = penalized(value, penalty, level)
         inner, inner_opt = descend(self, "inner", inner_direction, state.opt_states.inner, y, total)
         info = penalty_info(value, direction, lower_y, penalty, level - best)
         return BOMEState(outer, inner, Pair(outer_opt, inner_opt)), info

@@ -16,7 +16,7 @@ from bilevel._descent import copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, penalty_info, pulled_descent
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Number, Projection, at, check_settings
+from bilevel._settings import Checked, Number, Projection, at
 
 
 class CentralF2SAVariables(NamedTuple):
@@ -47,7 +47,7 @@ class CentralF2SAState(NamedTuple):
 
 
 @settings
-class CentralF2SA:
+class CentralF2SA(Checked):
     """Biased: a central difference in place of the implicit gradient; error `O(1 / penalty^2)`.
 
         y+ <- y+ - b (grad_y G(x, y+) + grad_y F(x, y+) / penalty)       `num_inner_steps` times
@@ -89,9 +89,6 @@ class CentralF2SA:
     penalty: Number
     num_inner_steps: int = 1
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> CentralF2SAState:
         """The state before the first step; y+ and y- start at `inner`, `outer` is projected.

@@ -17,7 +17,7 @@ from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._settings import Projection, at, check_settings
+from bilevel._settings import Checked, Projection, at
 from bilevel._stateful import Metrics, scalar_problem, variable_of, with_variable
 from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
@@ -75,7 +75,7 @@ class DoubleLoopInfo(NamedTuple):
 
 
 @settings
-class DoubleLoop:
+class DoubleLoop(Checked):
     """Solve the inner problem, differentiate its solution, take one step on the outer variable.
 
         y_t = solver(x_t),    x_{t+1} = P(x_t - outer_optimizer(d/dx F(x_t, y_t)))
@@ -116,7 +116,7 @@ class DoubleLoop:
     tolerance: float | jax.Array | optax.Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.tolerance is not None:
             _check.positive_schedule("tolerance", self.tolerance)
             with_tolerance(self.solver, 1.0)  # raises where there is none to replace

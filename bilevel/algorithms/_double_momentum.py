@@ -26,7 +26,7 @@ from bilevel._directions import Directions, StepInfo, step_info
 from bilevel._momentum import recursive_momentum
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._series import check_minibatches, draw_key, seen, series_directions, split_key
-from bilevel._settings import Minibatch, Number, Projection, check_settings
+from bilevel._settings import Checked, Minibatch, Number, Projection
 
 
 class DoubleMomentumState(NamedTuple):
@@ -51,7 +51,7 @@ class DoubleMomentumState(NamedTuple):
     key: jax.Array | None
 
 
-class _DoubleMomentum:
+class _DoubleMomentum(Checked):
     """What both share: everything but whether they draw a power of the series."""
 
     problem: BilevelProblem
@@ -163,9 +163,6 @@ class MRBO(_DoubleMomentum):
     projection: Projection | None = None
     seed: None = dataclasses.field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @settings
 class SUSTAIN(_DoubleMomentum):
@@ -208,6 +205,3 @@ class SUSTAIN(_DoubleMomentum):
     minibatch: Minibatch | None = None
     projection: Projection | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)

@@ -16,7 +16,7 @@ from bilevel._descent import copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, penalty_info, pulled_descent
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Number, Projection, at, check_settings
+from bilevel._settings import Checked, Number, Projection, at
 
 
 class F2SAVariables(NamedTuple):
@@ -46,7 +46,7 @@ class F2SAState(NamedTuple):
 
 
 @settings
-class F2SA:
+class F2SA(Checked):
     """Biased: a forward difference in place of the implicit gradient; no Hessian at all.
 
         z <- z - b grad_y G(x, z)                                    `num_inner_steps` times
@@ -92,9 +92,6 @@ class F2SA:
     penalty: Number
     num_inner_steps: int = 1
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> F2SAState:
         """The state before the first step; y and z start at `inner`, `outer` is projected.

@@ -16,7 +16,7 @@ from bilevel import _check, _tree
 from bilevel._descent import Single, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 
 Bounds = tuple[float | jax.Array, float | jax.Array]
 
@@ -57,7 +57,7 @@ class FastBATInfo(NamedTuple):
 
 
 @settings
-class FastBAT:
+class FastBAT(Checked):
     """Biased: the implicit gradient of the lower level linearised at z, with a quadratic term.
 
         lower  y*(x) = argmin_{y in box} <grad_y G(x, z), y> + (sharpness / 2) ||y - z||^2
@@ -109,7 +109,7 @@ class FastBAT:
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         _check_bounds(self.bounds)
 
     def init(self, outer: PyTree, inner: PyTree) -> FastBATState:
@@ -152,7 +152,7 @@ class FastBAT:
             x, y, batch.outer
         )
         weight = 1 / self.sharpness if self.implicit_weight is None else self.implicit_weight
-        (cross,) = pullback(jax.tree.map(jnp.multiply, free, cotangent))
+        (cross,) = pullback(jax.tree.map(lambda f, c: f.astype(c.dtype) * c, free, cotangent))
         hypergrad = _tree.add_scaled(direct, -weight, cross)
 
         outer, outer_opt = descend(self, "outer", hypergrad, state.opt_states.outer, x, value)
@@ -163,6 +163,7 @@ class FastBAT:
 
 
 def _check_bounds(bounds: object) -> None:
+    _check.instance("bounds", bounds, "a pair (lower, upper) or a function of `batch.inner`")
     if callable(bounds):
         return
     if not (isinstance(bounds, tuple) and len(bounds) == 2):

@@ -34,7 +34,7 @@ from bilevel._directions import (
 )
 from bilevel._momentum import recursive_momentum
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Number, Projection, check_settings
+from bilevel._settings import Checked, Number, Projection
 
 
 class FSLAState(NamedTuple):
@@ -60,7 +60,7 @@ class FSLAState(NamedTuple):
 
 
 @settings
-class FSLA:
+class FSLA(Checked):
     """Alternating single steps with recursive momentum: `SOBA` that uses its news at once.
 
     Prefer it over `SOBA` where the outer gradient is noisy and twice the cost of a step is worth
@@ -90,9 +90,6 @@ class FSLA:
     _: dataclasses.KW_ONLY
     momentum_weight: Number
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> FSLAState:
         """The state before the first step; `outer` is projected first, the adjoint is zero.

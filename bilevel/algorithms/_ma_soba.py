@@ -23,7 +23,7 @@ from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._directions import Point, StepInfo, directions, move, start_point, step_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 
 
 class MASOBAState(NamedTuple):
@@ -45,7 +45,7 @@ class MASOBAState(NamedTuple):
 
 
 @settings
-class MASOBA:
+class MASOBA(Checked):
     """SOBA with an averaged hypergradient: the optimal O(1 / epsilon^2) samples of plain SGD.
 
     Prefer it over `SOBA` when outer gradients are noisy: it needs less smoothness and reaches SGD's
@@ -76,7 +76,7 @@ class MASOBA:
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         # No schedule: the state counts no steps.
         _check.fraction("momentum_weight", self.momentum_weight)
 

@@ -17,7 +17,7 @@ from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._penalty import PenaltyInfo, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Number, Projection, at, check_settings
+from bilevel._settings import Checked, Number, Projection, at
 
 
 class MEHAState(NamedTuple):
@@ -39,7 +39,7 @@ class MEHAState(NamedTuple):
 
 
 @settings
-class MEHA:
+class MEHA(Checked):
     """Biased: descent on `F / penalty + G - v`, v the Moreau envelope of the lower level G.
 
         v(x, y) = min_theta G(x, theta) + ||theta - y||^2 / (2 smoothing),   G = g + r,  r prox-able
@@ -94,7 +94,7 @@ class MEHA:
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.nonsmooth_loss is not None and self.prox is None:
             raise ValueError(
                 "`nonsmooth_loss` needs its `prox`, got prox=None. Write a smooth term into the"

@@ -18,7 +18,7 @@ from bilevel import _check, _tree
 from bilevel._descent import Pair, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, Loss, PyTree, check_scalar
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 
 
 class MinMaxState(NamedTuple):
@@ -51,7 +51,7 @@ class MinMaxInfo(NamedTuple):
     finite: jax.Array
 
 
-class _MinMax:
+class _MinMax(Checked):
     """What both methods share: the same problem in two losses, the first state, one joint move."""
 
     loss: Loss
@@ -117,7 +117,7 @@ class GradientDescentAscent(_MinMax):
 
     def __post_init__(self) -> None:
         _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
-        check_settings(self)
+        super().__post_init__()
 
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One simultaneous step.
@@ -164,7 +164,7 @@ class Extragradient(_MinMax):
 
     def __post_init__(self) -> None:
         _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
-        check_settings(self)
+        super().__post_init__()
 
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One step ahead and one step.

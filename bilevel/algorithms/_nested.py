@@ -25,7 +25,7 @@ from bilevel._describe import settings
 from bilevel._directions import StepInfo, step_info
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._series import check_minibatches, draw_key, seen, series_directions, split_key
-from bilevel._settings import Minibatch, Projection, check_settings
+from bilevel._settings import Checked, Minibatch, Projection
 
 
 class NestedState(NamedTuple):
@@ -44,7 +44,7 @@ class NestedState(NamedTuple):
     key: jax.Array | None
 
 
-class _Nested:
+class _Nested(Checked):
     """What the three share: everything but the number of inner steps, and whether they draw."""
 
     problem: BilevelProblem
@@ -136,9 +136,6 @@ class BSA(_Nested):
     projection: Projection | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @settings
 class TTSA(_Nested):
@@ -179,9 +176,6 @@ class TTSA(_Nested):
     minibatch: Minibatch | None = None
     projection: Projection | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @settings
@@ -225,6 +219,3 @@ class StocBiO(_Nested):
     minibatch: Minibatch | None = None
     projection: Projection | None = None
     seed: None = dataclasses.field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        check_settings(self)

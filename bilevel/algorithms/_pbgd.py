@@ -14,9 +14,9 @@ import optax
 from bilevel import _tree
 from bilevel._descent import Pair, copied, descend, first_states, start
 from bilevel._describe import settings
-from bilevel._penalty import PenaltyInfo, both_grads, penalty_info
+from bilevel._penalty import PenaltyInfo, both_grads, penalized, penalty_info
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel._settings import Number, Projection, at, check_settings
+from bilevel._settings import Checked, Number, Projection, at
 from bilevel.solvers import Solver
 
 
@@ -38,7 +38,7 @@ class PBGDState(NamedTuple):
     step_count: jax.Array
 
 
-class _PBGD:
+class _PBGD(Checked):
     """What both penalties share: the first state, and the joint step."""
 
     problem: BilevelProblem
@@ -124,9 +124,6 @@ class ValuePBGD(_PBGD):
     penalty: Number
     projection: Projection | None = None
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
         """One inner solve and one joint step.
 
@@ -146,7 +143,7 @@ class ValuePBGD(_PBGD):
         inner_direction = _tree.add_scaled(upper_y, penalty, lower_y)
 
         info = penalty_info(value, direction, lower_y, penalty, level - best)
-        total = value + penalty * level
+        total = penalized(value, penalty, level)
         return self._move(state, w, direction, inner_direction, penalty, value, total), info
 
 
@@ -187,9 +184,6 @@ class GradientPBGD(_PBGD):
     penalty: Number
     projection: Projection | None = None
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     def step(self, state: PBGDState, batch: Batch) -> tuple[PBGDState, PenaltyInfo]:
         """One joint step.
 
@@ -209,5 +203,6 @@ class GradientPBGD(_PBGD):
         direction = _tree.add_scaled(upper_x, 2 * penalty, cross)
         inner_direction = _tree.add_scaled(upper_y, 2 * penalty, curved)
         gap = _tree.vdot(slope, slope)
-        info, total = penalty_info(value, direction, slope, penalty, gap), value + penalty * gap
+        info = penalty_info(value, direction, slope, penalty, gap)
+        total = penalized(value, penalty, gap)
         return self._move(state, None, direction, inner_direction, penalty, value, total), info

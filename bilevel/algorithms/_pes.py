@@ -16,7 +16,7 @@ from bilevel import _tree
 from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel.solvers import Minimize, MinimizeState
 
 
@@ -61,7 +61,7 @@ class PESInfo(NamedTuple):
 
 
 @settings
-class PES:
+class PES(Checked):
     """Descends `mean over t of F(x, y_t(x))` along an inner run, by perturbations that persist.
 
     Each step moves every particle by the solver's `num_steps` inner steps, under its own outer
@@ -107,7 +107,7 @@ class PES:
     seed: int | jax.Array = 0
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not isinstance(self.solver, Minimize):
             raise TypeError(
                 f"`solver` must be a `Minimize`, whose steps can go on, got {self.solver!r}."

@@ -14,7 +14,7 @@ from bilevel import _tree
 from bilevel._descent import Single, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel.discrete import bernoulli_masks, score_function_gradient
 from bilevel.solvers import Solver
 
@@ -53,7 +53,7 @@ class PolicyGradientInfo(NamedTuple):
 
 
 @settings
-class PolicyGradient:
+class PolicyGradient(Checked):
     """Unbiased gradients of the expected outer loss over Bernoulli masks, from loss values alone.
 
         minimise over s   E_{mask ~ Bernoulli(s)} F(mask, y*(mask)),       s in [0, 1]^n
@@ -95,9 +95,6 @@ class PolicyGradient:
     projection: Projection
     margin: float | jax.Array = 0.01
     seed: int | jax.Array = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> PolicyGradientState:
         """The state before the first step: probabilities, projected, and the inner start.

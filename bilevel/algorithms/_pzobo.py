@@ -15,7 +15,7 @@ from bilevel import _tree
 from bilevel._descent import Single, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel.solvers import Solver, last_loss
 
 
@@ -52,7 +52,7 @@ class PZOBOInfo(NamedTuple):
 
 
 @settings
-class PZOBO:
+class PZOBO(Checked):
     """Biased: the response of the inner solution, by finite differences along random directions.
 
         y   = solver(x),  y_j = solver(x + radius u_j),   u_j ~ N(0, I),  all started at one point
@@ -94,9 +94,6 @@ class PZOBO:
     num_directions: int = 1
     seed: int | jax.Array = 0
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> PZOBOState:
         """The state before the first step; `outer` is projected first.

@@ -37,7 +37,7 @@ from bilevel._directions import (
 )
 from bilevel._finite_sum import check_stacks, full_directions, sample
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 
 
 class RecursiveState(NamedTuple):
@@ -64,7 +64,7 @@ class RecursiveState(NamedTuple):
     key: jax.Array
 
 
-class _Recursive:
+class _Recursive(Checked):
     """What both share: everything but when to go through all data."""
 
     problem: BilevelProblem
@@ -153,9 +153,6 @@ class SRBA(_Recursive):
     projection: Projection | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     def _refresh(self, count: jax.Array, key: jax.Array) -> jax.Array:
         return count % self.period == 0
 
@@ -195,9 +192,6 @@ class SPABA(_Recursive):
     probability: float
     projection: Projection | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def _refresh(self, count: jax.Array, key: jax.Array) -> jax.Array:
         return jax.random.bernoulli(key, self.probability)

@@ -39,7 +39,7 @@ from bilevel._directions import (
 )
 from bilevel._finite_sum import check_stacks, draw, pick, sizes
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 
 
 class Table(NamedTuple):
@@ -74,7 +74,7 @@ class SABAState(NamedTuple):
 
 
 @settings
-class SABA:
+class SABA(Checked):
     """Finite sums with constant rates at SOBA's cost a step, for a table in memory.
 
     Prefer it over `SOBA` when the data is a fixed set, as it does not stall at a noise floor: the
@@ -109,9 +109,6 @@ class SABA:
     num_outer: int
     projection: Projection | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> SABAState:
         """The state before the first step; `outer` is projected first, the adjoint is zero.

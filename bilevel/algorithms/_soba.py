@@ -26,11 +26,11 @@ from bilevel._directions import (
     step_info,
 )
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_problem
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 
 
 @settings
-class SOBA:
+class SOBA(Checked):
     """One cheap step at a time, on minibatches of any kind: the single-loop default.
 
     Prefer it over `DoubleLoop` when data is large and a minibatch tells enough. Exact on full
@@ -61,9 +61,6 @@ class SOBA:
     outer_optimizer: optax.GradientTransformation
     _: dataclasses.KW_ONLY
     projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> TrackingState:
         """The state before the first step; `outer` is projected first, the adjoint is zero.

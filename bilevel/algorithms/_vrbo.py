@@ -28,7 +28,7 @@ from bilevel._directions import Directions, StepInfo, step_info, zero_value
 from bilevel._finite_sum import check_stacks, pick, sample, sizes
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._series import series_directions
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Checked, Projection
 from bilevel.solvers import averaged
 
 
@@ -53,7 +53,7 @@ class VRBOState(NamedTuple):
 
 
 @settings
-class VRBO:
+class VRBO(Checked):
     """Biased: a variance-reduced double loop with constant rates and O(1 / epsilon^1.5) samples.
 
     The bias of the adjoint falls as `(1 - linear_step_size * mu) ** num_terms`. Prefer `SRBA` or
@@ -92,9 +92,6 @@ class VRBO:
     period: int
     projection: Projection | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def init(self, outer: PyTree, inner: PyTree) -> VRBOState:
         """The state before the first step; `outer` is projected first.

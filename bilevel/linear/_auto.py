@@ -2,11 +2,12 @@
 
 import jax
 
+from bilevel import _check
 from bilevel._describe import settings
 from bilevel.linear._cg import CG
 from bilevel.linear._dense import Dense
 from bilevel.linear._info import LinearSolution, LinearSolver, MatVec, PyTree
-from bilevel.linear._system import Settings, check_solver
+from bilevel.linear._system import Settings
 
 
 @settings
@@ -45,7 +46,7 @@ class Auto(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("dense", "iterative"):
-            check_solver(name, getattr(self, name))
+            _check.linear_solver(name, getattr(self, name))
 
     def choice(self, rhs: PyTree) -> LinearSolver:
         """The solver that systems with a right-hand side like `rhs` get."""

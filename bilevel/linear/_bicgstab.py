@@ -97,7 +97,10 @@ def _step(matvec: MatVec, state: _State) -> _State:
     half = _tree.add_scaled(state.residual, -alpha, image)
     half_image = matvec(half)
     cross, squared = _tree.vdot(half_image, half), _tree.vdot(half_image, half_image)
-    omega = jnp.where(squared > 0, cross / squared, 0.0)
+    # Of 0 / 0 the quotient is judged, not `squared`: XLA may compute `half` twice and round it to
+    # zero once. A NaN of H reaches the residual by `half_image`.
+    omega = cross / squared
+    omega = jnp.where(jnp.isfinite(omega), omega, 0.0)
     value = _tree.add_scaled(state.value, alpha, state.direction)
     value = _tree.add_scaled(value, omega, half)
     residual = _tree.add_scaled(half, -omega, half_image)
@@ -116,12 +119,9 @@ def _step(matvec: MatVec, state: _State) -> _State:
     residual = _tree.where(failed, state.residual, residual)
     length = _tree.norm(state.direction)
     curvatures = jnp.stack(
-        [
-            _tree.vdot(state.direction, image) / length**2,
-            cross / jnp.where(squared > 0, _tree.vdot(half, half), 1.0),
-        ]
+        [_tree.vdot(state.direction, image) / length**2, cross / _tree.vdot(half, half)]
     )
-    met = jnp.array([True, False]) | (squared > 0)
+    met = jnp.array([True, False]) | jnp.isfinite(curvatures)
     norm = _tree.norm(residual)
     better = norm < state.best_norm
     return _State(

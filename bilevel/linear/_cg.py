@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel.linear import _cg_steps as cg
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
@@ -59,13 +59,10 @@ class CG(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        usable = self.preconditioner is None or isinstance(self.preconditioner, Preconditioner)
-        if not (usable or callable(self.preconditioner)):
-            raise TypeError(
-                "`preconditioner` must be a function on pytrees, an object with a method"
-                " `build(matvec, rhs)` such as `Nystrom(10)`, or None, got"
-                f" {self.preconditioner!r}."
-            )
+        what = "on pytrees, an object with a method `build` such as `linear.Nystrom(10)`, or None"
+        _check.instance("preconditioner", self.preconditioner, f"a function {what}")
+        if not isinstance(self.preconditioner, Preconditioner | None):
+            _check.function("preconditioner", self.preconditioner, what)
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve for `rhs`, a pytree; `matvec` maps such pytrees to such pytrees linearly."""
@@ -74,11 +71,11 @@ class CG(Settings):
         value, residual, spent = system.start(init)
         target, last = (0.9 * self.tolerance) ** 2, self.max_steps + spent
 
-        def sweep(carry: tuple[cg.State, PyTree, jax.Array, jax.Array]) -> Any:
+        def sweep(carry: tuple[cg.State, jax.Array, jax.Array]) -> Any:
             """Steps until the recurrence is content, then the true residual to start from again."""
-            state, _, before, _ = carry
+            state, before, _ = carry
             state = jax.lax.while_loop(
-                lambda s: (s.step < last) & (s.squared > target) & ~s.blocked,
+                lambda s: (s.step < last) & (s.squared > target) & ~s.blocked & ~s.done,
                 lambda s: cg.step(system, precondition, s),
                 state,
             )
@@ -90,26 +87,31 @@ class CG(Settings):
                 state = cg.stopped(system, state, target)
             # The recurrence falls below any tolerance, the true residual does not.
             residual = system.residual(state.value, state.damping)
-            norm = _tree.norm(residual)
+            squared = _tree.vdot(residual, residual)
+            norm = jnp.sqrt(squared)
             # Unless it is halved at least, rounding is all that is left.
             again = (norm > self.tolerance) & ((norm < before / 2) | blocked)
-            again &= (state.step < last) & ~state.blocked
-            return cg.resumed(state, residual, precondition(residual)), residual, norm, again
+            again &= (state.step < last) & ~state.blocked & ~state.done
+            state = cg.resumed(state, residual, precondition(residual), squared)
+            if not self.damp:
+                return state, norm, again
+            # One turn more without a step, since another product here would be compiled too.
+            earlier = ~again & (state.kept_norm < 0.999 * norm)
+            return cg.taken_back(state, earlier), norm, again | earlier
 
         start = cg.start(value, residual, precondition(residual), spent, self.max_steps)
         infinite = jnp.full_like(start.rz, jnp.inf)
-        state, residual, norm, _ = jax.lax.while_loop(
-            lambda c: c[3], sweep, (start, residual, infinite, jnp.bool_(True))
-        )
-        value, residual, damping = cg.settled(system, state, residual, norm)
+        state, _, _ = jax.lax.while_loop(lambda c: c[2], sweep, (start, infinite, jnp.bool_(True)))
+        value, residual = cg.shrunk(system, state)
+        lowest, highest = cg.curvatures(state)
         return system.conclude(
             value,
             residual=residual,
             num_steps=state.step,
             solved=state.trouble,
             unsolved=jnp.where(state.trouble > 0, state.trouble, int(LinearStatus.NOT_CONVERGED)),
-            min_curvature=state.min_curvature,
-            max_curvature=state.max_curvature,
-            damping=damping,
-            lanczos=state.lanczos if self.preconditioner is None else None,
+            min_curvature=lowest,
+            max_curvature=highest,
+            damping=state.damping,
+            lanczos=cg.lanczos(state) if self.preconditioner is None else None,
         )

@@ -1,4 +1,8 @@
-"""The steps of conjugate gradients, and what they do where the curvature is not positive."""
+"""The steps of conjugate gradients, and what they do where the curvature is not positive.
+
+A step costs a kernel for each number of its state, which is most of what a small system takes: so
+what only the evidence needs is left as one row a step, and worked out once at the end.
+"""
 
 from typing import NamedTuple
 
@@ -7,13 +11,14 @@ import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel.linear._info import Lanczos, LinearStatus, MatVec, PyTree
-from bilevel.linear._system import System, least_between, rounding, shifted
+from bilevel.linear._system import System, rounding, shifted, status_if
 
 
 class State(NamedTuple):
     step: jax.Array  # products with H so far
+    first: jax.Array  # the step at which the present system, with its damping, began
     value: PyTree
-    residual: PyTree  # the recurrence's, not the true one
+    residual: PyTree  # the recurrence's, between sweeps the true one
     direction: PyTree
     image: PyTree  # (H + damping) p, of the last step
     rz: jax.Array  # r'z, the decrease that this step can make
@@ -21,25 +26,25 @@ class State(NamedTuple):
     length: jax.Array  # p'M p, M the inverse of the preconditioner
     largest: jax.Array  # p'(H + damping) p / p'M p so far, the scale of what counts as zero
     blocked: jax.Array  # the last direction had no positive curvature, and was not gone along
-    beta_over_alpha: jax.Array  # of the step before, for the Lanczos diagonal
     damping: jax.Array
-    min_curvature: jax.Array
-    max_curvature: jax.Array
+    rows: jax.Array  # `[max_steps, 3]` of the present system: curvature, 1 / alpha, beta / alpha
+    lowest: jax.Array  # the curvature met on the systems before
+    highest: jax.Array
     trouble: jax.Array  # a LinearStatus
-    lanczos: Lanczos
     smooth: PyTree  # the mean of the iterates that has the least residual
     spread: jax.Array  # its r'z
-    kept: PyTree  # the best of the systems before the last restart
+    kept: PyTree  # the best of the systems before
     kept_norm: jax.Array
     kept_damping: jax.Array
+    done: jax.Array  # `kept` was taken back, and only its residual is missing
 
 
 def start(value: PyTree, residual: PyTree, direction: PyTree, spent: int, max_steps: int) -> State:
     squared, rz = _tree.vdot(residual, residual), _tree.vdot(residual, direction)
     nil, infinite = jnp.zeros_like(squared), jnp.full_like(squared, jnp.inf)
-    unused = jnp.zeros(max_steps, squared.dtype)
     return State(
         step=jnp.int32(spent),
+        first=jnp.int32(spent),
         value=value,
         residual=residual,
         direction=direction,
@@ -49,17 +54,17 @@ def start(value: PyTree, residual: PyTree, direction: PyTree, spent: int, max_st
         length=rz,
         largest=-infinite,
         blocked=jnp.bool_(False),
-        beta_over_alpha=nil,
         damping=nil,
-        min_curvature=infinite,
-        max_curvature=-infinite,
+        rows=jnp.zeros((max_steps, 3), squared.dtype),
+        lowest=infinite,
+        highest=-infinite,
         trouble=jnp.int32(LinearStatus.CONVERGED),
-        lanczos=Lanczos(unused, unused, jnp.int32(0)),
         smooth=value,
         spread=rz,
         kept=value,
         kept_norm=infinite,
         kept_damping=nil,
+        done=jnp.bool_(False),
     )
 
 
@@ -73,7 +78,7 @@ def step(system: System, precondition: MatVec, state: State) -> State:
     # Along p the quadratic has no minimum. NaN compares false: its NaN residual ends the loop.
     blocked = relative <= jnp.finfo(energy.dtype).eps * largest
     # Not a `cond` over the state, which costs a copy of all of it: a step of length zero.
-    alpha = jnp.where(blocked, 0.0, state.rz / jnp.where(blocked, 1.0, energy))
+    alpha = jnp.where(blocked, 0.0, state.rz / energy)
     value = _tree.add_scaled(state.value, alpha, state.direction)
     residual = _tree.add_scaled(state.residual, -alpha, image)
     preconditioned = precondition(residual)
@@ -84,8 +89,9 @@ def step(system: System, precondition: MatVec, state: State) -> State:
     # least residual of all means: never above one met before, where that of CG itself rises.
     share = state.spread / (state.spread + jnp.where(blocked, jnp.inf, rz))
     change = jax.tree.map(jnp.subtract, value, state.smooth)
-    diagonal, off_diagonal, count = state.lanczos
     inverse = energy / state.rz  # 1 / alpha
+    row = jnp.stack([curvature, inverse, beta * inverse])
+    index = state.step - state.first
     return state._replace(
         step=state.step + 1,
         value=value,
@@ -97,26 +103,34 @@ def step(system: System, precondition: MatVec, state: State) -> State:
         length=jnp.where(blocked, state.length, rz + beta**2 * state.length),  # since r'p = 0
         largest=largest,
         blocked=blocked,
-        beta_over_alpha=beta * inverse,
-        min_curvature=jnp.minimum(state.min_curvature, curvature),
-        max_curvature=jnp.maximum(state.max_curvature, curvature),
-        lanczos=Lanczos(
-            diagonal.at[count].set(jnp.where(blocked, 0.0, inverse + state.beta_over_alpha)),
-            off_diagonal.at[count].set(jnp.where(blocked, 0.0, jnp.sqrt(beta) * inverse)),
-            count + 1 - blocked.astype(jnp.int32),
-        ),
+        rows=jax.lax.dynamic_update_index_in_dim(state.rows, row, index, 0),
         smooth=_tree.add_scaled(state.smooth, share, change),
         spread=jnp.where(blocked, state.spread, share * rz),
     )
 
 
-def _trouble(system: System, state: State) -> jax.Array:
-    """INDEFINITE or SINGULAR, by the curvature that blocked the way."""
-    size = jnp.maximum(jnp.abs(state.max_curvature), jnp.abs(state.min_curvature)) + state.damping
-    negative = state.min_curvature < -rounding(system.rhs) * size
-    return jnp.where(negative, int(LinearStatus.INDEFINITE), int(LinearStatus.SINGULAR)).astype(
-        jnp.int32
-    )
+def curvatures(state: State) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest curvature met."""
+    met = jnp.arange(len(state.rows)) < state.step - state.first
+    low = jnp.min(jnp.where(met, state.rows[:, 0], jnp.inf))
+    high = jnp.max(jnp.where(met, state.rows[:, 0], -jnp.inf))
+    return jnp.minimum(low, state.lowest), jnp.maximum(high, state.highest)
+
+
+def lanczos(state: State) -> Lanczos:
+    """The Lanczos matrix of the last system."""
+    used = state.step - state.first - state.blocked.astype(jnp.int32)
+    rows = jnp.where((jnp.arange(len(state.rows)) < used)[:, None], state.rows, 0.0)
+    inverse, coupling = rows[:, 1], rows[:, 2]
+    diagonal = inverse.at[1:].add(coupling[:-1] * (inverse[1:] != 0))
+    return Lanczos(diagonal, jnp.sqrt(inverse) * jnp.sqrt(coupling), used)
+
+
+def _trouble(system: System, state: State, low: jax.Array, high: jax.Array) -> jax.Array:
+    """INDEFINITE or SINGULAR, by the curvatures met until the way was blocked."""
+    size = jnp.maximum(jnp.abs(high), jnp.abs(low)) + state.damping
+    indefinite = low < -rounding(system.rhs) * size
+    return status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.SINGULAR)
 
 
 def least(state: State, target: float | jax.Array) -> PyTree:
@@ -134,7 +148,7 @@ def stopped(system: System, state: State, target: float | jax.Array) -> State:
     length = jnp.where(state.blocked & (squared > 0), overlap, 0.0)
     length = length / jnp.where(squared > 0, squared, 1.0)
     moved = state._replace(value=_tree.add_scaled(state.value, length, state.direction))
-    trouble = jnp.where(state.blocked, _trouble(system, state), state.trouble)
+    trouble = jnp.where(state.blocked, _trouble(system, state, *curvatures(state)), state.trouble)
     return state._replace(value=least(moved, target), trouble=trouble)
 
 
@@ -144,77 +158,72 @@ def damped(system: System, state: State, target: float | jax.Array) -> State:
     Its product with H is known, so the step is free, and nothing found so far is thrown away. It
     begins from the iterate or from zero, whichever the damped quadratic prefers.
     """
-    direction = state.direction
-    squared = _tree.vdot(direction, direction)
-    energy = _tree.vdot(direction, state.image)
+    direction, value, dot = state.direction, state.value, _tree.vdot
+    squared, energy = dot(direction, direction), dot(direction, state.image)
     curvature = energy / squared - state.damping
-    scale = jnp.maximum(
-        jnp.abs(state.max_curvature), _tree.norm(state.image) / jnp.sqrt(squared) - state.damping
-    )
+    lowest, highest = curvatures(state)
+    size = jnp.sqrt(dot(state.image, state.image) / squared) - state.damping
     # The smallest eigenvalue lies below the curvature met, so ask for twice as much; where the
     # curvature is nil, for enough to bound the condition number by 1 / sqrt(eps).
-    enough = jnp.maximum(-curvature, jnp.sqrt(jnp.finfo(scale.dtype).eps) * scale)
+    eps = jnp.finfo(size.dtype).eps
+    enough = jnp.maximum(-curvature, jnp.sqrt(eps) * jnp.maximum(jnp.abs(highest), size))
     damping = 2.0 * jnp.maximum(enough, state.damping)
     more = damping - state.damping
-    image, energy = _tree.add_scaled(state.image, more, direction), energy + more * squared
-
-    def along(value: PyTree, residual: PyTree) -> tuple[PyTree, jax.Array]:
-        """The minimum of the damped quadratic along p, and twice its negative value there."""
-        length = _tree.vdot(direction, residual) / energy
-        value = _tree.add_scaled(value, length, direction)
-        residual = _tree.add_scaled(residual, -length, image)
-        return value, _tree.vdot(value, _tree.add(system.rhs, residual))
-
-    moved, gain = along(state.value, _tree.add_scaled(state.residual, -more, state.value))
-    afresh, other = along(jax.tree.map(jnp.zeros_like, state.value), system.rhs)
-    left, infinite = least(state, target), jnp.full_like(damping, jnp.inf)
+    energy = energy + more * squared
+    # Along p from u the damped quadratic falls by `<p, r>^2 / p'(H + damping) p`, and at u it is
+    # `-<u, v + r>`, both twice over.
+    residual = _tree.add_scaled(state.residual, -more, value)
+    slope, slope_at_zero = dot(direction, residual), dot(direction, system.rhs)
+    gain = dot(value, _tree.add(system.rhs, residual)) + slope**2 / energy
+    on = gain >= slope_at_zero**2 / energy
+    begin = _tree.where(on, value, jax.tree.map(jnp.zeros_like, value))
+    length = jnp.where(on, slope, slope_at_zero) / energy
+    left = least(state, target)
     norm = jnp.sqrt(jnp.minimum(state.squared, state.spread))
-    keep = (norm < state.kept_norm) & (_tree.max_abs(left) > 0)
+    keep = (norm < state.kept_norm) & (norm < 0.999)  # not zero, whose residual norm is 1
     return state._replace(
-        value=_tree.where(gain >= other, moved, afresh),
+        first=state.step,
+        value=_tree.add_scaled(begin, length, direction),
         blocked=jnp.bool_(False),
-        largest=-infinite,
+        largest=jnp.full_like(damping, -jnp.inf),
         damping=damping,
-        trouble=_trouble(system, state),
-        lanczos=jax.tree.map(jnp.zeros_like, state.lanczos),
+        lowest=lowest,
+        highest=highest,
+        trouble=_trouble(system, state, lowest, highest),
         kept=_tree.where(keep, left, state.kept),
         kept_norm=jnp.where(keep, norm, state.kept_norm),
         kept_damping=jnp.where(keep, state.damping, state.kept_damping),
     )
 
 
-def resumed(state: State, residual: PyTree, direction: PyTree) -> State:
+def resumed(state: State, residual: PyTree, direction: PyTree, squared: jax.Array) -> State:
     """The state with a true residual; the Lanczos matrix falls into blocks, each with its own."""
-    rz, squared = _tree.vdot(residual, direction), _tree.vdot(residual, residual)
-    diagonal, off_diagonal, count = state.lanczos
+    rz = _tree.vdot(residual, direction)
     return state._replace(
         residual=residual,
         direction=direction,
         rz=rz,
         squared=squared,
         length=rz,
-        beta_over_alpha=jnp.zeros_like(state.beta_over_alpha),
-        lanczos=Lanczos(diagonal, off_diagonal.at[count - 1].set(0.0), count),
+        rows=state.rows.at[state.step - state.first - 1, 2].set(0.0),
         smooth=state.value,
         spread=rz,
     )
 
 
-def settled(
-    system: System, state: State, residual: PyTree, norm: jax.Array
-) -> tuple[PyTree, PyTree, jax.Array]:
-    """What to return, its residual and its damping: the last iterate, unless one met was better."""
-
-    def earlier() -> tuple[PyTree, PyTree, jax.Array]:
-        best = system.residual(state.kept, state.kept_damping)
-        return state.kept, best, state.kept_damping
-
-    def shrunk() -> tuple[PyTree, PyTree, jax.Array]:
-        zero = jax.tree.map(jnp.zeros_like, state.value)
-        return *least_between(zero, system.rhs, state.value, residual), state.damping
-
-    last = lambda: (state.value, residual, state.damping)
-    # NaN compares false, and stays.
-    return jax.lax.cond(
-        state.kept_norm < 0.999 * norm, earlier, lambda: jax.lax.cond(norm > 1.0, shrunk, last)
+def taken_back(state: State, earlier: jax.Array) -> State:
+    """Where `earlier`, the iterate kept from a system before, its true residual yet to come."""
+    return state._replace(
+        value=_tree.where(earlier, state.kept, state.value),
+        damping=jnp.where(earlier, state.kept_damping, state.damping),
+        kept_norm=jnp.where(earlier, jnp.inf, state.kept_norm),
+        done=state.done | earlier,
     )
+
+
+def shrunk(system: System, state: State) -> tuple[PyTree, PyTree]:
+    """The iterate and its residual; where that is above zero's own, the least on the way there."""
+    image = jax.tree.map(jnp.subtract, system.rhs, state.residual)
+    best = _tree.vdot(system.rhs, image) / _tree.vdot(image, image)
+    factor = jnp.where(state.squared > 1.0, best, 1.0)  # NaN compares false, and stays
+    return _tree.scale(factor, state.value), _tree.add_scaled(system.rhs, -factor, image)

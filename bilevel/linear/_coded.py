@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import _check
+from bilevel import _check, _tree
 from bilevel.linear._info import LinearSolver, MatVec, PyTree
 
 KINDS = ("repetition", "reed_solomon")
@@ -134,7 +134,7 @@ class GradientCode:
             chosen = jnp.argmax(groups, axis=1) + (s + 1) * jnp.arange(n // (s + 1))
             combine = lambda a: a[chosen].sum(axis=0)
         else:
-            dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(answers))
+            dtype = _tree.widest(*jax.tree.leaves(answers))
             self._check_digits(dtype.itemsize)
             decodable = alive.sum() >= n - s
             used = alive & (jnp.cumsum(alive) <= n - s)

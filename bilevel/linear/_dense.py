@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
 
+from bilevel import _check
 from bilevel._describe import settings
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, flattened, rounding, status_if
@@ -53,6 +54,7 @@ class Dense(Settings):
             two for its one.
 
     Raises:
+        TypeError: `matrix` is a class.
         ValueError: a setting is out of its range; when called, `matrix` is not `[n, n]`.
     """
 
@@ -60,6 +62,10 @@ class Dense(Settings):
     tolerance: float | jax.Array = 1e-4
     symmetric: bool = True
     matrix: jax.Array | Callable[[MatVec, PyTree], jax.Array] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.instance("matrix", self.matrix, "an array, a function of `(matvec, rhs)`, or None")
 
     @property
     def symmetric_only(self) -> bool:
@@ -72,7 +78,8 @@ class Dense(Settings):
         system = System.of(self, matvec, rhs)
         flat, unravel = flattened(system.rhs)
         matrix = self._build(matvec, system.rhs)
-        matrix = matrix + self.ridge * jnp.eye(flat.size, dtype=flat.dtype)
+        if not (_check.is_known(self.ridge) and self.ridge == 0):
+            matrix = matrix + self.ridge * jnp.eye(flat.size, dtype=flat.dtype)
         eps = rounding(rhs)
         negligible = 4 * flat.size**0.5 * eps
         solver = _solve_symmetric if self.symmetric else _solve_general
@@ -127,7 +134,7 @@ class Dense(Settings):
 def _solve_symmetric(
     matrix: jax.Array, rhs: jax.Array, negligible: float
 ) -> tuple[jax.Array, _Seen]:
-    matrix = (matrix + matrix.T) / 2  # rounding made it slightly unsymmetric
+    # Rounding made it slightly unsymmetric: Cholesky reads one triangle, `eigh` takes the mean.
     factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
     flat, seen = _by_factor(lambda b: jsp.linalg.cho_solve((factor, True), b), matrix, rhs)
     # The curvature is sharper than the sum over all directions, and here the same.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._describe import settings
 from bilevel._problem import check_alike
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
@@ -34,6 +34,7 @@ class DiagonalFisher(Settings):
             one product with H.
 
     Raises:
+        TypeError: `diagonal` is a class.
         ValueError: a setting is out of its range; when called, `diagonal` is not like v.
     """
 
@@ -42,6 +43,10 @@ class DiagonalFisher(Settings):
     )
     ridge: float = 0.0
     tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.instance("diagonal", self.diagonal, "a pytree or a function of `(matvec, rhs)`")
 
     def __call__(self, matvec: MatVec, rhs: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Divide `rhs` by the diagonal; `init` is ignored."""

@@ -34,12 +34,6 @@ _RANGES = {
 }
 
 
-def check_solver(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is callable, and no class that was never called."""
-    if isinstance(value, type) or not callable(value):
-        raise TypeError(f"`{name}` must be a linear solver such as `linear.CG()`, got {value!r}.")
-
-
 class Settings:
     """Base of the solvers: each setting is checked by the range that its name has everywhere."""
 
@@ -65,7 +59,7 @@ class Wrapper(Settings):
     def __post_init__(self) -> None:
         """Check every field, and the wrapped solver."""
         super().__post_init__()
-        check_solver("solver", self.solver)
+        _check.linear_solver("solver", self.solver)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import optax
 
+from bilevel import _check
 from bilevel._describe import settings
 from bilevel._problem import Loss
 from bilevel._stateful import require_plain, without_aux
@@ -30,6 +31,7 @@ class SignUnrolled:
         minibatch: see `Minimize`.
 
     Raises:
+        TypeError: a setting is of the wrong kind.
         ValueError: a setting is out of its range.
     """
 
@@ -38,6 +40,7 @@ class SignUnrolled:
     minibatch: Callable[[PyTree, jax.Array], PyTree] | None = None
 
     def __post_init__(self) -> None:
+        _check.instance("step_size", self.step_size, "a number > 0 or a schedule of such numbers")
         if not callable(self.step_size) and not self.step_size > 0:
             raise ValueError(f"`step_size` must be > 0 or a schedule, got {self.step_size!r}.")
         _ = self.solver  # checks the other settings

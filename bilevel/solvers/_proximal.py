@@ -112,7 +112,7 @@ class ProximalGradient:
     def start(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> ProximalState:
         """The state before the first step."""
         init = _tree.strengthen(init)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(init))
+        dtype = _tree.widest(*jax.tree.leaves(init))
         size = None
         if self.step_size is None:
             slope = jax.grad(lambda point: without_aux(loss)(outer, point, data))

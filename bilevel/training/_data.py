@@ -44,6 +44,7 @@ def as_source(data: Data, arrays: PyTree) -> Source:
         TypeError: it is none of the three kinds, or a function that returns no `Batch`.
         ValueError: `arrays` has no use, or a function closes over more than a megabyte of them.
     """
+    _check.instance("data", data, "a `bilevel.Batch`, a function or an iterator")
     if callable(data) and not isinstance(data, Batch):
         _check_function(data, arrays)
         return Source(data, arrays, None, varies=True)

@@ -48,8 +48,7 @@ class MixedPrecision:
     def __call__(self, outer: PyTree, inner: PyTree, batch: PyTree) -> jax.Array:
         """The loss, float32 (float64 where the variables are)."""
         value = self.loss(*(self._cast(tree) for tree in (outer, inner, batch)))
-        wide = [jnp.result_type(a) for a in jax.tree.leaves((outer, inner))]
-        return value.astype(jnp.result_type(jnp.float32, *wide))
+        return value.astype(_tree.widest(*jax.tree.leaves((outer, inner))))
 
     def _cast(self, tree: PyTree) -> PyTree:
         return jax.tree.map(

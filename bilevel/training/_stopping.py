@@ -88,6 +88,7 @@ def as_rule(stop_when: StopRule | Callable[[Any], jax.Array] | None) -> StopRule
     Raises:
         TypeError: it is neither a rule nor a function.
     """
+    _check.instance("stop_when", stop_when, "a function of the info, a rule, or None")
     if hasattr(stop_when, "init") and hasattr(stop_when, "update"):
         return cast(StopRule, stop_when)
     if stop_when is None or callable(stop_when):
