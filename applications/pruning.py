@@ -10,28 +10,30 @@ afresh. docs/applications/pruning.md has results and what they mean.
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal
-
-import jax
-import numpy as np
 
 from .components import frame
 from .components.data import Dataset, load
 from .components.errors import InputError, check_names, check_numbers, filled
-from .components.frame import named_key
 from .components.models import Model
 from .components.work import Run
 from .transfer_pruning import pruning_report
-from .transfer_pruning.choosing import NAMES, Study
-from .transfer_pruning.ground_truth import Agreement
-from .transfer_pruning.plans import Plan
-from .transfer_pruning.pretraining import Judge, features, pretrained, single
+from .transfer_pruning.bench import Bench
+from .transfer_pruning.choosing import NAMES
+from .transfer_pruning.pretraining import Judge
 from .transfer_pruning.pruning_report import Result
 from .transfer_pruning.recipes import PruningRecipe, recipe_for
-from .transfer_pruning.tasks import PLANTED, Target, check_source, fitted, planted, resized
-from .transfer_pruning.trials import choose, compare, judged, timed
-from .transfer_pruning.units import by_class, by_cluster, by_example, num_kept
+from .transfer_pruning.tasks import (
+    PLANTED,
+    Target,
+    check_source,
+    first_classes,
+    fitted,
+    planted,
+    resized,
+)
+from .transfer_pruning.trials import timed
+from .transfer_pruning.units import Partition, num_kept
 from .transfer_pruning.weighing import METHODS
 
 PAGE = "pruning"
@@ -47,6 +49,8 @@ class Config(frame.Config):
     --targets may be."""
     targets: tuple[str, ...] = ()
     """What to transfer to: fashion_mnist, cifar10, ..., npz:FILE, folder:DIR and so on."""
+    source_classes: int | None = None
+    """Keep so many classes of the source, the first ones; all if not given."""
     unit: Literal["class", "cluster", "example"] = "class"
     """What is kept or dropped; clusters are those of the surrogate's features."""
     num_clusters: int = 20
@@ -65,6 +69,8 @@ class Config(frame.Config):
     """Random choices to average in each seed."""
     halves: int = 0
     """Random halves of the units to pretrain on, to see what each unit is worth; 0 for none."""
+    differences: int = 0
+    """Networks on which each hypergradient is held against central differences; 0 for none."""
     finetune_epochs: int = 0
     """Passes over a target for finetuning all parameters, beside the probe; 0 for none."""
     num_target: int = 1000
@@ -96,7 +102,7 @@ class Config(frame.Config):
         numbers = ("epochs", "batch_size", "learning_rate", "search_steps", "inner_steps")
         check_numbers(self, *numbers, "search_rate", "search_share", "together", "side")
         check_numbers(self, "num_target", "num_target_test", "random_draws", "num_clusters")
-        check_numbers(self, "halves", "finetune_epochs", strict=False)
+        check_numbers(self, "halves", "differences", "finetune_epochs", strict=False)
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
             raise InputError(f"`ratios` must lie between 0 and 1, got {self.ratios}.")
         if not self.regimes:
@@ -112,9 +118,9 @@ def problem(config: Config, given: Any = None) -> tuple[Dataset, tuple[Target, .
     """The source and its targets, checked, targets on the device."""
     if config.data == PLANTED and given is None:
         source, target = planted()
-        targets = [target]
+        source, targets = first_classes(source, config.source_classes), [target]
     else:
-        source = config.load(given)
+        source = first_classes(config.load(given), config.source_classes)
         check_source(source)
         source = resized(source, config.side)
         targets = [
@@ -140,55 +146,59 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     source, targets = problem(config, dataset)
     recipe = filled(recipe_for(source), config)
     network = config.build(source, model, recipe.model)
-    chooser = network
-    if config.surrogate is not None:
-        chooser = dataclasses.replace(config, model=config.surrogate).build(source)
-    count = {"class": source.num_classes, "cluster": config.num_clusters}.get(
-        config.unit, len(source.train.y)
-    )
-    check(config, recipe, chooser, targets, count)
+    chooser = surrogate(config, source, network)
+    partition = Partition(config.unit, config.num_clusters)
+    check(config, recipe, chooser, targets, partition.count(source))
     decided = dataclasses.asdict(recipe) | {"model": network.name, "surrogate": chooser.name}
     with Run(PAGE, config, source, decided, len(config.seeds) * (2 * len(config.methods))) as page:
-        points, tuning = source.train.on_device(), None
-        if config.finetune_epochs:
-            tuning = dataclasses.replace(recipe.train, num_epochs=config.finetune_epochs)
-        judge = Judge(
-            network,
-            recipe.train,
-            tuning,
-            points,
-            targets,
-            at_once=max(len(config.ratios) * len(config.regimes), config.together),
-            together=config.together,
-        )
-        rows: list[dict[str, Any]] = []
-        orders: dict[str, np.ndarray] = {}
-        agreement: dict[str, dict[str, Agreement]] = {}
-        for seed in config.seeds:
-            study = prepare(config, recipe, chooser, source, judge, seed, page)
-            choices = {}
-            for name in config.methods:
-                page.tick(f"seed {seed}: {name} chooses")
-                choices[name] = choose(
-                    study, name, targets, config.random_draws, config.shared, f"seed{seed}", page
-                )
-                page.tick(f"seed {seed}: pretraining on what {name} keeps")
-                rows += judged(
-                    name, choices[name], config.ratios, config.regimes, judge, seed, page
-                )
-                orders |= {
-                    f"seed{seed}/{target}/{name}": own.draws[0].order
-                    for target, own in choices[name].items()
-                }
-            if config.halves and seed == config.seeds[0]:
-                page.tick(f"seed {seed}: pretraining on random halves")
-                agreement = compare(config.halves, study.units, choices, judge, seed, page)
+        judge = judge_of(config, recipe, network, source, targets)
+        bench = Bench(
+            page, source, judge, chooser, recipe, partition, config.methods, config.ratios,
+            config.regimes, config.random_draws, config.shared, config.search_share,
+        )  # fmt: skip
+        repetitions = [bench.repeat(seed) for seed in config.seeds]
+        first = repetitions[0]
         result = Result(
-            rows, orders, agreement, timed(judge, config.ratios), study.units.names, page.seconds
+            rows=[row for one in repetitions for row in one.rows],
+            orders={name: order for one in repetitions for name, order in one.orders.items()},
+            agreement=bench.agreement(first, config.halves),
+            cosines=bench.cosines(first, config.differences),
+            time=timed(judge, config.ratios),
+            names=first.study.units.names,
+            seconds=page.seconds,
         )
     pruning_report.show(result, page.console)
     pruning_report.write(result, page)
     return result
+
+
+def surrogate(config: Config, source: Dataset, network: Model) -> Model:
+    """The network that chooses."""
+    if config.surrogate is None:
+        return network
+    return dataclasses.replace(config, model=config.surrogate).build(source)
+
+
+def judge_of(
+    config: Config,
+    recipe: PruningRecipe,
+    network: Model,
+    source: Dataset,
+    targets: tuple[Target, ...],
+) -> Judge:
+    """What pretrains on choices and judges them."""
+    tuning = None
+    if config.finetune_epochs:
+        tuning = dataclasses.replace(recipe.train, num_epochs=config.finetune_epochs)
+    return Judge(
+        network,
+        recipe.train,
+        tuning,
+        source.train.on_device(),
+        targets,
+        at_once=max(len(config.ratios) * len(config.regimes), config.together),
+        together=config.together,
+    )
 
 
 def check(
@@ -203,10 +213,11 @@ def check(
         raise InputError(f"`methods` must have full, to compare with, got {config.methods}.")
     if len({target.name for target in targets}) < len(targets):
         raise InputError(f"`targets` must be given once each, got {config.targets}.")
-    learned = [name for name in config.methods if name in (*METHODS, "influence")]
-    if learned and chooser.step is not None:
+    needy = [f"`methods` {name}" for name in config.methods if name in (*METHODS, "influence")]
+    needy += ["`differences`"] * (config.differences > 0)
+    if needy and chooser.step is not None:
         raise InputError(
-            f"`methods` {learned[0]} needs a network without dropout and statistics such as"
+            f"{needy[0]} needs a network without dropout and statistics such as"
             f" BatchNorm's, and {chooser.name} has some. Use GroupNorm, or leave it out."
         )
     most = max(target.num_classes for target in targets)
@@ -218,35 +229,6 @@ def check(
     if config.finetune_epochs:
         for target in targets:
             recipe.train.num_steps(len(target.train.y))  # or raises
-
-
-def prepare(
-    config: Config,
-    recipe: PruningRecipe,
-    chooser: Model,
-    source: Dataset,
-    judge: Judge,
-    seed: int,
-    page: Run,
-) -> Study:
-    """The surrogate of one seed, pretrained on the whole source, and the units."""
-    key, labels = jax.random.key(seed), source.train.y
-    every = Plan(np.arange(len(labels), dtype=np.int32), judge.longest)
-    run = single(recipe.train, every, key)
-    make = functools.partial(pretrained, chooser, recipe.train, judge.points, run)
-    variables = page.tree(f"seed{seed}/surrogate", make)
-    if config.unit == "class":
-        units = by_class(labels, source.class_names)
-    elif config.unit == "example":
-        units = by_example(len(labels))
-    else:
-        found = np.asarray(features(chooser, variables, judge.points.x))
-        units = by_cluster(found, config.num_clusters, seed)
-    own = dataclasses.replace(judge, model=chooser, finetune=None)
-    return Study(
-        chooser, variables, recipe.train, judge.points, units, recipe.search,
-        config.search_share, own, named_key(key, "scores"),
-    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -148,8 +148,25 @@ def finding(rows: list[metrics.Row]) -> str:
     if {CLEAN, ROBUST} <= names:
         gap = signed(*metrics.difference(rows, ROBUST, CLEAN, "RA"))
         sentences.append(f"RA of the robust coreset minus that of the clean one: {gap} points.")
+    if len({row["weight"] for row in rows}) > 1 and {CLEAN, ROBUST, REFERENCE} <= names:
+        sentences.append(claim(rows))
     first = rows[0]["row"]
     return " ".join(sentences) or f"RA {_mean(rows, first, 'RA'):.1f} % with {first}."
+
+
+def claim(rows: list[metrics.Row]) -> str:
+    """What the fronts say of `robust coreset >= clean coreset >= uniform` in RA at equal SA."""
+    said = []
+    for name, sign in ((ROBUST, 1), (REFERENCE, -1)):
+        gaps = metrics.at_equal_accuracy(rows, name, CLEAN)
+        mean, half = metrics.interval(gaps)
+        if len(gaps) < 2:
+            said.append(f"{name} has the clean coreset's SA in {len(gaps)} seeds, too few to tell")
+            continue
+        word = "ties" if abs(mean) <= half else "stands" if sign * mean > 0 else "falls"
+        order = f"{name} >= {CLEAN}" if sign > 0 else f"{CLEAN} >= {name}"
+        said.append(f"{order} {word} ({name} {signed(mean, half)} points, {len(gaps)} seeds)")
+    return f"RA at the clean coreset's SA: {'; '.join(said)}."
 
 
 def _mean(rows: list[metrics.Row], name: str, metric: str) -> float:

@@ -85,13 +85,8 @@ class Look:
         Args:
             attacked: whether of attacked images.
         """
-        task, kept = self._points, self.memory
-        points = Points(
-            *(jnp.concatenate(pair) for pair in zip(task, (kept.x, kept.y), strict=True))
-        )
-        ball = self.ball if attacked else self.ball._replace(eps=jnp.zeros(()))
-        found = features(self.model, self.variables, self._offset, points, ball, self.key)
-        length = len(task.y)
+        points, found, _ = self._seen(attacked)
+        kept, length = self.memory, self.stream.longest
         of_task = np.arange(len(points.y)) < len(self.rows)
         of_memory = np.concatenate([np.zeros(length, bool), kept.task != EMPTY])
         used = jnp.asarray(of_task | of_memory)
@@ -100,6 +95,24 @@ class Look:
         size = jnp.asarray(self.share + kept.num_filled, found.dtype)
         found /= jnp.maximum(scale, 1e-12)
         return Pool(found, points.y, task_mask, memory_mask, size, self._offset)
+
+    @functools.cached_property
+    def gradients(self) -> np.ndarray:
+        """Of the loss of each attacked point in a dense head, `[n, C * (d + 1)]`."""
+        points, found, scores = (
+            jax.tree.map(lambda a: np.asarray(a)[: len(self.rows)], seen)
+            for seen in self._seen(attacked=True)
+        )
+        error = np.asarray(jax.nn.softmax(scores)) - np.eye(scores.shape[1])[points.y]
+        inputs = np.concatenate([found, np.ones((len(found), 1))], axis=1)
+        return (error[:, :, None] * inputs[:, None, :]).reshape(len(error), -1)
+
+    def _seen(self, attacked: bool) -> tuple[Points, jax.Array, jax.Array]:
+        """The task's points and then the memory's; their features and logits."""
+        kept = (self.memory.x, self.memory.y)
+        points = Points(*map(jnp.concatenate, zip(self._points, kept, strict=True)))
+        ball = self.ball if attacked else self.ball._replace(eps=jnp.zeros(()))
+        return points, *features(self.model, self.variables, self._offset, points, ball, self.key)
 
     def keep(self, before: Memory, places: np.ndarray) -> Memory:
         """The memory with some of the task's points behind what is there."""
@@ -120,15 +133,19 @@ class Look:
 @functools.partial(jax.jit, static_argnames="model")
 def features(
     model: Any, variables: Any, offset: jax.Array, points: Points, ball: Ball, key: jax.Array
-) -> jax.Array:
-    """What the head sees of each point under an attack on the whole network, `[n, d]`."""
+) -> tuple[jax.Array, jax.Array]:
+    """What the head sees of each point under an attack on the whole network, and makes of it.
+
+    Returns:
+        `[n, d]` features and `[n, C]` logits.
+    """
     scores = lambda x: logits(model, variables, x) + offset
 
-    def one(seen: tuple[Points, jax.Array]) -> jax.Array:
+    def one(seen: tuple[Points, jax.Array]) -> tuple[jax.Array, jax.Array]:
         (x, y), own_key = seen
         x, y = x[None], y[None]
-        delta = ATTACK(scores, ball, x, y, own_key).delta
-        return model.features(variables, ball.moved(x, delta))[0]
+        moved = ball.moved(x, ATTACK(scores, ball, x, y, own_key).delta)
+        return model.features(variables, moved)[0], scores(moved)[0]
 
     keys = jax.random.split(key, len(points.y))
     return jax.lax.map(one, (points, keys), batch_size=chunk_size())

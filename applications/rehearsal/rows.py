@@ -16,6 +16,7 @@ from ..components.points import Points
 from ..condensing.condense import Budget, condense
 from ..condensing.methods import recipes
 from ..condensing.synthetic import make_real, start
+from ..coresets import gradients
 from ..coresets import memory as streamed
 from ..coresets.pool import Pool
 from .bilevel_coreset import RULES, Coreset, select
@@ -58,8 +59,31 @@ def chosen(selector: Selector) -> Policy:
 
 def herding(look: Look, share: int) -> np.ndarray:
     """Points whose mean in the robust network's features follows that of their class."""
+    return by_class(look, lambda rows, size: geometry.herd(look.features[rows], size), share)
+
+
+def craig(look: Look, share: int) -> np.ndarray:
+    """Points whose gradients under attack are the nearest ones to those of their class.
+
+    (Mirzasoleiman et al., ICML 2020, with the adversarial gradients of Dolatabadi et al., "l_inf
+    robustness and beyond", ECCV 2022. Differs in that points count alike.)
+    """
+    return by_class(look, lambda rows, size: gradients.craig(look.gradients[rows], size)[0], share)
+
+
+def grad_match(look: Look, share: int) -> np.ndarray:
+    """Points whose gradients under attack sum to that of their class.
+
+    (Killamsetty et al., ICML 2021, otherwise as `craig`.)
+    """
+    own = look.gradients
+    return by_class(look, lambda rows, size: gradients.grad_match(own[rows], size)[0], share)
+
+
+def by_class(look: Look, choose: Callable[[np.ndarray, int], np.ndarray], share: int) -> np.ndarray:
+    """What is chosen of each class, `(its positions, how many) -> which of them`, in turns."""
     classes = [np.flatnonzero(look.labels == label) for label in np.unique(look.labels)]
-    ranked = [rows[geometry.herd(look.features[rows], min(share, len(rows)))] for rows in classes]
+    ranked = [rows[choose(rows, min(share, len(rows)))] for rows in classes]
     return in_turns(look, np.concatenate(ranked), share)
 
 
@@ -157,6 +181,8 @@ ROWS: dict[str, Row] = {
     "uniform": Row(UNIFORM),
     "herding": Row(chosen(herding)),
     "k_center": Row(chosen(k_center)),
+    "craig": Row(chosen(craig)),
+    "grad_match": Row(chosen(grad_match)),
     "clean_coreset": _robust("cg", attacked=False),
     "robust_coreset": _robust("cg"),
     "robust_nystrom": _robust("nystrom"),

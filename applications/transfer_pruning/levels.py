@@ -59,7 +59,9 @@ class Level:
     @property
     def problem(self) -> bilevel.BilevelProblem:
         """What the algorithms of `bilevel` take."""
-        return bilevel.BilevelProblem(self.outer_loss, self.inner_loss)
+        return bilevel.BilevelProblem(
+            bilevel.fast_on_cpu(self.outer_loss), bilevel.fast_on_cpu(self.inner_loss)
+        )
 
     def inner_loss(self, weights: jax.Array, params: Params, seen: Seen) -> jax.Array:
         """G."""

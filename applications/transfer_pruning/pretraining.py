@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import bilevel
+
 from ..components.errors import NonFiniteError
 from ..components.models import Model
 from ..components.points import Points
@@ -67,6 +69,7 @@ def pretrain(
     def step(index: jax.Array, state: Any) -> Any:
         (variables, opt_state, _), rows = state, run.order[index]
 
+        @bilevel.fast_on_cpu
         def loss_fn(params: Any) -> Any:
             now = variables | {"params": params}
             if model.step is None:

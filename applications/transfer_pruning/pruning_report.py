@@ -9,9 +9,11 @@ from ..components import plots, report
 from ..components.judging import spread
 from ..components.output import environment, to_json
 from ..components.work import Run
+from .choosing import ALONE, EXAMPLES
 from .ground_truth import Agreement
 
 Row = dict[str, Any]
+EXACT = "bilevel_unrolled"
 ABOUT = (
     "Each row pretrains afresh on what a method kept, and fits a linear probe on the target; the"
     " last step counts. Methods that drop examples keep all classes, which is another question."
@@ -32,6 +34,8 @@ class Result(NamedTuple):
         rows: one for each method, target, ratio, regime, seed and draw.
         orders: by seed, target and method, the units from best to worst.
         agreement: by target and method, of the first seed with the random halves; may be empty.
+        cosines: by target and rule, of hypergradients with central differences, a number for each
+            network; may be empty.
         time: for each ratio the seconds of one pretraining, 0 for the whole source.
         names: of the units.
         seconds: of all.
@@ -40,6 +44,7 @@ class Result(NamedTuple):
     rows: list[Row]
     orders: dict[str, np.ndarray]
     agreement: dict[str, dict[str, Agreement]]
+    cosines: dict[str, dict[str, np.ndarray]]
     time: dict[float, float]
     names: tuple[str, ...]
     seconds: float
@@ -107,6 +112,34 @@ def agreement_table(result: Result) -> report.Table:
     return report.Table(["target", "method", "units", "sums over halves"], lines, 2)
 
 
+def cosine_table(result: Result) -> report.Table:
+    """How right each rule's hypergradient is."""
+    lines = [
+        [target, rule, spread(list(found), 2)]
+        for target, rules in result.cosines.items()
+        for rule, found in rules.items()
+    ]
+    return report.Table(["target", "rule", "cosine"], lines, 2)
+
+
+def overlap_table(result: Result) -> report.Table:
+    """What the choices by each rule and method share with those by the exact hypergradient."""
+    count = min(row["kept"] for row in result.rows if 0 < row["ratio"] < 1)
+    lines = []
+    for target in dict.fromkeys(row["target"] for row in result.rows):
+        of: dict[str, list[frozenset[int]]] = {}
+        for name, order in result.orders.items():
+            _, own, method = name.split("/")
+            if own == target and method not in (*ALONE, *EXAMPLES):
+                of.setdefault(method, []).append(frozenset(order[:count].tolist()))
+        for method, kept in of.items():
+            if method != EXACT:
+                pairs = zip(kept, of[EXACT], strict=True)
+                shared = [100 * len(one & other) / count for one, other in pairs]
+                lines.append([target, method, spread(shared, 0)])
+    return report.Table(["target", "method", f"of {count} kept, percent"], lines, 2)
+
+
 def time_table(result: Result) -> report.Table:
     """What a really pruned pretraining takes at equal epochs."""
     whole = result.time[0.0]
@@ -127,6 +160,11 @@ def tables(result: Result) -> dict[str, report.Table]:
             found[f"{target}: accuracy after full finetuning"] = table
     if result.agreement:
         found["Rank correlation with random halves, 90 % intervals"] = agreement_table(result)
+    if result.cosines:
+        title = f"Cosine of hypergradients with central differences, by networks; {EXACT} is exact"
+        found[title] = cosine_table(result)
+    if EXACT in {row["method"] for row in result.rows}:
+        found[f"Kept units in common with {EXACT}, at the largest share"] = overlap_table(result)
     found["Seconds of one pretraining at equal epochs"] = time_table(result)
     return found
 
@@ -157,7 +195,8 @@ def write(result: Result, run: Run) -> None:
     facts = {"config": run.settings, **environment(), "seconds": result.seconds}
     content = {"rows": result.rows, "time": {str(k): v for k, v in result.time.items()}}
     agreement = {t: {m: a._asdict() for m, a in own.items()} for t, own in result.agreement.items()}
-    run.write_json("result.json", facts | content | {"agreement": agreement})
+    content |= {"agreement": agreement, "cosines": result.cosines}
+    run.write_json("result.json", facts | content)
     sections = [(title, table.html()) for title, table in tables(result).items()]
     sections[0] = (sections[0][0], report.columns(COLUMNS) + sections[0][1])
     curve = report.figure(plots.curves(*_curve(result)), "Accuracy, mean over targets and seeds")

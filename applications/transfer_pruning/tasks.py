@@ -95,6 +95,29 @@ def resized(dataset: Dataset, side: int | None) -> Dataset:
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
+def first_classes(dataset: Dataset, count: int | None) -> Dataset:
+    """The points of the first classes alone; None for all.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if count is None:
+        return dataset
+    if not 2 <= count <= dataset.num_classes:
+        raise InputError(
+            f"`source_classes` must be from 2 to the {dataset.num_classes} of {dataset.name}, got"
+            f" {count}."
+        )
+    train, validation, test = (
+        points.at(np.flatnonzero(points.y < count))
+        for points in (dataset.train, dataset.validation, dataset.test)
+    )
+    names = dataset.class_names[:count]
+    return dataclasses.replace(
+        dataset, train=train, validation=validation, test=test, class_names=names
+    )
+
+
 def check_source(dataset: Dataset) -> None:
     """Raise an InputError if a class of the source has no training point."""
     counts = np.bincount(dataset.train.y, minlength=dataset.num_classes)

@@ -1,10 +1,12 @@
 """Units of selection: classes, clusters or single examples of the source, and what is kept."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import sklearn.cluster
 
+from ..components.data import Dataset
 from ..components.errors import InputError
 
 
@@ -77,6 +79,37 @@ def by_cluster(features: np.ndarray, count: int, seed: int) -> Units:
 def by_example(num_points: int) -> Units:
     """A unit for each point."""
     return Units(np.arange(num_points, dtype=np.int32), tuple(map(str, range(num_points))))
+
+
+class Partition(NamedTuple):
+    """How to cut a source into units.
+
+    Attributes:
+        unit: what is kept or dropped.
+        num_clusters: where that is a cluster.
+    """
+
+    unit: Literal["class", "cluster", "example"]
+    num_clusters: int
+
+    def count(self, source: Dataset) -> int:
+        """How many units there will be."""
+        counts = {"class": source.num_classes, "cluster": self.num_clusters}
+        return counts.get(self.unit, len(source.train.y))
+
+    def units(self, source: Dataset, features: Callable[[], np.ndarray], seed: int) -> Units:
+        """The units.
+
+        Args:
+            source: whose training points they divide.
+            features: gives those of the surrogate, `[n, d]`; asked for clusters alone.
+            seed: of the first centres of clusters.
+        """
+        if self.unit == "class":
+            return by_class(source.train.y, source.class_names)
+        if self.unit == "example":
+            return by_example(len(source.train.y))
+        return by_cluster(features(), self.num_clusters, seed)
 
 
 def num_kept(ratio: float, count: int) -> int:

@@ -155,8 +155,9 @@ def search(
         NonFiniteError: the search diverged.
     """
     found = jax.device_get(_search(name, search, level, num_units, points, unit_of, target, key))
-    if not (np.isfinite(found.value).all() and np.isfinite(found.weights).all()):
-        step = int(np.argmin(np.isfinite(found.value)))
+    finite = np.isfinite(found.value) & np.isfinite(found.path).all(axis=1)
+    if not finite.all():
+        step = int(np.argmin(finite))
         raise NonFiniteError(
             f"The search {name} diverged at step {step}. Lower `learning_rate`, which is"
             f" {search.learning_rate:g}, or raise `ridge`, which is {search.ridge:g}."

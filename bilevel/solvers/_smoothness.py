@@ -166,9 +166,8 @@ def _tried(optimizer: optax.GradientTransformation, like: PyTree) -> str | None:
     # Settings that are traced (a learned rate) have no value yet; one half is a fair rate, decay
     # rate or epsilon.
     given = tuple(_typical(a) if isinstance(a, jax.core.Tracer) else a for a in consts)
-    # It runs once and on a few numbers: XLA's optimisations would cost ten times what they save.
-    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-    program = jax.jit(pure).lower(given).compile(options)
+    # With XLA's own options: its `xla_backend_optimization_level` 0 makes NaN of some programs.
+    program = jax.jit(pure).lower(given).compile()
     trial = jax.device_get(program(given))
     if trial.flat:
         return "flat"

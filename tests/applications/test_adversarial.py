@@ -107,6 +107,20 @@ def test_gradients_are_not_masked(trained):
     assert np.all(slopes(scores_of(trained), ball, *points) > 0)
 
 
+def test_foolbox_finds_no_more_errors(trained):
+    """The same attack by another hand, on the pixels themselves."""
+    foolbox = pytest.importorskip("foolbox", reason="an independent attack: pip install foolbox")
+    model, variables, dataset, (x, y) = trained
+    ball = make_ball(dataset, 0.1)
+    mean, std = ball.mean, ball.std
+    other = foolbox.JAXModel(lambda p: model.apply(variables, (p - mean) / std), bounds=(0, 1))
+    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.25, random_start=False)
+    theirs = attack(other, jnp.clip(x * std + mean, 0, 1), y, epsilons=0.1)[2]
+    ours = PGD(20)(scores_of(trained), ball, x, y, jax.random.key(0)).margin > 0
+    assert 5 < np.sum(ours) < 55  # of 60, so that the two can differ
+    assert np.sum(theirs) <= np.sum(ours) + 1 and np.sum(ours) <= np.sum(theirs) + 3
+
+
 def test_a_masked_gradient_is_seen(trained):
     _, _, dataset, (x, y) = trained
     flat = lambda x: jnp.round(scores_of(trained)(x))

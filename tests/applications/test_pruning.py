@@ -18,6 +18,7 @@ from applications.components.training import Recipe
 from applications.pruning import Config, run
 from applications.transfer_pruning import (
     ground_truth,
+    hypergradients,
     levels,
     pruning_report,
     scoring,
@@ -169,6 +170,27 @@ def test_a_search_that_diverges_says_so():
         weighing.search("alignment", search, level, own, own.y, 3, own, jax.random.key(0))
 
 
+def test_the_step_is_named_at_which_only_the_weights_are_no_numbers(monkeypatch):
+    """The value of a step is that of the weights before it."""
+    path = np.ones((3, 3))
+    path[1:] = np.nan
+    found = weighing.Found(path[-1], path, np.ones(3))
+    monkeypatch.setattr(weighing, "_search", lambda *_: found)
+    level, own = small_level()
+    search = weighing.Search(num_steps=3)
+    with pytest.raises(NonFiniteError, match="diverged at step 1"):
+        weighing.search("alignment", search, level, own, own.y, 3, own, jax.random.key(0))
+
+
+def test_the_exact_rule_agrees_with_central_differences(monkeypatch):
+    monkeypatch.setattr(hypergradients, "RULES", ("bilevel_unrolled", "alignment"))
+    level, own = small_level()
+    search = weighing.Search(inner_steps=12, batch_size=8, learning_rate=0.02, last=2)
+    found = hypergradients.cosines(search, level, own, own.y, 3, own, jax.random.key(0), count=2)
+    assert found["bilevel_unrolled"].shape == (2,) and found["bilevel_unrolled"].min() > 0.9
+    assert found["alignment"].mean() < found["bilevel_unrolled"].mean()
+
+
 def test_random_halves_find_what_a_unit_is_worth():
     units = by_class(np.arange(8), tuple("abcdefgh"))
     worth = np.arange(8.0)
@@ -191,15 +213,17 @@ def test_lossless_is_a_paired_test():
     assert pruning_report.lossless(pruned, full, "probe") == 0.2
 
 
-def test_a_run_and_its_files(tmp_path):
+def test_a_run_and_its_files(tmp_path, monkeypatch):
     """Two targets' worth of every method that needs no search, clusters, and finetuning."""
+    monkeypatch.setattr(hypergradients, "RULES", ("alignment",))
     np.savez(tmp_path / "target.npz", **points(seed=1))
     config = Config(
         output=tmp_path / "out", data="mine", targets=(f"npz:{tmp_path}/target.npz",),
         methods=("full", "fewer_steps", "none", "random", "lm", "fm", "el2n", "grand", "moderate",
                  "leave_one_out", "influence"),
         model="mlp", unit="cluster", num_clusters=3, ratios=(0.34,), seeds=(0,), epochs=2,
-        batch_size=4, random_draws=2, halves=6, finetune_epochs=1, shared=True, together=2,
+        batch_size=4, random_draws=2, halves=6, differences=2,
+        search_steps=2, inner_steps=2, finetune_epochs=1, shared=True, together=2,
     )  # fmt: skip
     result = run(config, points())
     again = run(dataclasses.replace(config, resume=True), points())
@@ -210,7 +234,25 @@ def test_a_run_and_its_files(tmp_path):
     assert {row["steps"] for row in result.rows if row["method"] == "none"} == {0}
     content = json.loads((tmp_path / "out/result.json").read_text())
     assert len(content["rows"]) == len(result.rows) and content["agreement"]
+    assert len(content["cosines"]["target"]["alignment"]) == 2
     assert "<img" in (tmp_path / "out/report.html").read_text()
+
+
+def test_kept_units_are_held_against_those_of_the_exact_rule():
+    best = {"full": [0, 1, 2, 3], "lm": [3, 1, 0, 2], "bilevel_unrolled": [0, 1, 2, 3]}
+    orders = {f"seed0/mine/{name}": np.array(order) for name, order in best.items()}
+    rows = [{"target": "mine", "method": "lm", "kept": 2, "ratio": 0.5}]
+    result = pruning_report.Result(rows, orders, {}, {}, {}, ("a", "b", "c", "d"), 0.0)
+    assert pruning_report.overlap_table(result).rows == [["mine", "lm", "50"]]
+
+
+@pytest.mark.parametrize("name, width", [("SmallResNet", 32), ("WideResNet", 64)])
+def test_the_networks_of_the_pool_and_their_features(name, width):
+    images = from_arrays(np.zeros((30, 16, 16, 3), np.float32), np.tile([0, 1], 15))
+    model, x = models.make(f"applications.transfer_pruning.resnet:{name}", images), images.train.x
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert model.layers[-1] == "head" and model.step is None
+    assert jax.eval_shape(model.features, variables, x).shape == (len(x), width)
 
 
 def test_equal_plans_give_equal_networks_and_zero_steps_none(planted):
@@ -233,6 +275,7 @@ WRONG = [
     ({"regimes": ()}, "`regimes` must name"),
     ({"unit": "cluster", "num_clusters": 1}, "at least two units"),
     ({"num_target": 2}, "`num_target` must leave each class"),
+    ({"source_classes": 4}, "`source_classes` must be from 2 to the 3"),
     ({"epochs": -1}, "`epochs` must be a number > 0"),
     ({"data": "planted"}, "`targets` must be given with a source of yours"),
 ]
@@ -257,5 +300,6 @@ def test_sources_and_targets_must_fit(tmp_path):
         tasks.check_source(empty)
     assert tasks.shaped(np.zeros((2, 8, 8, 1)), (4, 4, 3)).shape == (2, 4, 4, 3)
     assert tasks.shaped(np.zeros((2, 8, 8, 3)), (4, 4, 1)).shape == (2, 4, 4, 1)
+    assert set(tasks.first_classes(vectors, 2).train.y) == {0, 1}
     assert tasks.resized(images, 2).train.x.shape[1:] == (2, 2, 1)
     assert pruning.PAGE == "pruning"

@@ -16,8 +16,8 @@ from applications.components.models import make
 from applications.components.pixel_ball import make_ball
 from applications.components.points import Points
 from applications.components.training import Recipe, cross_entropy, initialise
+from applications.rehearsal import lifelong_report, metrics
 from applications.rehearsal import memory as replay
-from applications.rehearsal import metrics
 from applications.rehearsal.bilevel_coreset import (
     DECAY,
     PROBLEM,
@@ -312,6 +312,27 @@ def test_paired_differences_and_equal_accuracy():
     assert half == pytest.approx(12.706 * np.std([-5, 10], ddof=1) / np.sqrt(2), rel=1e-3)
     assert metrics.at_equal_accuracy(rows, "b", "a") == [0.0]
     assert np.isnan(metrics.interval([1.0])[1])
+
+
+def test_the_claim_stands_ties_falls_or_cannot_be_told():
+    """By the interval of RA at the clean coreset's SA, which every row reaches between weights."""
+
+    def front(name, *gaps):
+        ends = ((0.3, 40, -1), (3.0, 60, 1))
+        return [
+            dict(row=name, seed=seed, weight=weight, SA=sa, RA=30 + gap + side)
+            for seed, gap in enumerate(gaps)
+            for weight, sa, side in ends
+        ]
+
+    clean = [dict(row="clean_coreset", seed=s, weight=1.0, SA=50, RA=30) for s in range(3)]
+    said = lifelong_report.claim(
+        clean + front("robust_coreset", 4, 5, 6) + front("uniform", 3, 4, 5)
+    )
+    assert "robust_coreset >= clean_coreset stands (robust_coreset +5.0" in said
+    assert "clean_coreset >= uniform falls" in said
+    said = lifelong_report.claim(clean + front("robust_coreset", -9, 0, 9) + front("uniform", 1))
+    assert "ties" in said and "uniform has the clean coreset's SA in 1 seeds" in said
 
 
 def test_pixels_of_vectors_have_no_ball():
