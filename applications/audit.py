@@ -18,6 +18,7 @@ import rich.console
 import tyro
 
 from .components import frame, report
+from .components.calibration import QUALITY, quality
 from .components.errors import InputError, check_finite, check_labels
 from .components.formats import read_npz
 from .components.output import environment, to_json
@@ -34,6 +35,7 @@ COLUMNS = {
     "gap": "mean distance of these four from those of the second file, the retrained model",
     "KL": "mean divergence of the predictions on the points to forget from the retrained model's",
     "forget loss": "mean cross-entropy on the points to forget",
+    **QUALITY,
 }
 
 
@@ -91,7 +93,8 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
 
     Returns:
         A row for each model: `model`, `UA`, `RA`, `TA`, `MIA`, `gap`, `divergence`, `forget_loss`,
-        `attacker`, and `attacks`, which are explained in `unlearning.evaluation.to_rows`.
+        `attacker`, `attacks`, and `QUALITY` on the test points, which are explained in
+        `unlearning.evaluation.to_rows`.
 
     Raises:
         InputError: shapes or labels do not fit, or a logit is not finite.
@@ -113,6 +116,7 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
             "gap": own.gap(exact),
             "divergence": mean_divergence(retrained["forget"], models[name]["forget"]),
             "forget_loss": float(np.mean(parts[name][0].loss)),
+            **quality(models[name]["test"], labels["test"]),
             "attacker": attacks["confidence"].accuracy,
             "attacks": {look: said.forgotten for look, said in attacks.items()},
         }
@@ -141,10 +145,11 @@ def as_table(rows: list[dict[str, Any]]) -> report.Table:
             *(f"{row[key]:.2f}" for key in numbers),
             f"{row['divergence']:.3f}",
             f"{row['forget_loss']:.1e}",
+            *(f"{row[name]:.4f}" for name in QUALITY),
         ]
         for row in rows
     ]
-    return report.Table(["model", *numbers, "KL", "forget loss"], cells)
+    return report.Table(["model", *numbers, "KL", "forget loss", *QUALITY], cells)
 
 
 def _check(logits: np.ndarray, labels: np.ndarray, name: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import scipy.stats
 
 from ..components import plots, report
+from ..components.calibration import QUALITY
 from ..components.judging import spread
 from ..components.output import environment, to_json
 from ..components.work import Run
@@ -65,7 +66,7 @@ def write(result: Result, run: Run) -> None:
     tuned = {f"{what}, {name}": errors for (what, name), errors in result.tuned.items()}
     payload = {"config": run.settings, **environment(), "seconds": run.seconds}
     run.write_json("result.json", payload | result._asdict() | {"tuned": tuned})
-    sections = [("What the columns mean", report.columns(COLUMNS))]
+    sections = [("What the columns mean", report.columns(COLUMNS | QUALITY))]
     sections += [(title, table.html()) for title, table in tables(result).items()]
     if result.two:
         picture = draw(result)
@@ -122,7 +123,7 @@ def tuned_table(result: Result) -> report.Table:
 
 def trained_table(result: Result) -> report.Table:
     """Every loss, mean and deviation."""
-    columns = {"accuracy": 2, "brier": 4, "calibration": 4, "refinement": 4, "bound": 4}
+    columns = {"accuracy": 2, **dict.fromkeys(QUALITY, 4), "bound": 4}
     cells = [
         [name, *(spread(_column(result, name, column), d) for column, d in columns.items())]
         for name in _losses(result)

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components import plots, report
+from ..components.calibration import QUALITY
 from ..components.data import Dataset
-from ..components.judging import spread
+from ..components.judging import quality_table, spread
 from ..components.output import environment, to_json
+from ..components.publishing import grouped
 from ..components.work import Run
 from . import metrics
 from .learner import Outcome
@@ -62,6 +64,7 @@ def show(result: Result, run: Run) -> None:
     """Print the tables."""
     rows = result.rows
     table(rows).print("Clean and robust accuracy after the last task", run.console)
+    probabilities(rows).print("Probabilities after the last task", run.console)
     if len(result.weights) > 1:
         fronts(rows).print("Along the replay weights", run.console)
     if result.checks:
@@ -100,6 +103,12 @@ def table(rows: list[metrics.Row]) -> report.Table:
         ]
         cells.append([name, *line, gap, *hard, f"{np.mean(of('seconds')):.1f}"])
     return report.Table(headers, cells)
+
+
+def probabilities(rows: list[metrics.Row]) -> report.Table:
+    """What they are worth on clean test points, of every row at its first replay weight."""
+    first = [row for row in rows if row["weight"] == rows[0]["weight"]]
+    return quality_table(grouped(first, "row"), ["memory"], "SA")
 
 
 def fronts(rows: list[metrics.Row]) -> report.Table:
@@ -166,7 +175,10 @@ def page(result: Result, facts: dict[str, Any]) -> str:
         f" {len(result.streams)} seeds, {result.seconds:.0f} s. Robustness is measured by attacks,"
         " not certified."
     )
-    sections = [("Accuracy after the last task", report.columns(COLUMNS) + table(rows).html())]
+    sections = [
+        ("Accuracy after the last task", report.columns(COLUMNS) + table(rows).html()),
+        ("Probabilities on clean points", report.columns(QUALITY) + probabilities(rows).html()),
+    ]
     after = {
         metric: report.figure(_course(rows, metric), f"{metric} over all classes seen, by task")
         for metric in ("SA", "RA")

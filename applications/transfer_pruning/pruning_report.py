@@ -6,8 +6,10 @@ import numpy as np
 import rich.console
 
 from ..components import plots, report
-from ..components.judging import spread
+from ..components.calibration import QUALITY
+from ..components.judging import quality_table, spread
 from ..components.output import environment, to_json
+from ..components.publishing import grouped
 from ..components.work import Run
 from .ground_truth import Agreement
 
@@ -91,6 +93,14 @@ def accuracy_table(rows: list[Row], target: str, key: str = "probe") -> report.T
     return report.Table(["regime", "method", *headers, "lossless", "zeros"], lines, 2)
 
 
+def probabilities(rows: list[Row], target: str) -> report.Table:
+    """What the probe's probabilities are worth where most is dropped, beside its accuracy."""
+    here = chosen(rows, target=target, regime="epochs")
+    largest = max(row["ratio"] for row in here if row["ratio"] < 1)
+    here = [row for row in here if row["ratio"] in (0, largest, 1)]
+    return quality_table(grouped(here, "method"), ["method"], "probe")
+
+
 def agreement_table(result: Result) -> report.Table:
     """How well each method's scores know what the random halves measured."""
     lines = []
@@ -122,6 +132,8 @@ def tables(result: Result) -> dict[str, report.Table]:
     found = {}
     for target in dict.fromkeys(row["target"] for row in result.rows):
         found[f"{target}: accuracy of the linear probe"] = accuracy_table(result.rows, target)
+        heading = f"{target}: probabilities of the linear probe, most units dropped"
+        found[heading] = probabilities(result.rows, target)
         if "finetune" in result.rows[0]:
             table = accuracy_table(result.rows, target, "finetune")
             found[f"{target}: accuracy after full finetuning"] = table
@@ -159,7 +171,7 @@ def write(result: Result, run: Run) -> None:
     agreement = {t: {m: a._asdict() for m, a in own.items()} for t, own in result.agreement.items()}
     run.write_json("result.json", facts | content | {"agreement": agreement})
     sections = [(title, table.html()) for title, table in tables(result).items()]
-    sections[0] = (sections[0][0], report.columns(COLUMNS) + sections[0][1])
+    sections[0] = (sections[0][0], report.columns(COLUMNS | QUALITY) + sections[0][1])
     curve = report.figure(plots.curves(*_curve(result)), "Accuracy, mean over targets and seeds")
     sections.insert(0, ("Accuracy against what is dropped, equal epochs", curve))
     sections.append(("Settings and origin", report.listing(to_json(facts))))

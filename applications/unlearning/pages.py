@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..components import report
+from ..components.calibration import QUALITY
 from ..components.output import environment, to_json
 from ..components.work import Run
 from . import pictures, tables
@@ -14,7 +15,9 @@ def show(result: Result, run: Run, finding: str) -> None:
     """Print the finding, the tables and what a reader must know before trusting them."""
     run.console.print(finding, style="bold")
     for model in distinct(result.rows, "model"):
-        tables.summary(where(result.rows, model=model)).print(f"Unlearning, {model}", run.console)
+        rows = where(result.rows, model=model)
+        tables.summary(rows).print(f"Unlearning, {model}", run.console)
+        tables.probabilities(rows).print(f"Probabilities on test points, {model}", run.console)
     tables.by_seed(_first_model(result)).print("UA of Retrain, seed by seed", run.console)
     tables.shared(result.repetitions).print("Share of points in common", run.console)
     tables.classes(result).print("Classes of each set, percent", run.console)
@@ -60,8 +63,10 @@ def page(
         if len(distinct(rows, "method")) > 3:
             body += _side_by_side(pictures.bars(rows))
         attacks = report.columns(tables.ATTACK_COLUMNS) + tables.attacks(rows).html()
+        worth = report.columns(QUALITY) + tables.probabilities(rows).html()
         sections += [
             (f"What unlearning does to each forget set, {model}", body),
+            (f"What the probabilities on test points are worth, {model}", worth),
             (f"Membership attacks, {model}", attacks),
             (f"Losses before and after, {model}", _side_by_side(pictures.losses(result, model))),
         ]

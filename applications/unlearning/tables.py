@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..components.judging import spread
+from ..components.judging import quality_table, spread
+from ..components.publishing import grouped
 from ..components.report import Table
 from .evaluation import Row
 from .metrics import ATTACKS
@@ -108,6 +109,12 @@ def attacks(rows: list[Row]) -> Table:
 
     headers = ["forget set", "method", "attacker", *ATTACKS]
     return Table(headers, by_group(rows, line), num_text=2)
+
+
+def probabilities(rows: list[Row]) -> Table:
+    """What the probabilities of the models are worth on test points."""
+    names = "forget_set", "method"
+    return quality_table(grouped(rows, *names), ["forget set", "method"], "TA")
 
 
 def by_seed(rows: list[Row]) -> Table:

@@ -145,8 +145,8 @@ def test_quality_of_known_probabilities():
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in p])
     right, sharp = quality(logits, labels), quality(3 * logits, labels)
-    assert right["calibration"] < 0.005 < 0.02 < sharp["calibration"]
-    assert right["brier"] < sharp["brier"]
+    assert right["R_cal"] < 0.005 < 0.02 < sharp["R_cal"]
+    assert right["Brier"] < sharp["Brier"]
     # What a temperature repairs does not count as refinement.
     assert right["refinement"] == pytest.approx(sharp["refinement"], rel=1e-3)
     assert calibration_error(np.full(100, 0.3), np.repeat([0, 1], [70, 30])) < 1e-12
@@ -176,7 +176,7 @@ def test_the_page_studies_gaussians_and_repairs_a_classifier(tmp_path):
     rows = calibration.run(config, mine).rows
     assert len(rows) == 2 * len(CALIBRATORS)
     with np.load(tmp_path / "b" / "result.npz") as arrays:
-        assert len(arrays["brier"]) == len(rows)
+        assert len(arrays["Brier"]) == len(rows)
 
 
 def test_bad_settings_are_one_line():
