@@ -84,10 +84,7 @@ class Config(settings.Config):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Train, choose the sets, unlearn by every method and judge; print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: see `frame.Config.load`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.

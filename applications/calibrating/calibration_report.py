@@ -7,8 +7,7 @@ import numpy as np
 from ..components import plots, report
 from ..components.calibration import QUALITY
 from ..components.judging import quality_table, spread
-from ..components.output import environment, to_json
-from ..components.publishing import grouped
+from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
 
 COLUMNS = {
@@ -59,29 +58,21 @@ def finding(result: Result) -> str:
     )
 
 
-def show(result: Result, run: Run) -> None:
-    """Print the tables."""
-    run.console.print(finding(result), style="bold")
-    for title, table in tables(result).items():
-        table.print(title, run.console)
-    run.console.print(f"{run.seconds:.0f} s.")
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html`, the picture, and `result.npz`."""
-    facts = environment()
-    payload = {"config": run.settings, **facts, "seconds": run.seconds, **result._asdict()}
-    run.write_json("result.json", payload)
-    sections = [(title, table.html()) for title, table in tables(result).items()]
-    if result.sizes:
-        picture = draw(result)
-        run.write("risk.png", picture)
-        sections.append(("Risk", report.figure(picture, "Risk over the number of labelled points")))
-    sections[:0] = [("What the columns mean", report.columns(COLUMNS | QUALITY))]
-    sections.append(("Settings", report.listing(to_json(payload["config"]))))
-    about = "Minimum-risk recalibration (Sun, Song and Hero, NeurIPS 2023)."
-    run.write("report.html", report.page("Recalibration", finding(result), about, sections))
-    run.write_arrays(_arrays(result))
+    """Print and write everything."""
+    findings = Findings(
+        "Recalibration",
+        finding(result),
+        "Minimum-risk recalibration (Sun, Song and Hero, NeurIPS 2023).",
+        COLUMNS | QUALITY,
+        tables(result),
+        {"risk over the number of labelled points": draw(result)} if result.sizes else {},
+        result.rows,
+        _arrays(result),
+        run.seconds,
+        {"sizes": result.sizes, "slopes": result.slopes, "shifted": result.shifted},
+    )
+    publish(findings, run)
 
 
 def tables(result: Result) -> dict[str, report.Table]:

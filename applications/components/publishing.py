@@ -23,10 +23,11 @@ class Findings:
         about: the paragraph below it.
         meanings: what the columns and rows of the tables mean.
         tables: by heading.
-        pictures: PNG by name, which is the caption too; none where the points are no images.
+        pictures: PNG by name, which is the caption too; those of points only where they are images.
         rows: of the tables, as numbers, for `result.json`.
         arrays: for `result.npz`.
         seconds: of all of it.
+        more: what else `result.json` shall hold.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Findings:
     rows: Sequence[Row]
     arrays: Mapping[str, np.ndarray]
     seconds: float
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def publish(found: Findings, run: Run) -> None:
@@ -45,12 +47,12 @@ def publish(found: Findings, run: Run) -> None:
     run.console.print(found.finding, style="bold")
     for heading, table in found.tables.items():
         table.print(heading, run.console)
-    run.console.print(f"{found.seconds:.0f} s.")
+    run.console.print(f"{found.seconds:.0f} s. {found.about}")
     facts = {"config": run.settings, **environment(), "seconds": found.seconds}
-    run.write_json("result.json", facts | {"rows": found.rows})
+    run.write_json("result.json", facts | {"rows": found.rows, **found.more})
     figures = []
     for name, png in found.pictures.items():
-        run.write(f"{name}.png", png)
+        run.write(f"{name.replace(' ', '_')}.png", png)
         figures.append(report.figure(png, name.replace("_", " ")))
     parts = [(heading, table.html()) for heading, table in found.tables.items()]
     parts[0] = parts[0][0], report.columns(found.meanings) + parts[0][1]

@@ -21,9 +21,13 @@ body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var
   max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .finding { font-size: 1.15rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 1rem 0; }
+dl { display: grid; grid-template-columns: fit-content(12rem) 1fr; gap: .2rem 1rem;
+  margin: 1rem 0; }
 dt { font-weight: 600; } dd { margin: 0; color: var(--soft); }
-@media (max-width: 30rem) { dl { display: block; } th, td { padding: .3rem .5rem; } }
+@media (max-width: 30rem) {
+  dl { display: block; } dt { margin-top: .5rem; } th, td { padding: .3rem .5rem; }
+  .name { position: sticky; left: 0; background: var(--paper); }
+}
 figure { margin: 1rem 0; } figcaption, .note { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
@@ -52,7 +56,8 @@ class Table(NamedTuple):
 
     def print(self, title: str, console: rich.console.Console) -> None:
         """Print it to a console."""
-        table = rich.table.Table(title=title, title_justify="left")
+        console.print(title, style="italic", soft_wrap=True)  # as wide as it is, whatever the table
+        table = rich.table.Table()
         for column, header in enumerate(self.headers):
             table.add_column(header, justify="left" if column < self.num_text else "right")
         for row, opens_group in zip(self.rows, self._opens_group(), strict=True):
@@ -62,10 +67,12 @@ class Table(NamedTuple):
         console.print(table)
 
     def html(self) -> str:
-        """The same for a page, scrollable by itself on a narrow screen."""
+        """The same for a page, scrollable by itself on a narrow screen, where names stay."""
 
         def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
-            opening = [f"<{tag} class=text>"] * self.num_text + [f"<{tag}>"] * len(cells)
+            opening = [f"<{tag} class=text>"] * self.num_text
+            opening[-1:] = [f'<{tag} class="text name">'] * bool(opening)
+            opening += [f"<{tag}>"] * len(cells)
             marked = [
                 start + html.escape(cell) for start, cell in zip(opening, cells, strict=False)
             ]

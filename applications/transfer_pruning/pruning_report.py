@@ -3,13 +3,11 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 
 from ..components import plots, report
 from ..components.calibration import QUALITY
 from ..components.judging import quality_table, spread
-from ..components.output import environment, to_json
-from ..components.publishing import grouped
+from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
 from .ground_truth import Agreement
 
@@ -157,27 +155,22 @@ def finding(result: Result) -> str:
     )
 
 
-def show(result: Result, console: rich.console.Console) -> None:
-    """Print the finding, the tables, and the last units of each choice."""
-    console.print(finding(result), style="bold")
-    for title, table in tables(result).items():
-        table.print(title, console)
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html` and the orders of units in `result.npz`."""
-    facts = {"config": run.settings, **environment(), "seconds": result.seconds}
-    content = {"rows": result.rows, "time": {str(k): v for k, v in result.time.items()}}
+    """Print and write everything; the orders of units are in `result.npz`."""
     agreement = {t: {m: a._asdict() for m, a in own.items()} for t, own in result.agreement.items()}
-    run.write_json("result.json", facts | content | {"agreement": agreement})
-    sections = [(title, table.html()) for title, table in tables(result).items()]
-    sections[0] = (sections[0][0], report.columns(COLUMNS | QUALITY) + sections[0][1])
-    curve = report.figure(plots.curves(*_curve(result)), "Accuracy, mean over targets and seeds")
-    sections.insert(0, ("Accuracy against what is dropped, equal epochs", curve))
-    sections.append(("Settings and origin", report.listing(to_json(facts))))
-    title = "Which part of the source is worth pretraining on?"
-    run.write("report.html", report.page(title, finding(result), ABOUT, sections))
-    run.write_arrays({"names": np.array(result.names)} | result.orders)
+    findings = Findings(
+        "Which part of the source is worth pretraining on?",
+        finding(result),
+        ABOUT,
+        COLUMNS | QUALITY,
+        tables(result),
+        {"mean accuracy at equal epochs": plots.curves(*_curve(result))},
+        result.rows,
+        {"names": np.array(result.names)} | result.orders,
+        result.seconds,
+        {"time": {str(k): v for k, v in result.time.items()}, "agreement": agreement},
+    )
+    publish(findings, run)
 
 
 def _curve(result: Result) -> tuple[dict[str, np.ndarray], str, str]:

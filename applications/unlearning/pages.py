@@ -51,10 +51,11 @@ def page(
 ) -> str:
     """The page of a run; what is its own comes first."""
     data, first = result.dataset, result.repetitions[0]
+    seeds = ", ".join(str(r.seed) for r in result.repetitions)
     sections = [*first_sections]
     about = (
         f"{next(iter(first.sets.values())).shape[1]} of {len(data.train.y)} training points of"
-        f" {data.name} are to be forgotten; {len(result.repetitions)} seeds,"
+        f" {data.name} are to be forgotten; seeds {seeds};"
         f" {result.seconds:.0f} s. {CAUTION} {' '.join([*warnings(result), *run.notes])}"
     )
     for model in distinct(result.rows, "model"):

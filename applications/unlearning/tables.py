@@ -207,4 +207,9 @@ def closest(rows: list[Row]) -> str:
     if not gaps:
         return f"the original model has a gap of {none:.2f}"
     best = min(gaps, key=lambda name: gaps[name])
+    if gaps[best] > none:
+        return (
+            f"no method comes as close to Retrain as the original model does (gap {none:.2f};"
+            f" {best} {gaps[best]:.2f})"
+        )
     return f"{best} comes closest to Retrain (gap {gaps[best]:.2f}, the original model {none:.2f})"
