@@ -75,9 +75,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     table.print("Audit from logits", console)
     if config.report is not None:
         origin = report.listing(to_json({"files": config.files} | environment()))
-        body = report.columns(COLUMNS) + table.html()
         about = f"{len(labels['forget'])} points to forget. No certified privacy guarantee."
-        sections = [("All models", body), ("Origin", origin)]
+        sections = [("All models", table.html()), ("Origin", origin)]
         config.report.write_text(report.page("Audit from logits", finding(rows), about, sections))
         console.print(f"Written to {config.report}.")
     return rows
@@ -149,7 +148,7 @@ def as_table(rows: list[dict[str, Any]]) -> report.Table:
         ]
         for row in rows
     ]
-    return report.Table(["model", *numbers, "KL", "forget loss", *QUALITY], cells)
+    return report.Table(["model", *numbers, "KL", "forget loss", *QUALITY], cells, meanings=COLUMNS)
 
 
 def _check(logits: np.ndarray, labels: np.ndarray, name: str) -> None:

@@ -73,9 +73,7 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             for name in chosen.sets:
                 repetitions[-1].add(bench, task.model.name, name, methods)
         result = Result(tuple(repetitions), setting.dataset, page.seconds)
-    finding = tables.finding(result.rows)
-    pages.show(result, page, finding)
-    result.write(page, pages.page("Worst-case forget sets", result, page, finding))
+    pages.write("Worst-case forget sets", tables.finding(result.rows), result, page)
     return result
 
 

@@ -110,10 +110,9 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
                 fill(repetitions[-1], config, arm, bench, methods)
         result = Result(tuple(repetitions), data, page.seconds, tuple(trials))
     finding = tables.finding(tables.where(result.rows, model="dense"))
-    pages.show(result, page, finding)
     if trials:
         page.console.print(tuning.told(strengths, names), soft_wrap=True)
-    result.write(page, pages.page("Unlearning methods", result, page, finding))
+    pages.write("Unlearning methods", finding, result, page)
     return result
 
 

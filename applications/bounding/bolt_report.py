@@ -61,7 +61,7 @@ def write(result: Result, run: Run) -> None:
         finding(result),
         "BOLT (Naeini and others, ICASSP 2025). The bound needs held-out points; it is one for any"
         " fitted column, tight for two classes and loose for more.",
-        COLUMNS | QUALITY,
+        COLUMNS,
         tables(result),
         {"bound and truth of two classes": draw(result)} if result.two else {},
         result.rows,
@@ -119,7 +119,7 @@ def trained_table(result: Result) -> report.Table:
         [name, *(spread(_column(result, name, column), d) for column, d in columns.items())]
         for name in _losses(result)
     ]
-    return report.Table(["loss", *columns], cells)
+    return report.Table(["loss", *columns], cells, meanings=QUALITY)
 
 
 def draw(result: Result) -> bytes:

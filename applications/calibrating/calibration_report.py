@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components import plots, report
-from ..components.calibration import QUALITY
 from ..components.judging import quality_table, spread
 from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
@@ -64,7 +63,7 @@ def write(result: Result, run: Run) -> None:
         "Recalibration",
         finding(result),
         "Minimum-risk recalibration (Sun, Song and Hero, NeurIPS 2023).",
-        COLUMNS | QUALITY,
+        COLUMNS,
         tables(result),
         {"risk over the number of labelled points": draw(result)} if result.sizes else {},
         result.rows,

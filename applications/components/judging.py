@@ -44,7 +44,7 @@ def quality_table(
         [*place, *(cell(rows, entry, d) for entry, d in digits.items())]
         for place, rows in groups.items()
     ]
-    return Table([*names, *digits], cells, num_text=len(names))
+    return Table([*names, *digits], cells, len(names), QUALITY)
 
 
 def finite_logits(model: Any, variables: Any, x: Any, whose: str, remedy: str) -> np.ndarray:

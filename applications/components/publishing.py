@@ -21,7 +21,7 @@ class Findings:
         title: of the report.
         finding: the result in one sentence.
         about: the paragraph below it.
-        meanings: what the columns and rows of the tables mean.
+        meanings: what the columns and rows of the tables mean, where no table says so itself.
         tables: by heading.
         pictures: PNG by name, which is the caption too; those of points only where they are images.
         rows: of the tables, as numbers, for `result.json`.
@@ -50,15 +50,16 @@ def publish(found: Findings, run: Run) -> None:
     run.console.print(f"{found.seconds:.0f} s. {found.about}")
     facts = {"config": run.settings, **environment(), "seconds": found.seconds}
     run.write_json("result.json", facts | {"rows": found.rows, **found.more})
-    figures = []
     for name, png in found.pictures.items():
-        run.write(f"{name.replace(' ', '_')}.png", png)
-        figures.append(report.figure(png, name.replace("_", " ")))
+        file = "".join(c for c in name.replace(" ", "_") if c.isalnum() or c in "_-")
+        run.write(f"{file}.png", png)
+    figures = [report.figure(png, name) for name, png in found.pictures.items()]
     parts = [(heading, table.html()) for heading, table in found.tables.items()]
-    parts[0] = parts[0][0], report.columns(found.meanings) + parts[0][1]
+    if found.meanings:
+        parts[0] = parts[0][0], report.columns(found.meanings) + parts[0][1]
     sections = [
         *parts,
-        *([("Pictures", "".join(figures))] if figures else []),
+        *([("Pictures", report.side_by_side(*figures))] if figures else []),
         ("Settings and origin", report.listing(to_json(facts))),
     ]
     about = " ".join([found.about, *run.notes])

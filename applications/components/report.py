@@ -5,6 +5,7 @@ Pictures are inside the page, text is escaped, and it reads on a phone, in light
 
 import base64
 import html
+import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -48,11 +49,13 @@ class Table(NamedTuple):
         headers: one for each column.
         rows: cells, as many in each row as there are headers.
         num_text: how many of the first columns are text; the others are numbers, set to the right.
+        meanings: of columns and rows, which a page explains above the table.
     """
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     num_text: int = 1
+    meanings: Mapping[str, str] = types.MappingProxyType({})
 
     def print(self, title: str, console: rich.console.Console) -> None:
         """Print it to a console."""
@@ -67,7 +70,7 @@ class Table(NamedTuple):
         console.print(table)
 
     def html(self) -> str:
-        """The same for a page, scrollable by itself on a narrow screen, where names stay."""
+        """The same for a page, below what it means; on a narrow screen it scrolls, names stay."""
 
         def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
             opening = [f"<{tag} class=text>"] * self.num_text
@@ -81,7 +84,8 @@ class Table(NamedTuple):
         lines = [line("th", self.headers)]
         for row, opens_group in zip(self.rows, self._opens_group(), strict=True):
             lines.append(line("td", row, " class=first" if opens_group else ""))
-        return f"<div class=scroll><table>\n{''.join(lines)}</table></div>"
+        above = columns(self.meanings) if self.meanings else ""
+        return f"{above}<div class=scroll><table>\n{''.join(lines)}</table></div>"
 
     def _opens_group(self) -> list[bool]:
         """For each row: does a rule go above it, since its first cell differs from the last?"""

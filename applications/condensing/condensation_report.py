@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..components import plots, report
-from ..components.calibration import QUALITY
 from ..components.data import Dataset
 from ..components.judging import quality_table, spread
 from ..components.publishing import Findings, Row, grouped, means, publish
@@ -60,7 +59,7 @@ def write(result: Result, run: Run) -> None:
         finding(result),
         f"{len(result.dataset.train.y)} points of {result.dataset.name} are condensed. No"
         " augmentation, whitening or normalisation layers in the evaluation.",
-        COLUMNS | QUALITY,
+        COLUMNS,
         {
             "Accuracy of what was trained on these sets alone": summary(result),
             "What the probabilities of the networks by classes are worth": quality_table(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components import plots, report
-from ..components.calibration import QUALITY
 from ..components.data import Dataset
 from ..components.judging import quality_table, spread
 from ..components.publishing import Findings, grouped, publish
@@ -70,7 +69,7 @@ def write(result: Result, run: Run) -> None:
         finding(rows),
         f"{len(first.rows)} tasks of {result.dataset.name} with {sizes} points,"
         f" {len(result.streams)} seeds. Robustness is measured by attacks, not certified.",
-        COLUMNS | QUALITY,
+        COLUMNS,
         tables(result),
         pictures(result),
         rows,

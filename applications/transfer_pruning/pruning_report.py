@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components import plots, report
-from ..components.calibration import QUALITY
 from ..components.judging import quality_table, spread
 from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
@@ -162,7 +161,7 @@ def write(result: Result, run: Run) -> None:
         "Which part of the source is worth pretraining on?",
         finding(result),
         ABOUT,
-        COLUMNS | QUALITY,
+        COLUMNS,
         tables(result),
         {"mean accuracy at equal epochs": plots.curves(*_curve(result))},
         result.rows,

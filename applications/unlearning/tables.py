@@ -96,7 +96,9 @@ def summary(rows: list[Row]) -> Table:
     middle = ["gap of means", "gap", "KL", "forget loss", "relearn"]
     last = [*(titles[name] for name in attacks), "seconds"]
     headers = ["forget set", "method", *PERCENTAGES, *middle, *last]
-    return Table(headers, by_group(rows, line), num_text=2)
+    absent = set() if attacks else {"U-LiRA", "RMIA"}
+    meanings = {name: text for name, text in COLUMNS.items() if name not in absent}
+    return Table(headers, by_group(rows, line), 2, meanings)
 
 
 def attacks(rows: list[Row]) -> Table:
@@ -108,7 +110,7 @@ def attacks(rows: list[Row]) -> Table:
         return [spread([row["attacker"] for row in own], 1), *(spread(s, 1) for s in said)]
 
     headers = ["forget set", "method", "attacker", *ATTACKS]
-    return Table(headers, by_group(rows, line), num_text=2)
+    return Table(headers, by_group(rows, line), 2, ATTACK_COLUMNS)
 
 
 def probabilities(rows: list[Row]) -> Table:
@@ -144,7 +146,11 @@ def shared(repetitions: tuple[Repetition, ...]) -> Table:
         across = f"{np.mean([in_common(*pair) for pair in pairs]):.2f}" if pairs else "-"
         others = (np.mean([*map(in_common, own, first[other])]) for other in names)
         cells.append([name, across, *(f"{share:.2f}" for share in others)])
-    return Table(["forget set", "two seeds", *names], cells)
+    meanings = {
+        "two seeds": "mean share of points that the sets of two seeds have in common; beside it, of"
+        " two sets of one seed"
+    }
+    return Table(["forget set", "two seeds", *names], cells, meanings=meanings)
 
 
 def classes(result: Result) -> Table:
@@ -158,7 +164,11 @@ def classes(result: Result) -> Table:
     order = np.argsort(-np.max(list(lines.values()), axis=0), kind="stable")[:20]
     order = np.sort(order)
     cells = [[name, *(f"{share:.1f}" for share in own[order])] for name, own in lines.items()]
-    return Table(["forget set", *(names[i] for i in order)], cells)
+    meanings = {
+        "all points": "a set far from these shares is hard or easy for its classes: compare it with"
+        " class_matched"
+    }
+    return Table(["forget set", *(names[i] for i in order)], cells, meanings=meanings)
 
 
 def trials(rows: Iterable[Row]) -> Table:
@@ -168,7 +178,8 @@ def trials(rows: Iterable[Row]) -> Table:
         own = where(rows, method=method)
         gaps = ["diverged" if t["gap"] is None else f"{t['gap']:.2f}" for t in own]
         cells.append([method, *(f"{t['value']:.3g}: {g}" for t, g in zip(own, gaps, strict=True))])
-    return Table(["method", *[""] * (len(cells[0]) - 1)], cells)
+    meanings = {"strength: gap": "of each trial, on other sets, judged on points held out"}
+    return Table(["method", *[""] * (len(cells[0]) - 1)], cells, meanings=meanings)
 
 
 def finding(rows: list[Row]) -> str:
