@@ -38,6 +38,7 @@ def listing() -> str:
     for name in PAGES:
         opening = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text())) or ""
         lines.append(f"  {name.replace('_', '-'):{width}}{opening.splitlines()[0]}")
+    lines += ["", f"From Python: from {__package__}.{PAGES[0]} import Config, run"]
     return "\n".join(lines)
 
 

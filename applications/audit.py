@@ -18,6 +18,7 @@ import rich.console
 import tyro
 
 from .components import frame, report
+from .components.calibration import QUALITY, quality
 from .components.errors import InputError, check_finite, check_labels
 from .components.formats import read_npz
 from .components.output import environment, to_json
@@ -34,6 +35,7 @@ COLUMNS = {
     "gap": "mean distance of these four from those of the second file, the retrained model",
     "KL": "mean divergence of the predictions on the points to forget from the retrained model's",
     "forget loss": "mean cross-entropy on the points to forget",
+    **QUALITY,
 }
 
 
@@ -73,9 +75,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     table.print("Audit from logits", console)
     if config.report is not None:
         origin = report.listing(to_json({"files": config.files} | environment()))
-        body = report.columns(COLUMNS) + table.html()
         about = f"{len(labels['forget'])} points to forget. No certified privacy guarantee."
-        sections = [("All models", body), ("Origin", origin)]
+        sections = [("All models", table.html()), ("Origin", origin)]
         config.report.write_text(report.page("Audit from logits", finding(rows), about, sections))
         console.print(f"Written to {config.report}.")
     return rows
@@ -91,7 +92,8 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
 
     Returns:
         A row for each model: `model`, `UA`, `RA`, `TA`, `MIA`, `gap`, `divergence`, `forget_loss`,
-        `attacker`, and `attacks`, which are explained in `unlearning.evaluation.to_rows`.
+        `attacker`, `attacks`, and `QUALITY` on the test points, which are explained in
+        `unlearning.evaluation.to_rows`.
 
     Raises:
         InputError: shapes or labels do not fit, or a logit is not finite.
@@ -113,6 +115,7 @@ def audit(models: Mapping[str, Logits], labels: Mapping[str, np.ndarray]) -> lis
             "gap": own.gap(exact),
             "divergence": mean_divergence(retrained["forget"], models[name]["forget"]),
             "forget_loss": float(np.mean(parts[name][0].loss)),
+            **quality(models[name]["test"], labels["test"]),
             "attacker": attacks["confidence"].accuracy,
             "attacks": {look: said.forgotten for look, said in attacks.items()},
         }
@@ -141,10 +144,11 @@ def as_table(rows: list[dict[str, Any]]) -> report.Table:
             *(f"{row[key]:.2f}" for key in numbers),
             f"{row['divergence']:.3f}",
             f"{row['forget_loss']:.1e}",
+            *(f"{row[name]:.4f}" for name in QUALITY),
         ]
         for row in rows
     ]
-    return report.Table(["model", *numbers, "KL", "forget loss"], cells)
+    return report.Table(["model", *numbers, "KL", "forget loss", *QUALITY], cells, meanings=COLUMNS)
 
 
 def _check(logits: np.ndarray, labels: np.ndarray, name: str) -> None:

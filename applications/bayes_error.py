@@ -55,11 +55,7 @@ class Config(frame.Config):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Run the study, or train classifiers; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
-            arguments of `components.data.from_arrays`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.
@@ -74,7 +70,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         steps = len(config.seeds) * len(training.LOSSES)
         with Run(PAGE, config, dataset, {"model": network.name}, steps) as page:
             result = Result({}, {}, {}, trained(config, dataset, network, page))
-    bolt_report.show(result, page)
     bolt_report.write(result, page)
     return result
 

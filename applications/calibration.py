@@ -68,11 +68,7 @@ class Config(frame.Config):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Study the Gaussians, or recalibrate a classifier; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
-            arguments of `components.data.from_arrays`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.
@@ -91,7 +87,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
                 for row in repaired(config, dataset, network, seed, page)
             ]
             result = Result([], {}, {}, rows)
-    calibration_report.show(result, page)
     calibration_report.write(result, page)
     return result
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from .components import frame
+from .components.calibration import QUALITY, quality
 from .components.errors import InputError, check_names, check_numbers
 from .components.judging import Judge
 from .components.models import make
@@ -98,11 +99,7 @@ class Setting(NamedTuple):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Condense and judge for each seed; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
-            arguments of `components.data.from_arrays`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used, or a class has fewer than `ipc` points.
@@ -194,14 +191,23 @@ def course_of(
 
 
 def judged(setting: Setting, sets: list[Points], labels: Any, key: jax.Array) -> dict[str, Any]:
-    """Accuracies: of the first judge for every set on the way, of the others for the last."""
+    """Accuracies: of the first judge for every set on the way, of the others for the last.
+
+    Beside them `quality`, `[networks, 3]`, of the judge by cross-entropy, whose outputs are logits.
+    """
     network, classes, mlp = (
-        functools.partial(judge.accuracies, test=setting.test, key=frame.named_key(key, title))
+        functools.partial(judge.logits, test=setting.test, key=frame.named_key(key, title))
         for title, judge in setting.judges.items()
     )
-    by_class = Points(sets[-1].x, labels)
-    found = [network(points) for points in sets], [classes(by_class)], [mlp(sets[-1])]
-    return dict(zip(JUDGES, found, strict=True))
+    last = sets[-1]
+    said = [network(points) for points in sets], [classes(Points(last.x, labels))], [mlp(last)]
+    truth = np.asarray(setting.test.y)
+    right = lambda logits: 100 * np.mean(logits.argmax(axis=2) == truth, axis=1)
+    found: dict[str, Any] = {
+        title: [right(logits) for logits in own] for title, own in zip(JUDGES, said, strict=True)
+    }
+    worth = [quality(logits, truth) for logits in said[1][0]]
+    return found | {"quality": [[*own.values()] for own in worth]}
 
 
 def with_rates(recipe: Recipe, config: Config) -> Recipe:
@@ -222,6 +228,7 @@ def table_rows(kept: dict[str, np.ndarray], name: str, seed: int) -> list[dict[s
         for number, step in enumerate(kept["step"])
     ]
     rows[-1] |= {judge: kept[judge][0].tolist() for judge in JUDGES[1:]}
+    rows[-1] |= dict(zip(QUALITY, kept["quality"].T.tolist(), strict=True))
     return rows
 
 

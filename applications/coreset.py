@@ -82,11 +82,7 @@ class Config(frame.Config, Settings):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Choose and judge for each seed; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
-            arguments of `components.data.from_arrays`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used, a class has no point in the pool, the

@@ -51,11 +51,7 @@ class Config(settings.Config):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Train, search, unlearn and judge for each seed; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
-            arguments of `components.data.from_arrays`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.
@@ -77,9 +73,7 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             for name in chosen.sets:
                 repetitions[-1].add(bench, task.model.name, name, methods)
         result = Result(tuple(repetitions), setting.dataset, page.seconds)
-    finding = tables.finding(result.rows)
-    pages.show(result, page, finding)
-    result.write(page, pages.page("Worst-case forget sets", result, page, finding))
+    pages.write("Worst-case forget sets", tables.finding(result.rows), result, page)
     return result
 
 

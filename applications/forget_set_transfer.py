@@ -98,20 +98,9 @@ def run(config: Config, dataset: Any = None) -> Result:
     with Run(PAGE, config, data, decided) as page:
         repetitions = tuple(repeat(config, of, seed, page) for seed in config.seeds)
         result = Result(repetitions, data, page.seconds)
-    finding = found(result.rows)
-    shown = {"What Retrain does to each set": transfer(result.rows), "Seconds": times(result)}
-    for title, table in shown.items():
-        table.print(title, page.console)
-    pages.show(result, page, finding)
-    meaning = {
-        "UA, forget loss": "errors of Retrain on the set, percent, and its mean loss there: a set"
-        " stays a worst case where both are far below those of the random set",
-        "seconds": "of a search, compiling included",
-    }
-    body = report.columns(meaning) + "".join(table.html() for table in shown.values())
+    first = {"What Retrain does to each set": transfer(result.rows), "Searches": times(result)}
     title = "Do worst-case forget sets transfer?"
-    html = pages.page(title, result, page, finding, [(title, body)])
-    result.write(page, html, arrays(result))
+    pages.write(title, found(result.rows), result, page, first, arrays(result))
     return result
 
 
@@ -194,7 +183,11 @@ def transfer(rows: list[Row]) -> report.Table:
             line.append(f"{np.mean([row['forget_loss'] for row in own]):.1e}")
         cells.append(line)
     headers = [f"{network} {column}" for network in networks for column in ("UA", "forget loss")]
-    return report.Table(["set found by", *headers], cells)
+    meanings = {
+        "UA, forget loss": "errors of Retrain on the set, percent, and its mean loss there: a set"
+        " stays a worst case where both are far below those of the random set"
+    }
+    return report.Table(["set found by", *headers], cells, meanings=meanings)
 
 
 def times(result: Result) -> report.Table:
@@ -204,7 +197,8 @@ def times(result: Result) -> report.Table:
         [name, f"{np.mean([r.searches[name].seconds for r in later]):.2f}"]
         for name in later[0].searches
     ]
-    return report.Table(["search", "seconds"], cells)
+    meanings = {"seconds": "of a search, compiling included"}
+    return report.Table(["search", "seconds"], cells, meanings=meanings)
 
 
 def arrays(result: Result) -> dict[str, Any]:

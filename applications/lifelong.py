@@ -93,11 +93,7 @@ class Config(frame.Config):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Follow every seed's stream with every memory; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: a `components.data.Dataset`, or a mapping of the
-            arguments of `components.data.from_arrays`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.
@@ -126,7 +122,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             outcomes |= {(*one, seed): outcome for one, outcome in found.items()}
             checks |= attacked(config, learner, stream, found, seed)
         result = Result(outcomes, checks, streams, dataset, config.replay_weights, page.seconds)
-    lifelong_report.show(result, page)
     lifelong_report.write(result, page)
     return result
 

@@ -19,9 +19,9 @@ from .components.adversarial import PGD, attacked_margins
 from .components.errors import check_numbers
 from .components.judging import finite_logits, spread
 from .components.models import Model
-from .components.output import environment, to_json
 from .components.pixel_ball import Ball, make_ball
 from .components.points import Points
+from .components.publishing import Findings, publish
 from .components.training import Recipe, initialise, predict
 from .components.work import Run
 from .rehearsal import gradient_checks, memory
@@ -95,10 +95,7 @@ class Task(NamedTuple):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Train and check for each seed; then print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: see `lifelong.run`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.
@@ -192,29 +189,23 @@ def _collected(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, li
 
 
 def _write(result: Result, page: Run) -> None:
-    """Print the tables; write `result.json`, `report.html` and `result.npz`."""
+    """Print and write everything."""
     titles = {"Gradient rules": (result.rules, 3), "Frozen attacks": (result.frozen, 3),
               "One-step training, percent": (result.one_step, 1)}  # fmt: skip
-    sections = []
+    tables = {}
     for title, (rows, digits) in titles.items():
         headers = list(next(iter(rows.values())))
         cells = [[n, *(spread(row[h], digits) for h in headers)] for n, row in rows.items()]
-        table = report.Table(["", *headers], cells)
-        table.print(title, page.console)
-        sections.append((title, table.html()))
-    facts = environment() | {"seconds": result.seconds}
-    page.write_json("result.json", {"config": page.settings, **facts, **result._asdict()})
+        tables[title] = report.Table(["", *headers], cells)
     free = result.rules["Hessian-free"]
     finding = (
         f"The Hessian-free rule has cosine {np.mean(free['cosine']):.2f} with the exact gradient"
         f" and shares {100 * np.mean(free['shared']):.0f} % of its selection."
     )
-    listing = report.listing(to_json({"config": page.settings} | facts))
-    sections = [("What the columns mean", report.columns(COLUMNS)), *sections]
-    sections.append(("Settings and origin", listing))
-    page.write("report.html", report.page("Checks of robust selection", finding, "", sections))
-    named = {f"{name} {c}": v for name, row in result.rules.items() for c, v in row.items()}
-    page.write_arrays(named)
+    arrays = {f"{name} {c}": np.array(v) for name, r in result.rules.items() for c, v in r.items()}
+    named = {"rules": result.rules, "frozen": result.frozen, "one_step": result.one_step}
+    title, seconds = "Checks of robust selection", result.seconds
+    publish(Findings(title, finding, "", COLUMNS, tables, {}, [], arrays, seconds, named), page)
 
 
 def main(arguments: list[str] | None = None) -> None:

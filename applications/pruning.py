@@ -167,7 +167,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             names=first.study.units.names,
             seconds=page.seconds,
         )
-    pruning_report.show(result, page.console)
     pruning_report.write(result, page)
     return result
 

@@ -99,7 +99,6 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
             )
             rows += repeat(config, split, seed, page)
     result = Result(rows, page.seconds)
-    key_report.show(result, page)
     key_report.write(result, page)
     return result
 

@@ -84,10 +84,7 @@ class Config(settings.Config):
 def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
     """Train, choose the sets, unlearn by every method and judge; print and write the results.
 
-    Args:
-        config: see there.
-        dataset: in place of `config.data`: see `frame.Config.load`.
-        model: in place of `config.model`: what `components.models.make` takes.
+    `dataset` and `model` take the place of those of `config`: see `frame.Config.load`, `build`.
 
     Raises:
         InputError: a setting or a data file cannot be used; raised before any computing.
@@ -113,10 +110,9 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
                 fill(repetitions[-1], config, arm, bench, methods)
         result = Result(tuple(repetitions), data, page.seconds, tuple(trials))
     finding = tables.finding(tables.where(result.rows, model="dense"))
-    pages.show(result, page, finding)
     if trials:
         page.console.print(tuning.told(strengths, names), soft_wrap=True)
-    result.write(page, pages.page("Unlearning methods", result, page, finding))
+    pages.write("Unlearning methods", finding, result, page)
     return result
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import scipy.stats
 
 from ..components import plots, report
+from ..components.calibration import QUALITY
 from ..components.judging import spread
-from ..components.output import environment, to_json
+from ..components.publishing import Findings, publish
 from ..components.work import Run
 
 COLUMNS = {
@@ -52,32 +53,23 @@ def finding(result: Result) -> str:
     )
 
 
-def show(result: Result, run: Run) -> None:
-    """Print the tables."""
-    run.console.print(finding(result), style="bold")
-    for title, table in tables(result).items():
-        table.print(title, run.console)
-    run.console.print(f"{run.seconds:.0f} s.")
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html`, the picture, and `result.npz`."""
+    """Print and write everything."""
     tuned = {f"{what}, {name}": errors for (what, name), errors in result.tuned.items()}
-    payload = {"config": run.settings, **environment(), "seconds": run.seconds}
-    run.write_json("result.json", payload | result._asdict() | {"tuned": tuned})
-    sections = [("What the columns mean", report.columns(COLUMNS))]
-    sections += [(title, table.html()) for title, table in tables(result).items()]
-    if result.two:
-        picture = draw(result)
-        run.write("bound.png", picture)
-        sections.append(("Two classes", report.figure(picture, "Bound and truth")))
-    sections.append(("Settings", report.listing(to_json(run.settings))))
-    about = (
+    findings = Findings(
+        "Bayes error",
+        finding(result),
         "BOLT (Naeini and others, ICASSP 2025). The bound needs held-out points; it is one for any"
-        " fitted column, tight for two classes and loose for more."
+        " fitted column, tight for two classes and loose for more.",
+        COLUMNS,
+        tables(result),
+        {"bound and truth of two classes": draw(result)} if result.two else {},
+        result.rows,
+        _arrays(result),
+        run.seconds,
+        {"two": result.two, "three": result.three, "tuned": tuned},
     )
-    run.write("report.html", report.page("Bayes error", finding(result), about, sections))
-    run.write_arrays(_arrays(result))
+    publish(findings, run)
 
 
 def tables(result: Result) -> dict[str, report.Table]:
@@ -122,12 +114,12 @@ def tuned_table(result: Result) -> report.Table:
 
 def trained_table(result: Result) -> report.Table:
     """Every loss, mean and deviation."""
-    columns = {"accuracy": 2, "brier": 4, "calibration": 4, "refinement": 4, "bound": 4}
+    columns = {"accuracy": 2, **dict.fromkeys(QUALITY, 4), "bound": 4}
     cells = [
         [name, *(spread(_column(result, name, column), d) for column, d in columns.items())]
         for name in _losses(result)
     ]
-    return report.Table(["loss", *columns], cells)
+    return report.Table(["loss", *columns], cells, meanings=QUALITY)
 
 
 def draw(result: Result) -> bytes:

@@ -5,17 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components import plots, report
-from ..components.judging import spread
-from ..components.output import environment, to_json
+from ..components.judging import quality_table, spread
+from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
 
 COLUMNS = {
     "best B": "number of bins of least risk, by exact risks that no user has",
     "n^(1/3)": "number of bins by the rule",
     "R_cal, R_sha": "what miscalibration and lost sharpness add to the Brier score",
-    "Brier": "mean squared error of the probabilities, summed over classes; lower is better",
-    "calibration": "R_cal by uniform-mass bins on the judged points, summed over classes",
-    "refinement": "cross-entropy at the best temperature: what recalibration cannot repair",
     "±": "standard deviation over the seeds",
 }
 
@@ -40,7 +37,7 @@ def finding(result: Result) -> str:
     """The result in one sentence."""
     if result.rows:
         names = list(dict.fromkeys(row["calibrator"] for row in result.rows))
-        mean = {name: np.mean(_column(result, name, "brier")) for name in names}
+        mean = {name: np.mean(_column(result, name, "Brier")) for name in names}
         best = min(mean, key=lambda name: mean[name])
         if best == "as trained":
             return (
@@ -60,35 +57,28 @@ def finding(result: Result) -> str:
     )
 
 
-def show(result: Result, run: Run) -> None:
-    """Print the tables."""
-    run.console.print(finding(result), style="bold")
-    for title, table in tables(result).items():
-        table.print(title, run.console)
-    run.console.print(f"{run.seconds:.0f} s.")
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html`, the picture, and `result.npz`."""
-    facts = environment()
-    payload = {"config": run.settings, **facts, "seconds": run.seconds, **result._asdict()}
-    run.write_json("result.json", payload)
-    sections = [(title, table.html()) for title, table in tables(result).items()]
-    if result.sizes:
-        picture = draw(result)
-        run.write("risk.png", picture)
-        sections.append(("Risk", report.figure(picture, "Risk over the number of labelled points")))
-    sections[:0] = [("What the columns mean", report.columns(COLUMNS))]
-    sections.append(("Settings", report.listing(to_json(payload["config"]))))
-    about = "Minimum-risk recalibration (Sun, Song and Hero, NeurIPS 2023)."
-    run.write("report.html", report.page("Recalibration", finding(result), about, sections))
-    run.write_arrays(_arrays(result))
+    """Print and write everything."""
+    findings = Findings(
+        "Recalibration",
+        finding(result),
+        "Minimum-risk recalibration (Sun, Song and Hero, NeurIPS 2023).",
+        COLUMNS,
+        tables(result),
+        {"risk over the number of labelled points": draw(result)} if result.sizes else {},
+        result.rows,
+        _arrays(result),
+        run.seconds,
+        {"sizes": result.sizes, "slopes": result.slopes, "shifted": result.shifted},
+    )
+    publish(findings, run)
 
 
 def tables(result: Result) -> dict[str, report.Table]:
     """Every table by its title."""
     if result.rows:
-        return {"Probabilities before and after": quality_table(result)}
+        groups = grouped(result.rows, "calibrator")
+        return {"Probabilities before and after": quality_table(groups, ["calibrator"], "accuracy")}
     return {
         "Least risk at each number of points": sizes_table(result),
         "A shift of the prior from .5 to .1: 1,000 labels of the source, 100 of the target": (
@@ -122,17 +112,6 @@ def shift_table(result: Result) -> report.Table:
         for name, risks in result.shifted.items()
     ]
     return report.Table(["way", "R_cal", "R_sha", "risk"], cells)
-
-
-def quality_table(result: Result) -> report.Table:
-    """What the probabilities of each calibrator are worth."""
-    names = dict.fromkeys(row["calibrator"] for row in result.rows)
-    columns = {"accuracy": 2, "brier": 4, "calibration": 4, "refinement": 4}
-    cells = [
-        [name, *(spread(_column(result, name, column), d) for column, d in columns.items())]
-        for name in names
-    ]
-    return report.Table(["calibrator", "accuracy", "Brier", "calibration", "refinement"], cells)
 
 
 def draw(result: Result) -> bytes:

@@ -22,6 +22,14 @@ from bilevel import implicit_gradient, linear
 from .errors import InputError
 
 NEWTON_STEPS = 30
+QUALITY = {
+    "Brier": "mean over test points of the squared distance between the probabilities of all"
+    " classes and the truth: right answers and honest doubts; lower is better",
+    "R_cal": "what miscalibration adds to it: the squared gap between probability and share of"
+    " right answers in uniform-mass bins, summed over classes",
+    "refinement": "cross-entropy at the best temperature: what no recalibration repairs",
+}
+"""What `quality` gives, and what a reader must know of it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,13 +158,13 @@ def log_temperature(logits: jax.Array, labels: jax.Array, weights: Any = None) -
 
 
 def quality(logits: Any, labels: Any) -> dict[str, float]:
-    """What a classifier's probabilities are worth: three numbers, lower is better.
+    """What a classifier's probabilities are worth: the numbers of `QUALITY`, lower is better.
 
-    "brier": mean of `sum_k (p_k - 1[y = k])^2`. "calibration": R_cal of the probabilities as they
-    are, one class against the rest by uniform-mass bins, summed over classes; on n points it is
-    biased upwards by about B / n, so compare at equal n. "refinement": mean cross-entropy at the
-    best temperature, what remains when miscalibration is repaired (Berta, Holzmuller, Jordan and
-    Bach, "Rethinking early stopping: refine, then calibrate", 2025).
+    "Brier": mean of `sum_k (p_k - 1[y = k])^2`. "R_cal": of the probabilities as they are, one
+    class against the rest by uniform-mass bins, summed over classes; on n points it is biased
+    upwards by about B / n, so compare at equal n. "refinement": mean cross-entropy at the best
+    temperature (Berta, Holzmuller, Jordan and Bach, "Rethinking early stopping: refine, then
+    calibrate", 2025).
 
     Args:
         logits: `[n, K]` of points that were not trained on.
@@ -165,13 +173,17 @@ def quality(logits: Any, labels: Any) -> dict[str, float]:
     logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
     probabilities = np.asarray(jax.nn.softmax(logits), float)
     truth = np.eye(probabilities.shape[1])[np.asarray(labels)]
-    temperature = jnp.exp(log_temperature(logits, labels))
-    log_probabilities = jax.nn.log_softmax(logits / temperature)
     return {
-        "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
-        "calibration": sum(map(calibration_error, probabilities.T, truth.T)),
-        "refinement": float(-log_probabilities[jnp.arange(len(labels)), labels].mean()),
+        "Brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+        "R_cal": sum(map(calibration_error, probabilities.T, truth.T)),
+        "refinement": float(_refinement(logits, labels)),
     }
+
+
+@jax.jit
+def _refinement(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    scaled = logits * jnp.exp(-log_temperature(logits, labels))
+    return -jnp.mean(jax.nn.log_softmax(scaled)[jnp.arange(len(labels)), labels])
 
 
 def calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:

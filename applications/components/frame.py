@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -70,12 +70,27 @@ class Config:
     """Keep compiled programs in ~/.cache/bilevel, so that the next run starts sooner."""
 
     def __post_init__(self) -> None:
+        self._as_declared()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"`seeds` must be at least one, each once, got {self.seeds}.")
         if not all(0 <= seed <= MAX_SEED for seed in self.seeds):
             raise InputError(f"`seeds` must lie between 0 and {MAX_SEED}, got {self.seeds}.")
         if self.overwrite and self.resume:
             raise InputError("`overwrite` and `resume` exclude each other: pass one of them.")
+
+    def _as_declared(self) -> None:
+        """Take text for a path and a list for a tuple, as people write them in Python."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, tuple):
+                if isinstance(value, str) or not isinstance(value, Iterable):
+                    raise InputError(
+                        f"`{field.name}` must be a tuple, got {value!r}. Write"
+                        f" {field.name}=({value!r},) for a single one."
+                    )
+                object.__setattr__(self, field.name, tuple(value))
+            elif isinstance(value, str) and "Path" in str(field.type):
+                object.__setattr__(self, field.name, pathlib.Path(value))
 
     def load(self, given: Any = None) -> Dataset:
         """The data set of these settings.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .batches import shuffled_epochs
+from .calibration import QUALITY
 from .errors import NonFiniteError
 from .points import Points
+from .report import Table
 from .training import Recipe, cross_entropy, descend, in_training, initialise, predict
 
 
@@ -20,6 +22,29 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) < 2:
         return f"{values[0]:.{digits}f}" if len(values) else ""
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def quality_table(
+    groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], names: Sequence[str], right: str
+) -> Table:
+    """What probabilities are worth beside how often they are right: do the two disagree?
+
+    Args:
+        groups: the rows of each line, such as those of all seeds, by its first cells. A row has the
+            entries of `QUALITY`, each a number or a list of them.
+        names: headers of these cells.
+        right: the entry that holds the accuracy in percent, and its header.
+    """
+
+    def cell(rows: Sequence[Mapping[str, Any]], entry: str, digits: int) -> str:
+        return spread(np.concatenate([np.atleast_1d(row[entry]) for row in rows]).tolist(), digits)
+
+    digits = {right: 2, **dict.fromkeys(QUALITY, 4)}
+    cells = [
+        [*place, *(cell(rows, entry, d) for entry, d in digits.items())]
+        for place, rows in groups.items()
+    ]
+    return Table([*names, *digits], cells, len(names), QUALITY)
 
 
 def finite_logits(model: Any, variables: Any, x: Any, whose: str, remedy: str) -> np.ndarray:
@@ -58,7 +83,14 @@ class Judge:
     def accuracies(
         self, points: Points, test: Points, key: jax.Array, weights: Any = None
     ) -> list[float]:
-        """Test accuracy in percent of each network.
+        """Test accuracy in percent of each network: see `logits`."""
+        found = self.logits(points, test, key, weights)
+        return (100 * np.mean(found.argmax(axis=2) == np.asarray(test.y), axis=1)).tolist()
+
+    def logits(
+        self, points: Points, test: Points, key: jax.Array, weights: Any = None
+    ) -> np.ndarray:
+        """What each network says of the test points, `[networks, n, C]`.
 
         Args:
             points: the set; labels `[m]` are fitted by cross-entropy, label vectors `[m, C]` by
@@ -72,20 +104,20 @@ class Judge:
         """
         points = points.on_device()
         weights = jnp.ones(len(points.y)) if weights is None else jnp.asarray(weights)
-        shares = _shares(self, points, weights, test, jax.random.split(key, self.networks))
-        if not jnp.isfinite(shares).all():
+        keys = jax.random.split(key, self.networks)
+        logits = np.asarray(_logits(self, points, weights, test.x, keys))
+        if not np.isfinite(logits).all():
             raise NonFiniteError(
                 f"A fresh network diverged on a set of {len(points.y)} points: lower the judge's"
                 f" `learning_rate`, which is {self.learning_rate}, or check the set."
             )
-        return [float(share) for share in 100 * shares]
+        return logits
 
 
 @functools.partial(jax.jit, static_argnames="judge")
-def _shares(
-    judge: Judge, points: Points, weights: jax.Array, test: Points, keys: jax.Array
+def _logits(
+    judge: Judge, points: Points, weights: jax.Array, x: jax.Array, keys: jax.Array
 ) -> jax.Array:
-    """The share of right predictions of each network, NaN where it diverged."""
     count = len(points.y)
     batch_size = min(count, judge.batch_size)
     num_epochs = -(-judge.num_steps // (count // batch_size))
@@ -107,9 +139,7 @@ def _shares(
         order = shuffled_epochs(order_key, jnp.arange(count), num_epochs, batch_size)
         seen = order[: judge.num_steps], jax.random.split(step_key, judge.num_steps)
         variables = descend(recipe, variables, loss, seen, has_variables=True)
-        scores = predict(judge.model, variables, test.x)
-        share = jnp.mean(jnp.argmax(scores, axis=1) == test.y)
-        return jnp.where(jnp.isfinite(scores).all(), share, jnp.nan)
+        return predict(judge.model, variables, x)
 
     return jax.lax.map(one, keys)
 

@@ -56,14 +56,16 @@ class Dataset:
     """
 
     name: str
-    train: Points
-    validation: Points
-    test: Points
+    train: Points = dataclasses.field(repr=False)
+    validation: Points = dataclasses.field(repr=False)
+    test: Points = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    train_rows: np.ndarray
-    validation_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+    mean: np.ndarray = dataclasses.field(repr=False)
+    std: np.ndarray = dataclasses.field(repr=False)
+    train_rows: np.ndarray = dataclasses.field(repr=False)
+    validation_rows: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(0, int), repr=False
+    )
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -21,12 +21,13 @@ class Findings:
         title: of the report.
         finding: the result in one sentence.
         about: the paragraph below it.
-        meanings: what the columns and rows of the tables mean.
+        meanings: what the columns and rows of the tables mean, where no table says so itself.
         tables: by heading.
-        pictures: PNG by name, which is the caption too; none where the points are no images.
+        pictures: PNG by name, which is the caption too; those of points only where they are images.
         rows: of the tables, as numbers, for `result.json`.
         arrays: for `result.npz`.
         seconds: of all of it.
+        more: what else `result.json` shall hold.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Findings:
     rows: Sequence[Row]
     arrays: Mapping[str, np.ndarray]
     seconds: float
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def publish(found: Findings, run: Run) -> None:
@@ -45,18 +47,19 @@ def publish(found: Findings, run: Run) -> None:
     run.console.print(found.finding, style="bold")
     for heading, table in found.tables.items():
         table.print(heading, run.console)
-    run.console.print(f"{found.seconds:.0f} s.")
+    run.console.print(f"{found.seconds:.0f} s. {found.about}")
     facts = {"config": run.settings, **environment(), "seconds": found.seconds}
-    run.write_json("result.json", facts | {"rows": found.rows})
-    figures = []
+    run.write_json("result.json", facts | {"rows": found.rows, **found.more})
     for name, png in found.pictures.items():
-        run.write(f"{name}.png", png)
-        figures.append(report.figure(png, name.replace("_", " ")))
+        file = "".join(c for c in name.replace(" ", "_") if c.isalnum() or c in "_-")
+        run.write(f"{file}.png", png)
+    figures = [report.figure(png, name) for name, png in found.pictures.items()]
     parts = [(heading, table.html()) for heading, table in found.tables.items()]
-    parts[0] = parts[0][0], report.columns(found.meanings) + parts[0][1]
+    if found.meanings:
+        parts[0] = parts[0][0], report.columns(found.meanings) + parts[0][1]
     sections = [
         *parts,
-        *([("Pictures", "".join(figures))] if figures else []),
+        *([("Pictures", report.side_by_side(*figures))] if figures else []),
         ("Settings and origin", report.listing(to_json(facts))),
     ]
     about = " ".join([found.about, *run.notes])

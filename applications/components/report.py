@@ -5,6 +5,7 @@ Pictures are inside the page, text is escaped, and it reads on a phone, in light
 
 import base64
 import html
+import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,9 +22,13 @@ body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var
   max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .finding { font-size: 1.15rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 1rem 0; }
+dl { display: grid; grid-template-columns: fit-content(12rem) 1fr; gap: .2rem 1rem;
+  margin: 1rem 0; }
 dt { font-weight: 600; } dd { margin: 0; color: var(--soft); }
-@media (max-width: 30rem) { dl { display: block; } th, td { padding: .3rem .5rem; } }
+@media (max-width: 30rem) {
+  dl { display: block; } dt { margin-top: .5rem; } th, td { padding: .3rem .5rem; }
+  .name { position: sticky; left: 0; background: var(--paper); }
+}
 figure { margin: 1rem 0; } figcaption, .note { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
@@ -44,15 +49,18 @@ class Table(NamedTuple):
         headers: one for each column.
         rows: cells, as many in each row as there are headers.
         num_text: how many of the first columns are text; the others are numbers, set to the right.
+        meanings: of columns and rows, which a page explains above the table.
     """
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     num_text: int = 1
+    meanings: Mapping[str, str] = types.MappingProxyType({})
 
     def print(self, title: str, console: rich.console.Console) -> None:
         """Print it to a console."""
-        table = rich.table.Table(title=title, title_justify="left")
+        console.print(title, style="italic", soft_wrap=True)  # as wide as it is, whatever the table
+        table = rich.table.Table()
         for column, header in enumerate(self.headers):
             table.add_column(header, justify="left" if column < self.num_text else "right")
         for row, opens_group in zip(self.rows, self._opens_group(), strict=True):
@@ -62,10 +70,12 @@ class Table(NamedTuple):
         console.print(table)
 
     def html(self) -> str:
-        """The same for a page, scrollable by itself on a narrow screen."""
+        """The same for a page, below what it means; on a narrow screen it scrolls, names stay."""
 
         def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
-            opening = [f"<{tag} class=text>"] * self.num_text + [f"<{tag}>"] * len(cells)
+            opening = [f"<{tag} class=text>"] * self.num_text
+            opening[-1:] = [f'<{tag} class="text name">'] * bool(opening)
+            opening += [f"<{tag}>"] * len(cells)
             marked = [
                 start + html.escape(cell) for start, cell in zip(opening, cells, strict=False)
             ]
@@ -74,7 +84,8 @@ class Table(NamedTuple):
         lines = [line("th", self.headers)]
         for row, opens_group in zip(self.rows, self._opens_group(), strict=True):
             lines.append(line("td", row, " class=first" if opens_group else ""))
-        return f"<div class=scroll><table>\n{''.join(lines)}</table></div>"
+        above = columns(self.meanings) if self.meanings else ""
+        return f"{above}<div class=scroll><table>\n{''.join(lines)}</table></div>"
 
     def _opens_group(self) -> list[bool]:
         """For each row: does a rule go above it, since its first cell differs from the last?"""

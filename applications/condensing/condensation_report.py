@@ -6,7 +6,7 @@ import numpy as np
 
 from ..components import plots, report
 from ..components.data import Dataset
-from ..components.judging import spread
+from ..components.judging import quality_table, spread
 from ..components.publishing import Findings, Row, grouped, means, publish
 from ..components.work import Run
 
@@ -60,7 +60,12 @@ def write(result: Result, run: Run) -> None:
         f"{len(result.dataset.train.y)} points of {result.dataset.name} are condensed. No"
         " augmentation, whitening or normalisation layers in the evaluation.",
         COLUMNS,
-        {"Accuracy of what was trained on these sets alone": summary(result)},
+        {
+            "Accuracy of what was trained on these sets alone": summary(result),
+            "What the probabilities of the networks by classes are worth": quality_table(
+                grouped(result.finals, "method"), ["method"], "classes"
+            ),
+        },
         draw(result) if result.dataset.kind == "images" else {},
         result.rows,
         arrays(result),

@@ -13,7 +13,7 @@ from ..components.work import Run
 TRIVIAL = ("uniform", "balanced", "all")
 SHOWN = 20
 COLUMNS = {
-    "size": "points chosen; `all` takes the whole pool",
+    "size": "points chosen; all takes the whole pool",
     "svm": "right predictions on points that nothing has seen, percent, of scikit-learn's kernel"
     " machine (C = 10) trained on the coreset alone",
     "others": "the same of fresh networks, each column its architecture",

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..components import plots, report
 from ..components.judging import spread
-from ..components.output import environment, to_json
+from ..components.publishing import Findings, publish
 from ..components.work import Run
 from .attacks import ATTACKS, BLACK_BOX
 
@@ -56,28 +56,20 @@ def mean(result: Result, scheme: str) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
-def show(result: Result, run: Run) -> None:
-    """Print the tables."""
-    run.console.print(finding(result), style="bold")
-    for title, table in tables(result).items():
-        table.print(title, run.console)
-    run.console.print(f"{result.seconds:.0f} s. {CAUTION}")
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html`, the picture, and `result.npz`."""
-    payload = {"config": run.settings, **environment(), "seconds": result.seconds}
-    run.write_json("result.json", payload | {"rows": result.rows})
-    picture = draw(result)
-    run.write("front.png", picture)
-    caption = "Strongest black-box attack over keyed accuracy is a front; here over beta"
-    sections = [("What the columns mean", report.columns(COLUMNS))]
-    sections += [(title, table.html()) for title, table in tables(result).items()]
-    sections.append(("The weight of hiding", report.figure(picture, caption)))
-    sections.append(("Settings", report.listing(to_json(run.settings))))
-    title = "Keys for one task of a network"
-    run.write("report.html", report.page(title, finding(result), CAUTION, sections))
-    run.write_arrays({n: np.array([row[n] for row in result.rows]) for n in result.rows[0]})
+    """Print and write everything."""
+    findings = Findings(
+        "Keys for one task of a network",
+        finding(result),
+        CAUTION,
+        COLUMNS,
+        tables(result),
+        {"keyed accuracy and the strongest black-box attack over beta": draw(result)},
+        result.rows,
+        {name: np.array([row[name] for row in result.rows]) for name in result.rows[0]},
+        result.seconds,
+    )
+    publish(findings, run)
 
 
 def tables(result: Result) -> dict[str, report.Table]:

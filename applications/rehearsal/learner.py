@@ -12,6 +12,7 @@ import scipy.stats
 
 from ..components import frame
 from ..components.adversarial import PGD, Attack, RandomSearch, attacked_margins, margins, slopes
+from ..components.calibration import quality
 from ..components.errors import NonFiniteError
 from ..components.models import Model
 from ..components.pixel_ball import Ball
@@ -68,6 +69,7 @@ class Outcome(NamedTuple):
         clean: `[tasks, n]` bool, which test points are right after each task.
         robust: likewise under `AFTER_EACH`.
         final: `[n]` bool, under `AT_THE_END` after the last task.
+        quality: see `calibration.quality`; on the clean test points after the last task.
         hardness: `[tasks, 3]`: attack steps that the kept points of each task withstand, those of
             all its points, and the mean percentile of the kept points' input gradients; NaN where
             no real point was kept.
@@ -79,6 +81,7 @@ class Outcome(NamedTuple):
     clean: np.ndarray
     robust: np.ndarray
     final: np.ndarray
+    quality: dict[str, float]
     hardness: np.ndarray
     labels: np.ndarray
     seconds: float
@@ -109,14 +112,19 @@ def follow(learner: Learner, stream: Stream, name: str, weight: float, seed: int
         variables = jax.tree.unflatten(structure, leaves)
         memory = Memory(*(piece[f"memory_{field}"] for field in Memory._fields))
         pieces.append(piece)
-    final = learner.page.keep(
-        f"{place}/final", lambda: {"right": judge(learner, stream, variables, AT_THE_END, key)}
-    )
+
+    def ended() -> Arrays:
+        right = judge(learner, stream, variables, AT_THE_END, key)
+        said = predict(learner.model, variables, stream.test.x)
+        return {"right": right, **quality(said, stream.test.y)}
+
+    final = learner.page.keep(f"{place}/final", ended)
+    worth = {name: float(value) for name, value in final.items() if name != "right"}
     of = lambda field: np.stack([piece[field] for piece in pieces])
     kept = np.where(of("memory_task") >= 0, of("memory_y"), -1)
     seconds = float(of("seconds").sum())
     return Outcome(
-        of("clean"), of("robust"), final["right"], of("hardness"), kept, seconds, variables
+        of("clean"), of("robust"), final["right"], worth, of("hardness"), kept, seconds, variables
     )
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..components import plots, report
 from ..components.data import Dataset
-from ..components.judging import spread
-from ..components.output import environment, to_json
+from ..components.judging import quality_table, spread
+from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
 from . import metrics
 from .learner import Outcome
@@ -58,28 +58,48 @@ class Result(NamedTuple):
         return metrics.rows_of(self.outcomes, self.streams)
 
 
-def show(result: Result, run: Run) -> None:
-    """Print the tables."""
-    rows = result.rows
-    table(rows).print("Clean and robust accuracy after the last task", run.console)
-    if len(result.weights) > 1:
-        fronts(rows).print("Along the replay weights", run.console)
-    if result.checks:
-        honesty(result).print("Right answers under each attack", run.console)
-    run.console.print(f"{result.seconds:.0f} s. {finding(rows)}")
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html` and `result.npz`."""
-    facts = environment() | {"seconds": result.seconds}
-    checks = [{"row": n, "seed": s, **found} for (n, s), found in result.checks.items()]
-    content = {"config": run.settings, **facts, "rows": result.rows, "checks": checks}
-    run.write_json("result.json", content)
-    run.write("report.html", page(result, {"config": run.settings} | facts))
-    outcomes = result.outcomes
-    names = np.array([f"{name} {weight:g} {seed}" for name, weight, seed in outcomes])
+    """Print and write everything."""
+    rows, outcomes, first = result.rows, result.outcomes, next(iter(result.streams.values()))
+    sizes = ", ".join(str(len(own)) for own in first.rows)
     stacked = {f: np.stack([getattr(o, f) for o in outcomes.values()]) for f in ("clean", "robust")}
-    run.write_arrays({"runs": names, **stacked})
+    names = np.array([f"{name} {weight:g} {seed}" for name, weight, seed in outcomes])
+    findings = Findings(
+        "Robust lifelong learning",
+        finding(rows),
+        f"{len(first.rows)} tasks of {result.dataset.name} with {sizes} points,"
+        f" {len(result.streams)} seeds. Robustness is measured by attacks, not certified.",
+        COLUMNS,
+        tables(result),
+        pictures(result),
+        rows,
+        {"runs": names, **stacked},
+        result.seconds,
+        {"checks": [{"row": n, "seed": s, **found} for (n, s), found in result.checks.items()]},
+    )
+    publish(findings, run)
+
+
+def tables(result: Result) -> dict[str, report.Table]:
+    """All tables by their headings."""
+    found = {
+        "Clean and robust accuracy after the last task": table(result.rows),
+        "What the probabilities on clean points are worth": probabilities(result.rows),
+    }
+    if len(result.weights) > 1:
+        found["Along the replay weights"] = fronts(result.rows)
+    if result.checks:
+        found["Right answers under each attack, percent"] = honesty(result)
+    return found
+
+
+def pictures(result: Result) -> dict[str, bytes]:
+    """Accuracies along the tasks, and along the replay weights if there are several."""
+    after = {f"{m} over all classes seen": _course(result.rows, m) for m in ("SA", "RA")}
+    if len(result.weights) == 1:
+        return after
+    front = plots.paths(_fronts(result.rows), "SA", "RA")
+    return after | {"SA and RA along the replay weights": front}
 
 
 def table(rows: list[metrics.Row]) -> report.Table:
@@ -100,6 +120,12 @@ def table(rows: list[metrics.Row]) -> report.Table:
         ]
         cells.append([name, *line, gap, *hard, f"{np.mean(of('seconds')):.1f}"])
     return report.Table(headers, cells)
+
+
+def probabilities(rows: list[metrics.Row]) -> report.Table:
+    """What they are worth on clean test points, of every row at its first replay weight."""
+    first = [row for row in rows if row["weight"] == rows[0]["weight"]]
+    return quality_table(grouped(first, "row"), ["memory"], "SA")
 
 
 def fronts(rows: list[metrics.Row]) -> report.Table:
@@ -172,30 +198,6 @@ def claim(rows: list[metrics.Row]) -> str:
 def _mean(rows: list[metrics.Row], name: str, metric: str) -> float:
     """Over the seeds, at the first replay weight."""
     return float(np.mean(list(metrics.by_seed(rows, name, metric).values())))
-
-
-def page(result: Result, facts: dict[str, Any]) -> str:
-    """The page of a run."""
-    rows, first = result.rows, next(iter(result.streams.values()))
-    sizes = ", ".join(str(len(own)) for own in first.rows)
-    lead = (
-        f"{len(first.rows)} tasks of {result.dataset.name} with {sizes} points,"
-        f" {len(result.streams)} seeds, {result.seconds:.0f} s. Robustness is measured by attacks,"
-        " not certified."
-    )
-    sections = [("Accuracy after the last task", report.columns(COLUMNS) + table(rows).html())]
-    after = {
-        metric: report.figure(_course(rows, metric), f"{metric} over all classes seen, by task")
-        for metric in ("SA", "RA")
-    }
-    sections.append(("Along the tasks", report.side_by_side(*after.values())))
-    if len(result.weights) > 1:
-        picture = report.figure(plots.paths(_fronts(rows), "SA", "RA"), "Mean over the seeds")
-        sections.append(("Along the replay weights", fronts(rows).html() + picture))
-    if result.checks:
-        sections.append(("Right answers under each attack, percent", honesty(result).html()))
-    sections.append(("Settings and origin", report.listing(to_json(facts))))
-    return report.page("Robust lifelong learning", finding(rows), lead, sections)
 
 
 def _course(rows: list[metrics.Row], metric: str) -> bytes:

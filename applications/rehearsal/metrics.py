@@ -47,7 +47,7 @@ def rows_of(outcomes: Mapping[tuple[str, float, int], Outcome], streams: Any) ->
     for (name, weight, seed), outcome in outcomes.items():
         stream = streams[seed]
         row: Row = {"row": name, "weight": weight, "seed": seed}
-        row["RA"] = float(100 * outcome.final.mean())
+        row |= {"RA": float(100 * outcome.final.mean())} | outcome.quality
         row |= dict(zip(("steps", "all_steps", "slope"), _mean(outcome.hardness), strict=True))
         for metric, right in (("SA", outcome.clean), ("RA", outcome.robust)):
             matrix = by_task(right, stream)

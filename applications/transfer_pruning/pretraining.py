@@ -18,6 +18,7 @@ import optax
 
 import bilevel
 
+from ..components.calibration import QUALITY, quality
 from ..components.errors import NonFiniteError
 from ..components.models import Model
 from ..components.points import Points
@@ -27,6 +28,7 @@ from .probe import probe
 from .tasks import Target
 
 Variables = Any
+LEAST = 1e-3  # probability that a probe gives a class
 
 
 class Runs(NamedTuple):
@@ -119,8 +121,11 @@ def transferred(
     classes: tuple[int, ...],
     runs: Runs,
     together: int,
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Pretrain and judge: `probe [runs, targets]`, `loss [runs]` and, if asked for, `finetune`.
+
+    Also `said`, for each target `[runs, n, classes]`: the logarithms of the probe's predictions,
+    held to at least `LEAST`, since a regression on 0 and 1 predicts probabilities.
 
     Args:
         model: any `Model`.
@@ -134,19 +139,23 @@ def transferred(
         together: runs at a time.
     """
 
-    def one(run: Runs) -> dict[str, jax.Array]:
+    def one(run: Runs) -> dict[str, Any]:
         variables, loss = pretrain(model, recipe, points, unit_of, run)
-        judged: dict[str, Any] = {"loss": loss, "probe": []}
+        judged: dict[str, Any] = {"probe": []}
+        said = []
         for (seen, test), count in zip(targets, classes, strict=True):
             fit = probe(features(model, variables, seen.x), seen.y, count)
-            guess = jnp.argmax(fit(features(model, variables, test.x)), axis=1)
+            predicted = fit(features(model, variables, test.x))
+            said.append(jnp.log(jnp.maximum(predicted, LEAST)))
+            guess = jnp.argmax(predicted, axis=1)
             judged["probe"].append(100 * jnp.mean(guess == test.y))
             if finetune is not None:
                 tuned = finetuned(model, finetune, variables, seen, run.key)
                 scores = in_chunks(functools.partial(model.apply, tuned), test.x)
                 guess = jnp.argmax(scores, axis=1)
                 judged.setdefault("finetune", []).append(100 * jnp.mean(guess == test.y))
-        return {name: jnp.asarray(values) for name, values in judged.items()}
+        accuracies = {name: jnp.asarray(values) for name, values in judged.items()}
+        return accuracies | {"loss": loss, "said": said}
 
     return jax.lax.map(one, runs, batch_size=together)
 
@@ -189,7 +198,7 @@ class Judge:
         return num_steps(self.recipe, len(self.points.y))
 
     def __call__(self, plans: Sequence[Plan], key: jax.Array, name: str) -> dict[str, np.ndarray]:
-        """What `transferred` gives for each plan.
+        """What `transferred` gives for each plan, with `QUALITY [runs, targets]` for `said`.
 
         Args:
             plans: what to pretrain on; none longer than the recipe on the whole source.
@@ -207,7 +216,7 @@ class Judge:
             order_of(plan, self.recipe.batch_size, self.longest, np.random.default_rng(data))
             for plan in filled
         ]
-        parts = []
+        parts: list[dict[str, np.ndarray]] = []
         for first in range(0, len(filled), self.at_once):
             now = slice(first, first + self.at_once)
             runs = Runs(
@@ -216,7 +225,7 @@ class Judge:
                 jnp.array([plan.num_steps for plan in filled[now]], jnp.int32),
                 jnp.stack([key] * self.at_once),
             )
-            parts.append(jax.device_get(self._run(runs)))
+            parts.append(self._graded(jax.device_get(self._run(runs))))
         judged = {k: np.concatenate([part[k] for part in parts])[: len(plans)] for k in parts[0]}
         if not np.isfinite(judged["loss"]).all():
             raise NonFiniteError(
@@ -225,7 +234,15 @@ class Judge:
             )
         return judged
 
-    def _run(self, runs: Runs) -> dict[str, jax.Array]:
+    def _graded(self, found: dict[str, Any]) -> dict[str, np.ndarray]:
+        """With what the probabilities are worth in place of them."""
+        said = zip(found.pop("said"), self.targets, strict=True)
+        worth = [[quality(one, target.test.y) for one in own] for own, target in said]
+        return found | {
+            name: np.array([[one[name] for one in own] for own in worth]).T for name in QUALITY
+        }
+
+    def _run(self, runs: Runs) -> dict[str, Any]:
         return transferred(
             self.model,
             self.recipe,

@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 
 from ..components import plots, report
-from ..components.judging import spread
-from ..components.output import environment, to_json
+from ..components.judging import quality_table, spread
+from ..components.publishing import Findings, grouped, publish
 from ..components.work import Run
 from .choosing import ALONE, EXAMPLES
 from .ground_truth import Agreement
@@ -96,6 +95,14 @@ def accuracy_table(rows: list[Row], target: str, key: str = "probe") -> report.T
     return report.Table(["regime", "method", *headers, "lossless", "zeros"], lines, 2)
 
 
+def probabilities(rows: list[Row], target: str) -> report.Table:
+    """What the probe's probabilities are worth where most is dropped, beside its accuracy."""
+    here = chosen(rows, target=target, regime="epochs")
+    largest = max(row["ratio"] for row in here if row["ratio"] < 1)
+    here = [row for row in here if row["ratio"] in (0, largest, 1)]
+    return quality_table(grouped(here, "method"), ["method"], "probe")
+
+
 def agreement_table(result: Result) -> report.Table:
     """How well each method's scores know what the random halves measured."""
     lines = []
@@ -155,6 +162,8 @@ def tables(result: Result) -> dict[str, report.Table]:
     found = {}
     for target in dict.fromkeys(row["target"] for row in result.rows):
         found[f"{target}: accuracy of the linear probe"] = accuracy_table(result.rows, target)
+        heading = f"{target}: probabilities of the linear probe, most units dropped"
+        found[heading] = probabilities(result.rows, target)
         if "finetune" in result.rows[0]:
             table = accuracy_table(result.rows, target, "finetune")
             found[f"{target}: accuracy after full finetuning"] = table
@@ -183,28 +192,23 @@ def finding(result: Result) -> str:
     )
 
 
-def show(result: Result, console: rich.console.Console) -> None:
-    """Print the finding, the tables, and the last units of each choice."""
-    console.print(finding(result), style="bold")
-    for title, table in tables(result).items():
-        table.print(title, console)
-
-
 def write(result: Result, run: Run) -> None:
-    """Write `result.json`, `report.html` and the orders of units in `result.npz`."""
-    facts = {"config": run.settings, **environment(), "seconds": result.seconds}
-    content = {"rows": result.rows, "time": {str(k): v for k, v in result.time.items()}}
+    """Print and write everything; the orders of units are in `result.npz`."""
     agreement = {t: {m: a._asdict() for m, a in own.items()} for t, own in result.agreement.items()}
-    content |= {"agreement": agreement, "cosines": result.cosines}
-    run.write_json("result.json", facts | content)
-    sections = [(title, table.html()) for title, table in tables(result).items()]
-    sections[0] = (sections[0][0], report.columns(COLUMNS) + sections[0][1])
-    curve = report.figure(plots.curves(*_curve(result)), "Accuracy, mean over targets and seeds")
-    sections.insert(0, ("Accuracy against what is dropped, equal epochs", curve))
-    sections.append(("Settings and origin", report.listing(to_json(facts))))
-    title = "Which part of the source is worth pretraining on?"
-    run.write("report.html", report.page(title, finding(result), ABOUT, sections))
-    run.write_arrays({"names": np.array(result.names)} | result.orders)
+    findings = Findings(
+        "Which part of the source is worth pretraining on?",
+        finding(result),
+        ABOUT,
+        COLUMNS,
+        tables(result),
+        {"mean accuracy at equal epochs": plots.curves(*_curve(result))},
+        result.rows,
+        {"names": np.array(result.names)} | result.orders,
+        result.seconds,
+        {"time": {str(k): v for k, v in result.time.items()}, "agreement": agreement}
+        | {"cosines": result.cosines},
+    )
+    publish(findings, run)
 
 
 def _curve(result: Result) -> tuple[dict[str, np.ndarray], str, str]:

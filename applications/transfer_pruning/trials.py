@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..components.calibration import QUALITY
 from ..components.frame import named_key
 from ..components.work import Run
 from . import ground_truth
@@ -126,7 +127,7 @@ def judged(
             for target in group:
                 measured = {
                     what: float(got[what][place, names.index(target)])
-                    for what in ("probe", "finetune")
+                    for what in ("probe", *QUALITY, "finetune")
                     if what in got
                 }
                 rows.append(

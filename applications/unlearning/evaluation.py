@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..components.calibration import QUALITY, quality
 from ..components.errors import InputError
 from ..components.files import Arrays
 from ..components.judging import finite_logits
@@ -33,6 +34,7 @@ class Judgement(NamedTuple):
         metrics: `[k, 4]`, UA, RA, TA and MIA of each.
         attacks: `[k, 5, 2]`, for each of `ATTACKS` the points that it takes for non-members and its
             accuracy on what it learned from.
+        quality: `[k, 3]`, `QUALITY` on the test points.
         forget_loss: `[k]`, mean cross-entropy on the set.
         relearned: `[k]`, see `relearn_epochs`.
         logits: `[k, m, num_classes]`, on the set.
@@ -42,6 +44,7 @@ class Judgement(NamedTuple):
 
     metrics: np.ndarray
     attacks: np.ndarray
+    quality: np.ndarray
     forget_loss: np.ndarray
     relearned: np.ndarray
     logits: np.ndarray
@@ -85,11 +88,11 @@ def to_rows(found: Mapping[str, Judgement], **cell: Any) -> list[Row]:
     """A row of the table for each method, its numbers averaged over the draws.
 
     A row has `method`; the percentages `UA`, `RA`, `TA` and `MIA`; `gap`, their mean distance from
-    Retrain's on the same draw; `divergence`, the mean KL of the predictions on the set from
-    Retrain's; `forget_loss`, the mean cross-entropy on the set, which still tells sets apart where
-    every UA is 0; `relearned`, the epochs that bring that back; `attacker`, the accuracy of the
-    attack behind MIA on what it learned from; `attacks`, what each of `ATTACKS` says; `seconds` of
-    the method itself, compiling and judging left out; and `draws`.
+    Retrain's on the same draw; those of `QUALITY`; `divergence`, the mean KL of the predictions on
+    the set from Retrain's; `forget_loss`, the mean cross-entropy on the set, which still tells sets
+    apart where every UA is 0; `relearned`, the epochs that bring that back; `attacker`, the
+    accuracy of the attack behind MIA on what it learned from; `attacks`, what each of `ATTACKS`
+    says; `seconds` of the method itself, compiling and judging left out; and `draws`.
 
     Args:
         found: by the name of the method, from `judgements`; `Retrain`, which the others are
@@ -145,14 +148,19 @@ def relearn_epochs(task: Task, variables: Any, key: jax.Array) -> jax.Array:
 def _compared(own: Judgement, retrained: Judgement, draw: int) -> dict[str, float]:
     """The columns of one draw."""
     metrics, exact = (Metrics(*judgement.metrics[draw]) for judgement in (own, retrained))
-    return metrics._asdict() | {
-        "gap": metrics.gap(exact),
-        "divergence": mean_divergence(retrained.logits[draw], own.logits[draw]),
-        "forget_loss": own.forget_loss[draw],
-        "relearned": own.relearned[draw],
-        "attacker": own.attacks[draw, 0, 1],
-        "seconds": own.seconds[draw],
-    }
+    worth = dict(zip(QUALITY, own.quality[draw], strict=True))
+    return (
+        metrics._asdict()
+        | worth
+        | {
+            "gap": metrics.gap(exact),
+            "divergence": mean_divergence(retrained.logits[draw], own.logits[draw]),
+            "forget_loss": own.forget_loss[draw],
+            "relearned": own.relearned[draw],
+            "attacker": own.attacks[draw, 0, 1],
+            "seconds": own.seconds[draw],
+        }
+    )
 
 
 def _measured(
@@ -172,6 +180,7 @@ def _measured(
     return Judgement(
         metrics=np.array(metrics),
         attacks=np.array([attacks[name] for name in ATTACKS]),
+        quality=np.array([*quality(test_logits, unseen.labels).values()]),
         forget_loss=np.mean(parts[0].loss),
         relearned=np.asarray(relearn_epochs(task, variables, jax.random.fold_in(key, 1))),
         logits=logits[np.asarray(task.forget)],

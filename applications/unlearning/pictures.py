@@ -20,7 +20,9 @@ def images(result: Result) -> dict[str, bytes]:
     for name, draws in first.sets.items():
         points = dataset.train.at(draws[0][:NUM_PICTURES])
         titles = [dataset.class_names[label] for label in points.y]
-        found[f"{name}, seed {first.seed}"] = plots.image_grid(dataset.pictures(points.x), titles)
+        found[f"images of {name}, seed {first.seed}"] = plots.image_grid(
+            dataset.pictures(points.x), titles
+        )
     return found
 
 
@@ -49,15 +51,17 @@ def losses(result: Result, model: str) -> dict[str, bytes]:
         titles = {n: "none: before" if n == "none" else f"{n}: after" for n in names}
         counts = {titles[n]: np.sum([one[n] for one in scored], axis=0) for n in names}
         lines = {title: dict(zip(PARTS, own, strict=True)) for title, own in counts.items()}
-        caption = f"{name}: losses of all seeds and draws"
+        caption = f"{model}, {name}: losses before and after, of all seeds and draws"
         found[caption] = plots.histograms(lines, LOSS_BINS, "loss of a point")
     return found
 
 
-def bars(rows: list[Row]) -> dict[str, bytes]:
-    """Method by method, the mean gap and divergence over the seeds for each forget set."""
+def bars(rows: list[Row], model: str) -> dict[str, bytes]:
+    """Method by method, the mean gap and divergence for each forget set; none of two methods."""
     rows = [row for row in rows if row["method"] != "Retrain"]
     methods = distinct(rows, "method")
+    if len(methods) < 3:
+        return {}
 
     def heights(name: str, key: str) -> np.ndarray:
         own = where(rows, forget_set=name)
@@ -66,5 +70,8 @@ def bars(rows: list[Row]) -> dict[str, bytes]:
     sets = distinct(rows, "forget_set")
     return {
         label: plots.grouped_bars(methods, {name: heights(name, key) for name in sets}, key)
-        for key, label in (("gap", "Average gap to Retrain"), ("divergence", "KL to Retrain"))
+        for key, label in (
+            ("gap", f"{model}: average gap to Retrain"),
+            ("divergence", f"{model}: KL to Retrain"),
+        )
     }

@@ -1,4 +1,4 @@
-"""What a forget-set page found, and the files that it leaves behind."""
+"""What a forget-set page found."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components.data import Dataset
-from ..components.output import environment
-from ..components.work import Run
 from .bench import Bench
 from .choosing import Chosen
 from .evaluation import Row, judgements, to_rows
@@ -89,18 +87,3 @@ class Result:
             names=np.array(list(all_[0].sets)),
             sets=np.array(sets, np.int32),
         )
-
-    def write(self, run: Run, page: str, arrays: Mapping[str, Any] | None = None) -> None:
-        """Write `result.json`, `report.html`, and `result.npz`: by default see `archive`."""
-        facts = {"config": run.settings, **environment(), "seconds": self.seconds}
-        searches = {
-            str(r.seed): {
-                name: {"values": own.values, "seconds": own.seconds}
-                for name, own in r.searches.items()
-            }
-            for r in self.repetitions
-        }
-        content = {"tuning": self.tuning, "searches": searches, "rows": self.rows}
-        run.write_json("result.json", facts | content)
-        run.write("report.html", page)
-        run.write_arrays(self.archive()._asdict() if arrays is None else arrays)

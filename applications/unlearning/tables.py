@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..components.judging import spread
+from ..components.judging import quality_table, spread
+from ..components.publishing import grouped
 from ..components.report import Table
 from .evaluation import Row
 from .metrics import ATTACKS
@@ -95,7 +96,9 @@ def summary(rows: list[Row]) -> Table:
     middle = ["gap of means", "gap", "KL", "forget loss", "relearn"]
     last = [*(titles[name] for name in attacks), "seconds"]
     headers = ["forget set", "method", *PERCENTAGES, *middle, *last]
-    return Table(headers, by_group(rows, line), num_text=2)
+    absent = set() if attacks else {"U-LiRA", "RMIA"}
+    meanings = {name: text for name, text in COLUMNS.items() if name not in absent}
+    return Table(headers, by_group(rows, line), 2, meanings)
 
 
 def attacks(rows: list[Row]) -> Table:
@@ -107,7 +110,13 @@ def attacks(rows: list[Row]) -> Table:
         return [spread([row["attacker"] for row in own], 1), *(spread(s, 1) for s in said)]
 
     headers = ["forget set", "method", "attacker", *ATTACKS]
-    return Table(headers, by_group(rows, line), num_text=2)
+    return Table(headers, by_group(rows, line), 2, ATTACK_COLUMNS)
+
+
+def probabilities(rows: list[Row]) -> Table:
+    """What the probabilities of the models are worth on test points."""
+    names = "forget_set", "method"
+    return quality_table(grouped(rows, *names), ["forget set", "method"], "TA")
 
 
 def by_seed(rows: list[Row]) -> Table:
@@ -137,7 +146,11 @@ def shared(repetitions: tuple[Repetition, ...]) -> Table:
         across = f"{np.mean([in_common(*pair) for pair in pairs]):.2f}" if pairs else "-"
         others = (np.mean([*map(in_common, own, first[other])]) for other in names)
         cells.append([name, across, *(f"{share:.2f}" for share in others)])
-    return Table(["forget set", "two seeds", *names], cells)
+    meanings = {
+        "two seeds": "mean share of points that the sets of two seeds have in common; beside it, of"
+        " two sets of one seed"
+    }
+    return Table(["forget set", "two seeds", *names], cells, meanings=meanings)
 
 
 def classes(result: Result) -> Table:
@@ -151,7 +164,11 @@ def classes(result: Result) -> Table:
     order = np.argsort(-np.max(list(lines.values()), axis=0), kind="stable")[:20]
     order = np.sort(order)
     cells = [[name, *(f"{share:.1f}" for share in own[order])] for name, own in lines.items()]
-    return Table(["forget set", *(names[i] for i in order)], cells)
+    meanings = {
+        "all points": "a set far from these shares is hard or easy for its classes: compare it with"
+        " class_matched"
+    }
+    return Table(["forget set", *(names[i] for i in order)], cells, meanings=meanings)
 
 
 def trials(rows: Iterable[Row]) -> Table:
@@ -161,7 +178,8 @@ def trials(rows: Iterable[Row]) -> Table:
         own = where(rows, method=method)
         gaps = ["diverged" if t["gap"] is None else f"{t['gap']:.2f}" for t in own]
         cells.append([method, *(f"{t['value']:.3g}: {g}" for t, g in zip(own, gaps, strict=True))])
-    return Table(["method", *[""] * (len(cells[0]) - 1)], cells)
+    meanings = {"strength: gap": "of each trial, on other sets, judged on points held out"}
+    return Table(["method", *[""] * (len(cells[0]) - 1)], cells, meanings=meanings)
 
 
 def finding(rows: list[Row]) -> str:
@@ -200,4 +218,9 @@ def closest(rows: list[Row]) -> str:
     if not gaps:
         return f"the original model has a gap of {none:.2f}"
     best = min(gaps, key=lambda name: gaps[name])
+    if gaps[best] > none:
+        return (
+            f"no method comes as close to Retrain as the original model does (gap {none:.2f};"
+            f" {best} {gaps[best]:.2f})"
+        )
     return f"{best} comes closest to Retrain (gap {gaps[best]:.2f}, the original model {none:.2f})"

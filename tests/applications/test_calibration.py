@@ -11,6 +11,7 @@ from applications.calibrating import study
 from applications.calibrating.calibrators import CALIBRATORS
 from applications.calibrating.population import GRID, Mixture
 from applications.components.calibration import (
+    QUALITY,
     Binning,
     calibration_error,
     estimated_prior,
@@ -21,6 +22,7 @@ from applications.components.calibration import (
     uniform_mass_binning,
 )
 from applications.components.errors import InputError
+from applications.components.judging import quality_table
 from bilevel import Batch, BilevelProblem, Implicit, Minimize, linear, value_and_hypergrad
 
 
@@ -145,11 +147,19 @@ def test_quality_of_known_probabilities():
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in p])
     right, sharp = quality(logits, labels), quality(3 * logits, labels)
-    assert right["calibration"] < 0.005 < 0.02 < sharp["calibration"]
-    assert right["brier"] < sharp["brier"]
+    assert right["R_cal"] < 0.005 < 0.02 < sharp["R_cal"]
+    assert right["Brier"] < sharp["Brier"]
     # What a temperature repairs does not count as refinement.
     assert right["refinement"] == pytest.approx(sharp["refinement"], rel=1e-3)
     assert calibration_error(np.full(100, 0.3), np.repeat([0, 1], [70, 30])) < 1e-12
+
+
+def test_one_table_shows_what_probabilities_are_worth():
+    row = {"TA": [90.0, 92.0], "Brier": [0.1, 0.3], "R_cal": 0.01, "refinement": 0.5}
+    rows = quality_table({("a", "b"): [row], ("a", "c"): [row, row]}, ["set", "method"], "TA")
+    assert rows.headers == ["set", "method", "TA", *QUALITY] and rows.num_text == 2
+    assert rows.rows[0] == ["a", "b", "91.00 ± 1.41", "0.2000 ± 0.1414", "0.0100", "0.5000"]
+    assert rows.rows[1][4] == "0.0100 ± 0.0000"
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
@@ -176,7 +186,7 @@ def test_the_page_studies_gaussians_and_repairs_a_classifier(tmp_path):
     rows = calibration.run(config, mine).rows
     assert len(rows) == 2 * len(CALIBRATORS)
     with np.load(tmp_path / "b" / "result.npz") as arrays:
-        assert len(arrays["brier"]) == len(rows)
+        assert len(arrays["Brier"]) == len(rows)
 
 
 def test_bad_settings_are_one_line():

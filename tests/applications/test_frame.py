@@ -57,6 +57,16 @@ def test_a_piece_is_made_once(tmp_path):
         assert json.loads(str(arrays["config"]))["num_steps"] == 3
 
 
+def test_settings_as_people_write_them_in_python():
+    config = Config(output="out", data_dir="d", seeds=[3, 4])
+    assert config == Config(output=pathlib.Path("out"), data_dir=pathlib.Path("d"), seeds=(3, 4))
+    for single in (0, "FT"):
+        with pytest.raises(
+            InputError, match=f"`seeds` must be a tuple, got {single!r}. Write seeds="
+        ):
+            Config(seeds=single)
+
+
 def test_names_that_differ_after_a_point_are_two_pieces(tmp_path):
     with Run("page", Config(output=tmp_path / "out"), points()) as run:
         for value in (0.1, 0.3):
@@ -171,6 +181,7 @@ def test_one_command_lists_and_reaches_every_page(capsys):
     __main__.main(["list"])
     text = capsys.readouterr().out
     assert all(f"  {name.replace('_', '-')} " in text for name in PAGES)
+    assert "from applications.forget_set import Config, run" in text
     with pytest.raises(SystemExit) as stopped:
         __main__.main(["forget-sett"])
     assert stopped.value.code == 2 and "Did you mean forget-set?" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
-from applications import forget_set, unlearning_table
+from applications import coreset, forget_set, unlearning_table
 from tests.applications.test_wrapping import NNXNet, equinox_mlp
 
 QUICK = dict(epochs=1, outer_steps=1, lower_epochs=1, random_draws=1, seeds=(0,), cache=False)
@@ -43,29 +43,43 @@ def cancer():
     return x[:200], np.array(["malignant", "benign"])[y[:200]]
 
 
-def test_a_table_by_command(desk):
+def write_csv(x, y):
     pandas = pytest.importorskip("pandas")
-    x, y = cancer()
-    pandas.DataFrame(x).assign(label=y).to_csv("cancer.csv", index=False)
-    arguments = ["--data", "csv:cancer.csv", "--model", "nets:mlp", "--methods", "none"]
+    pandas.DataFrame(x).assign(diagnosis=y).to_csv("cancer.csv", index=False)
+
+
+def write_npz(x, y):
+    names, labels = np.unique(y, return_inverse=True)
+    parts = {"x_train": x, "y_train": labels, "x_test": x[::4], "y_test": labels[::4]}
+    np.savez("cancer.npz", **parts, class_names=names)
+
+
+@pytest.mark.parametrize(("kind", "write"), [("csv", write_csv), ("npz", write_npz)])
+def test_a_table_by_command(desk, kind, write):
+    write(*cancer())
+    arguments = ["--data", f"{kind}:cancer.{kind}", "--model", "nets:mlp", "--methods", "none"]
     forget_set.main(arguments + ARGUMENTS)
     page = (desk / "out" / "report.html").read_text()
-    assert "malignant" in page and "Images of the sets" not in page
+    assert "malignant" in page and "images of" not in page
     with np.load("out/result.npz") as arrays:
         assert set(arrays["sets"].ravel()) <= set(arrays["rows"]) <= set(range(200))
 
 
-def test_a_folder_of_images_by_command(desk, capsys):
+def write_photos(desk):
     rng = np.random.default_rng(0)
     for name, shade in (("dark", 60), ("light", 180)):
         (desk / "photos" / name).mkdir(parents=True)
         for number in range(25):
             pixels = rng.normal(shade, 20, (12 + number % 3, 12)).clip(0, 255).astype(np.uint8)
             PIL.Image.fromarray(pixels).save(desk / "photos" / name / f"{number}.png")
+
+
+def test_a_folder_of_images_by_command(desk, capsys):
+    write_photos(desk)
     arguments = ["--data", "folder:photos", "--model", "nets:CNN", "--sets", "random"]
     unlearning_table.main(arguments + ["--methods", "IU", "WoodFisher", "FT"] + ARGUMENTS)
     page = (desk / "out" / "report.html").read_text()
-    assert "Images of the sets" in page and "dark" in page
+    assert "images of random" in page and "dark" in page
     assert "carry traces of every point" in page and "carry traces" in capsys.readouterr().out
 
 
@@ -76,3 +90,16 @@ def test_a_table_and_a_model_in_python(tmp_path, model):
     result = forget_set.run(config, dataset={"x_train": x, "y_train": y}, model=model)
     assert {row["method"] for row in result.rows} == {"Retrain", "none"}
     assert all(np.isfinite(row["forget_loss"]) for row in result.rows)
+
+
+def test_a_folder_of_images_in_python(desk):
+    write_photos(desk)
+    config = coreset.Config(
+        data="folder:photos", output="out", methods=["uniform"], sizes=[4], num_steps=5, seeds=[0]
+    )
+    result = coreset.run(config, model="nets:CNN")
+    assert (desk / "out" / "report.html").exists() and [len(own.rows) for own in result.chosen] == [
+        4
+    ]
+    # A result is short to print: the data set gives its name, not its numbers.
+    assert "name='photos'" in repr(result.dataset) and len(repr(result.dataset)) < 300
