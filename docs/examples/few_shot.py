@@ -1,0 +1,142 @@
+# %% [markdown]
+# # Few-shot learning: MAML and implicit MAML
+#
+# Learn parameters from which a few gradient steps solve a new task. MAML (Finn et al., ICML 2017) differentiates
+# through the steps; implicit MAML (Rajeswaran et al., NeurIPS 2019) ties each task's solution to the common start by a
+# ridge and differentiates the solution. Here they are one problem with two solvers; the outer variable is the start.
+#
+# **Found:** FINDING
+
+# %%
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
+from sklearn.datasets import load_digits
+
+from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run
+
+NUM_STEPS, NUM_TASKS, HIDDEN = (3, 2, 8) if "--small" in sys.argv else (2000, 16, 40)
+
+
+def init(sizes):
+    keys = jax.random.split(jax.random.key(0), len(sizes) - 1)
+    shapes = zip(keys, sizes[:-1], sizes[1:], strict=True)
+    return [(jax.random.normal(k, (m, n)) / m**0.5, jnp.zeros(n)) for k, m, n in shapes]
+
+
+def network(params, x):
+    for weight, bias in params[:-1]:
+        x = jax.nn.tanh(x @ weight + bias)
+    return x @ params[-1][0] + params[-1][1]
+
+
+# %% [markdown]
+# ## Two solvers for one problem
+#
+# The inner variable stacks the parameters of all tasks. Both solvers start at the outer variable: unrolled, gradients
+# flow through the start; implicit ones flow through the ridge.
+
+
+# %%
+def learner(loss, step_size, num_steps, ridge):
+    def inner_loss(start, params, tasks):
+        pairs = zip(jax.tree.leaves(start), jax.tree.leaves(params), strict=True)
+        pull = ridge * sum(jnp.sum((a - b) ** 2) for a, b in pairs)
+        return jnp.sum(jax.vmap(loss)(params, tasks)) + pull
+
+    def solver(loss, start, init, tasks):
+        steps = Minimize(optax.sgd(step_size), num_steps)
+        stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(tasks[0])), start)
+        return (Implicit(steps, linear.CG(10)) if ridge else steps)(loss, start, stacked, tasks)
+
+    outer_loss = lambda start, params, tasks: jnp.mean(jax.vmap(loss)(params, tasks))
+    return DoubleLoop(BilevelProblem(outer_loss, inner_loss), solver, optax.adam(1e-3))
+
+
+def compare(what, loss, step_size, ridge, scratch, draw, unseen, score):
+    """Each learner on new tasks, from what it learned and from a random start."""
+    found, batch = {}, lambda step: draw(jax.random.fold_in(jax.random.key(1), step), NUM_TASKS)
+    for name, settings in {"MAML": (5, 0.0), "implicit MAML": (16, ridge)}.items():
+        method = learner(loss, step_size, *settings)
+        state = method.init(scratch, jax.tree.map(lambda p: jnp.stack([p] * NUM_TASKS), scratch))
+        state, _ = jax.jit(run, static_argnums=(0, 2, 3))(method, state, batch, NUM_STEPS)
+        solved = [
+            jax.jit(method.solver, static_argnums=0)(
+                method.problem.inner_loss, start, None, unseen.inner
+            )
+            for start in (state.outer, scratch)
+        ]
+        new, old = (jnp.mean(jax.vmap(score)(params, unseen.outer)) for params in solved)
+        print(f"{name:>13}: {what} {new:.3f}, from a random start {old:.3f}")
+        found[name] = state.outer, solved[0]
+    return found
+
+
+# %% [markdown]
+# ## Sine waves from five points
+
+
+# %%
+def sines(key, num_tasks):
+    keys = jax.random.split(key, 3)
+    height = jax.random.uniform(keys[0], (num_tasks, 1, 1), minval=0.5, maxval=3.0)
+    phase = jax.random.uniform(keys[1], (num_tasks, 1, 1), maxval=jnp.pi)
+    x = jax.random.uniform(keys[2], (num_tasks, 25, 1), minval=-4.0, maxval=4.0)
+    y = height * jnp.sin(x + phase)
+    return Batch(inner=(x[:, :5], y[:, :5]), outer=(x[:, 5:], y[:, 5:]))
+
+
+squared = lambda params, data: jnp.mean((network(params, data[0]) - data[1]) ** 2)
+scratch, unseen = init((1, HIDDEN, HIDDEN, 1)), sines(jax.random.key(99), 200)
+found = compare("squared error", squared, 0.03, 0.1, scratch, sines, unseen, squared)
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
+grid = jnp.linspace(-4, 4, 100)[:, None]
+for axis, (name, (start, solutions)) in zip(axes, found.items(), strict=True):
+    for (x, y), label, style in ((unseen.inner, "given", "o"), (unseen.outer, "held out", "k.")):
+        axis.plot(x[0, :, 0], y[0, :, 0], style, label=label)
+    own = jax.tree.map(lambda leaf: leaf[0], solutions)
+    axis.plot(grid, network(start, grid), "--", grid, network(own, grid), "-")
+    axis.set(title=f"{name}: before (dashed) and after its steps")
+axes[0].legend()
+plt.show()
+
+# %% [markdown]
+# ## Digits that training never saw
+#
+# Tasks of three classes, five images each, labels shuffled: learned from 0 to 5, judged on 6 to 9.
+
+# %%
+x, y = load_digits(return_X_y=True)
+images = jnp.asarray(np.stack([x[y == c][:170] / 16.0 for c in range(10)]), jnp.float32)
+
+
+def digits(key, num_tasks, first=0, last=6):
+    def task(key):
+        class_key, image_key = jax.random.split(key)
+        classes = jax.random.choice(class_key, jnp.arange(first, last), (3,), replace=False)
+        x = images[classes[:, None], jax.random.choice(image_key, 170, (3, 20), replace=False)]
+        y = jnp.repeat(jnp.arange(3)[:, None], 20, axis=1)
+        return [(x[:, s].reshape(-1, 64), y[:, s].ravel()) for s in (slice(5), slice(5, 20))]
+
+    return Batch(*jax.vmap(task)(jax.random.split(key, num_tasks)))
+
+
+entropy = lambda params, data: jnp.mean(cross_entropy(network(params, data[0]), data[1]))
+right = lambda params, data: jnp.mean(jnp.argmax(network(params, data[0]), axis=1) == data[1])
+scratch, unseen = init((64, HIDDEN, HIDDEN, 3)), digits(jax.random.key(99), 200, 6, 10)
+compare("accuracy", entropy, 0.1, 0.02, scratch, digits, unseen, right)
+
+# %% [markdown]
+# ## What can go wrong, and how you would see it
+#
+# - **A zero gradient.** Were MAML's solver to start at `init`, neither loss would read the outer variable:
+#   `info.hypergrad_norm` is 0 in the first step.
+# - **No solution.** Where 16 steps do not solve a task, implicit MAML is biased: `info.status` is NOT_STATIONARY. A
+#   larger ridge or more steps mend it.
+# - **Tasks that leak.** New images of old classes are no test of learning to learn.
