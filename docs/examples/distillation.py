@@ -13,8 +13,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 import optax
+from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 from sklearn.datasets import load_digits
 
 from bilevel import Batch, BilevelProblem, DoubleLoop, Minimize, run, sampling
@@ -22,8 +22,7 @@ from bilevel import Batch, BilevelProblem, DoubleLoop, Minimize, run, sampling
 NUM_STEPS, HIDDEN = (3, 8) if "--small" in sys.argv else (1000, 64)
 
 images, labels = load_digits(return_X_y=True)
-order = np.random.default_rng(0).permutation(len(labels))
-x, y = jnp.asarray(images[order] / 16.0, jnp.float32), jnp.asarray(labels[order])
+x, y = jnp.asarray(images / 16.0, jnp.float32), jnp.asarray(labels)
 train, test = (x[:1200], y[:1200]), (x[1200:], y[1200:])
 
 # %% [markdown]
@@ -35,24 +34,21 @@ train, test = (x[:1200], y[:1200]), (x[1200:], y[1200:])
 
 # %%
 def init(key):
-    first, last = jax.random.split(key)
-    return {
-        "first": jax.random.normal(first, (64, HIDDEN)) / 8,
-        "last": jax.random.normal(last, (HIDDEN, 10)) / HIDDEN**0.5,
-    }
+    shapes = zip(jax.random.split(key), ((64, HIDDEN), (HIDDEN, 10)), strict=True)
+    return [jax.random.normal(k, shape) / shape[0] ** 0.5 for k, shape in shapes]
 
 
 def logits(params, x):
-    return jax.nn.relu(x @ params["first"]) @ params["last"]
-
-
-def cross_entropy(params, x, y):
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y))
+    return jax.nn.relu(x @ params[0]) @ params[1]
 
 
 problem = BilevelProblem(
-    outer_loss=lambda outer, params, data: cross_entropy(params, *data),
-    inner_loss=lambda outer, params, key: cross_entropy(params, outer["images"], jnp.arange(10)),
+    outer_loss=lambda outer, params, data: jnp.mean(
+        cross_entropy(logits(params, data[0]), data[1])
+    ),
+    inner_loss=lambda outer, params, key: jnp.mean(
+        cross_entropy(logits(params, outer["images"]), jnp.arange(10))
+    ),
 )
 
 
@@ -96,11 +92,8 @@ sets = {"ten real images": best_step_size(real), "class means": best_step_size(m
 sets["distilled"] = state.outer
 for name, outer in sets.items():
     found = accuracies(outer)
-    step_size, accuracy = (
-        jnp.exp(outer["log_step_size"]),
-        f"{found.mean():.1%} +- {found.std():.1%}",
-    )
-    print(f"{name:>15}: step size {step_size:.2f}, test accuracy {accuracy}")
+    accuracy = f"test accuracy {found.mean():.1%} +- {found.std():.1%}"
+    print(f"{name:>15}: step size {jnp.exp(outer['log_step_size']):.2f}, {accuracy}")
 
 figure, axes = plt.subplots(3, 10, figsize=(10, 3.4), layout="constrained")
 for row, (name, outer) in zip(axes, sets.items(), strict=True):

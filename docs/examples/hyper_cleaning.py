@@ -24,12 +24,10 @@ from sklearn.metrics import roc_auc_score
 
 from bilevel import Aux, Batch, BilevelProblem, DoubleLoop, Minimize, Stateful, fast_on_cpu, run
 
-SMALL = "--small" in sys.argv
-NUM_TRAIN, NUM_STEPS, RETRAIN_STEPS = (60, 3, 3) if SMALL else (500, 150, 200)
+NUM_TRAIN, NUM_STEPS, RETRAIN_STEPS = (60, 3, 3) if "--small" in sys.argv else (500, 150, 200)
 
 images, labels = load_digits(return_X_y=True)
-rng = np.random.default_rng(0)
-order = rng.permutation(len(labels))
+order = (rng := np.random.default_rng(0)).permutation(len(labels))
 x, y = jnp.asarray(images[order, :, None].reshape(-1, 8, 8, 1) / 16.0, jnp.float32), labels[order]
 wrong = rng.random(NUM_TRAIN) < 0.4
 noisy = np.where(wrong, (y[:NUM_TRAIN] + rng.integers(1, 10, NUM_TRAIN)) % 10, y[:NUM_TRAIN])
@@ -47,12 +45,9 @@ class CNN(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-model = CNN()
-
-
 def inner_loss(scores, inner, data):
     variables = {"params": inner.variable, "batch_stats": inner.state}
-    logits, moved = model.apply(variables, data[0], train=True, mutable=["batch_stats"])
+    logits, moved = CNN().apply(variables, data[0], train=True, mutable=["batch_stats"])
     weights = jax.nn.sigmoid(scores)
     value = jnp.sum(weights * cross_entropy(logits, data[1])) / jnp.sum(weights)
     return value, Aux(state=moved["batch_stats"])
@@ -60,7 +55,7 @@ def inner_loss(scores, inner, data):
 
 def outer_loss(scores, inner, data):
     variables = {"params": inner.variable, "batch_stats": inner.state}
-    logits = model.apply(variables, data[0], train=False)
+    logits = CNN().apply(variables, data[0], train=False)
     right = jnp.mean(jnp.argmax(logits, axis=1) == data[1])
     return jnp.mean(cross_entropy(logits, data[1])), Aux(metrics={"accuracy": right})
 
@@ -77,7 +72,7 @@ algorithm = DoubleLoop(problem, Minimize(optax.sgd(0.1), 5), optax.adam(0.1))
 
 
 def fresh(seed):
-    variables = model.init(jax.random.key(seed), x[:2], train=True)
+    variables = CNN().init(jax.random.key(seed), x[:2], train=True)
     return Stateful(variables["params"], variables["batch_stats"])
 
 
@@ -94,13 +89,11 @@ print(f"AUC of the weights, right labels against wrong ones: {roc_auc_score(~wro
 # The network above remembers all earlier weights. So train new ones, on everything, on what has kept half of its
 # weight, and on what is truly right.
 
+
 # %%
-retrain = Minimize(optax.adam(3e-3), RETRAIN_STEPS)
-
-
 @jax.jit
 def test_accuracy(kept, start):
-    scores = jnp.where(kept, 20.0, -20.0)
+    scores, retrain = jnp.where(kept, 20.0, -20.0), Minimize(optax.adam(3e-3), RETRAIN_STEPS)
     solution = retrain(problem.inner_loss, scores, start, train)
     return outer_loss(scores, solution, test)[1].metrics["accuracy"]
 

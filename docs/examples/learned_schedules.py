@@ -21,18 +21,15 @@ from sklearn.datasets import load_digits
 from bilevel import Batch, BilevelProblem, DoubleLoop, Minimize, run
 from bilevel.projections import Box
 
-SMALL = "--small" in sys.argv
-NUM_STEPS, TRAIN_STEPS, KNOTS, HIDDEN = (3, 12, 4, 8) if SMALL else (150, 60, 12, 32)
+NUM_STEPS, TRAIN_STEPS, KNOTS = (3, 12, 4) if "--small" in sys.argv else (150, 60, 12)
 
 images, labels = load_digits(return_X_y=True)
-rng = np.random.default_rng(0)
-order = rng.permutation(len(labels))
+order = (rng := np.random.default_rng(0)).permutation(len(labels))
 x, y = jnp.asarray(images[order] / 16.0, jnp.float32), labels[order].copy()
 wrong = rng.random(200) < 0.2  # a fifth of the training labels are wrong
 y[:200] = np.where(wrong, rng.integers(0, 10, 200), y[:200])
-train, valid, test = (
-    (x[rows], jnp.asarray(y[rows])) for rows in np.split(np.arange(len(y)), [200, 600])
-)
+parts = (slice(200), slice(200, 600), slice(600, None))
+train, valid, test = ((x[rows], jnp.asarray(y[rows])) for rows in parts)
 
 # %% [markdown]
 # ## Training as a solver
@@ -43,15 +40,12 @@ train, valid, test = (
 
 # %%
 def init(key):
-    first, last = jax.random.split(key)
-    return {
-        "first": jax.random.normal(first, (64, HIDDEN)) / 8,
-        "last": jax.random.normal(last, (HIDDEN, 10)) / HIDDEN**0.5,
-    }
+    shapes = zip(jax.random.split(key), ((64, 32), (32, 10)), strict=True)
+    return [jax.random.normal(k, shape) / shape[0] ** 0.5 for k, shape in shapes]
 
 
 def network(params, x):
-    return jax.nn.relu(x @ params["first"]) @ params["last"]
+    return jax.nn.relu(x @ params[0]) @ params[1]
 
 
 def loss(outer, params, data):
@@ -91,12 +85,9 @@ def judged(outer, key, data):  # loss and accuracy, over sixteen new networks
     return jax.tree.map(jnp.mean, jax.vmap(after)(jax.random.split(key, 16)))
 
 
-def constant(step_size, decay):
-    fill = lambda number: jnp.full(KNOTS, jnp.log(number))
-    return {"step_size": fill(step_size), "decay": fill(decay)}
-
-
-grid = [constant(a, b) for a in jnp.geomspace(0.01, 1, 7) for b in jnp.geomspace(1e-4, 0.1, 7)]
+fill = lambda number: jnp.full(KNOTS, jnp.log(number))
+rates, decays = jnp.geomspace(0.01, 1, 7), jnp.geomspace(1e-4, 0.1, 7)
+grid = [{"step_size": fill(a), "decay": fill(b)} for a in rates for b in decays]
 best = min(grid, key=lambda outer: judged(outer, jax.random.key(1), valid)[0])
 
 
@@ -105,7 +96,7 @@ def draw(step):
 
 
 state = algorithm.init(best, init(jax.random.key(0)))
-state, info = jax.jit(run, static_argnums=(0, 2, 3))(algorithm, state, draw, NUM_STEPS)
+state, info = jax.jit(lambda state: run(algorithm, state, draw, NUM_STEPS))(state)
 for name, outer in {"best constants": best, "schedules": state.outer}.items():
     value, accuracy = judged(outer, jax.random.key(3), test)
     print(f"{name:>14}: test loss {value:.3f}, test accuracy {accuracy:.1%}")
