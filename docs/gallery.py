@@ -1,8 +1,8 @@
 """The gallery: scripts in cells, run once and recorded, shown as pages with what they printed.
 
 `python docs/gallery.py docs/examples/NAME.py` runs a script and records its output and figures
-under `docs/examples/recorded/`. As a hook of MkDocs, this module makes a page of every script and
-its record, so that building the site runs nothing. Cells are those of Jupyter's percent format.
+under `docs/examples/recorded/`, of which `hooks.py` makes pages: building the site runs nothing.
+Cells are those of Jupyter's percent format.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-EXAMPLES = pathlib.Path(__file__).parent / "examples"
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = ROOT / "docs" / "examples"
 RECORDED = EXAMPLES / "recorded"
 
 
@@ -87,38 +88,6 @@ def record(script: pathlib.Path) -> None:
     about = {"source": digest(source), "where": where, "seconds": time.perf_counter() - begin}
     text = json.dumps(about | {"cells": outputs}, indent=1)
     (RECORDED / f"{script.stem}.json").write_text(text + "\n")
-
-
-def page(script: pathlib.Path) -> str:
-    """A script and its record as Markdown."""
-    source = script.read_text()
-    kept = json.loads((RECORDED / f"{script.stem}.json").read_text())
-    parts, outputs = [], iter(kept["cells"])
-    for cell in cells(source):
-        if cell.is_prose:
-            parts.append(cell.text)
-            continue
-        output = next(outputs)
-        parts.append(f"```python\n{cell.text}\n```")
-        if output["text"]:
-            parts.append(f'```{{.text title="prints"}}\n{output["text"].rstrip()}\n```')
-        parts += [f"![What the code above draws](recorded/{name})" for name in output["figures"]]
-    parts.append(
-        f"[Download the script]({script.name}){{download={script.name}}}. Recorded on"
-        f" {kept['where']}, beside other work, in {kept['seconds']:.0f} seconds, compilation"
-        " included; last digits differ elsewhere. `--small` runs it in seconds, as a check."
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def on_files(files: Any, config: Any) -> Any:
-    """Add a page for each script; called by MkDocs."""
-    from mkdocs.structure.files import File
-
-    for script in sorted(EXAMPLES.glob("*.py")):
-        name = f"examples/{script.stem}.md"
-        files.append(File.generated(config, name, content=page(script)))
-    return files
 
 
 if __name__ == "__main__":

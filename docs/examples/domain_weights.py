@@ -1,7 +1,9 @@
 # %% [markdown]
 # # Weigh the domains of a language model's data
 #
-# A language model is trained on a mixture of five domains. Which mixture serves a target text best? The weights are the outer variable, and each outer step differentiates a few training steps of the model. This example runs as a large one would: bfloat16 losses under float32 variables, minibatches, several devices, checkpoints, TensorBoard.
+# A language model is trained on a mixture of five domains. Which mixture serves a target text best? The weights are
+# the outer variable, and each outer step differentiates a few training steps of the model. This example runs as a
+# large one would: bfloat16 losses under float32 variables, minibatches, several devices, checkpoints, TensorBoard.
 #
 # **Found:** FINDING
 
@@ -44,11 +46,7 @@ spoken = lambda key: jnp.where(jax.random.uniform(key, (NUM_TEXTS,)) < 0.7, 1, 3
 target, unseen = (corpus(jax.random.key(k), spoken(jax.random.key(k))) for k in (8, 9))
 data = Batch(inner=jnp.stack(many, axis=1), outer=target)  # a row holds a text of each domain
 
-# %% [markdown]
-# ## The model, in one block of attention
 
-
-# %%
 def init(key):
     square, table = [WIDTH] * 2, [SYMBOLS, WIDTH]
     shapes = {n: square for n in "qkvo"} | {"embed": table, "read": table, "place": [LENGTH, WIDTH]}
@@ -69,39 +67,30 @@ def inner_loss(logits, params, rows):
     return jnp.sum(jax.nn.softmax(logits.astype(jnp.float32)) * losses)
 
 
-def outer_loss(logits, params, rows):
-    return jnp.mean(jax.vmap(text_loss, (None, 0))(params, rows))
-
+outer_loss = lambda logits, params, rows: jnp.mean(jax.vmap(text_loss, (None, 0))(params, rows))
 
 # %% [markdown]
 # ## A run that survives
 #
-# Minibatches are drawn on the devices and split over them; metrics, checkpoints and TensorBoard events go to a folder. The second call goes on where the first one ended, as it would after a crash.
+# Minibatches are drawn on the devices and split over them; metrics, checkpoints and TensorBoard events go to a folder.
+# The second call goes on where the first one ended, as it would after a crash.
 
 # %%
 problem = BilevelProblem(*(training.MixedPrecision(f) for f in (outer_loss, inner_loss)))
 descend = Minimize(optax.adam(5e-3, eps_root=1e-8), 4)
 algorithm = DoubleLoop(problem, descend, optax.adam(0.1))
 mesh, sampler = sharding.data_mesh(), training.Minibatches(inner=16, outer=64)
-
-
-def draw(step, arrays):
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.lax.with_sharding_constraint(sampler(step, arrays), split)
-
-
-def weights(report):
-    return {f"weight {k}": w for k, w in enumerate(jax.nn.softmax(report.state.outer))}
-
-
+split = NamedSharding(mesh, PartitionSpec("data"))
+draw = lambda step, arrays: jax.lax.with_sharding_constraint(sampler(step, arrays), split)
+number = lambda report: {f"weight {k}": w for k, w in enumerate(jax.nn.softmax(report.state.outer))}
 state = sharding.replicate(algorithm.init(jnp.zeros(DOMAINS), init(jax.random.key(0))), mesh)
-options = {"arrays": sharding.replicate(data, mesh), "callbacks": [weights], "every": 2}
+options = {"arrays": sharding.replicate(data, mesh), "callbacks": [number], "every": 2}
 path, kept = tempfile.mkdtemp() + "/run", []
 for steps in (NUM_STEPS // 2, NUM_STEPS):
     folder = training.RunFolder(path, resume=True, checkpoint_every=40, tensorboard=True)
     result = training.fit(algorithm, state, draw, steps, folder=folder, **options)
     kept += result.evaluations
-    print(f"{jax.device_count()} devices, {result.num_steps} steps: {result.message}")
+    print(f"{jax.device_count()} devices: {result.message}")
 learned = jax.device_get(result.state.outer)
 print("weights", jnp.round(jax.nn.softmax(learned), 2), "outer loss", result.metrics["value"][-1])
 
@@ -122,16 +111,18 @@ for name, logits in {"uniform": jnp.zeros(DOMAINS), "learned": learned}.items():
     losses = jnp.stack([target_loss(logits, jax.random.key(seed)) for seed in (1, 2, 3)])
     print(f"{name}: loss on unseen target texts {losses.mean():.3f} +- {losses.std(ddof=1):.3f}")
 
-figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 for k in range(DOMAINS):
-    axis.plot([e["step"] for e in kept], [e[f"weight {k}"] for e in kept], label=f"domain {k}")
-axis.set(xlabel="outer step", title="weights of the domains")
-axis.legend()
+    plt.plot([e["step"] for e in kept], [e[f"weight {k}"] for e in kept], label=f"domain {k}")
+plt.title("weights of the domains by outer step")
+plt.legend()
 plt.show()
 
 # %% [markdown]
 # ## What can go wrong, and how you would see it
 #
-# - **Short sight.** Four steps reward what helps soon. If `learned` loses to `uniform` from scratch, look further: more inner steps, or `F2SA`.
-# - **bfloat16 rounds the signal away.** Compare one hypergradient with that of the plain losses; if they differ by more than a few percent, take float32 where the mean over examples is.
-# - **Every device does everything.** Without the constraint in `draw` each one may hold the whole minibatch: `jax.debug.visualize_array_sharding` on a batch shows it.
+# - **Short sight.** Four steps reward what helps soon. If `learned` loses to `uniform` from scratch, look further:
+#   more inner steps, or `F2SA`.
+# - **bfloat16 rounds the signal away.** Compare one hypergradient with that of the plain losses; if they differ by
+#   more than a few percent, take float32 where the mean over examples is.
+# - **Every device does everything.** Without the constraint in `draw` each one may hold the whole minibatch:
+#   `jax.debug.visualize_array_sharding` on a batch shows it.

@@ -21,12 +21,8 @@ from sklearn.datasets import load_digits
 
 from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run
 
-NUM_STEPS, NUM_TASKS, HIDDEN = (3, 2, 8) if "--small" in sys.argv else (2000, 16, 40)
-
-
-def network(outputs):
-    return nn.Sequential([nn.Dense(HIDDEN), nn.tanh, nn.Dense(HIDDEN), nn.tanh, nn.Dense(outputs)])
-
+NUM_STEPS, NUM_TASKS, HIDDEN = (3, 2, 8) if "--small" in sys.argv else (1500, 16, 40)
+layers = [nn.Dense(HIDDEN), nn.tanh, nn.Dense(HIDDEN), nn.tanh]
 
 # %% [markdown]
 # ## Two solvers for one problem
@@ -52,25 +48,19 @@ def learner(loss, step_size, num_steps, ridge):
 
 def compare(what, loss, step_size, ridge, scratch, draw, unseen, score):
     found, batch = {}, lambda step: draw(jax.random.fold_in(jax.random.key(1), step), NUM_TASKS)
-    for name, settings in {"MAML": (5, 0.0), "implicit MAML": (16, ridge)}.items():
+    for name, settings in {"MAML": (5, 0.0), "implicit MAML": (30, ridge)}.items():
         method = learner(loss, step_size, *settings)
         state = method.init(scratch, jax.tree.map(lambda p: jnp.stack([p] * NUM_TASKS), scratch))
         state, _ = jax.jit(run, static_argnums=(0, 2, 3))(method, state, batch, NUM_STEPS)
-        args = None, unseen.inner
-        solved = [
-            method.solver(method.problem.inner_loss, s, *args) for s in (state.outer, scratch)
-        ]
+        solve = lambda start, m=method: m.solver(m.problem.inner_loss, start, None, unseen.inner)
+        solved = [solve(start) for start in (state.outer, scratch)]
         new, old = (jnp.mean(jax.vmap(score)(params, unseen.outer)) for params in solved)
         print(f"{name:>13}: {what} {new:.3f}, from a random start {old:.3f}")
         found[name] = state.outer, solved[0]
     return found
 
 
-# %% [markdown]
-# ## Sine waves from five points (blue; black ones are held out)
-
-
-# %%
+# %% Sine waves from five points: blue ones are given, black ones held out
 def sines(key, num_tasks):
     height, phase = jax.random.uniform(key, (2, num_tasks, 1, 1), minval=0.5, maxval=3.0)
     x = jax.random.uniform(jax.random.fold_in(key, 0), (num_tasks, 25, 1), minval=-4, maxval=4)
@@ -78,10 +68,10 @@ def sines(key, num_tasks):
     return Batch(inner=(x[:, :5], y[:, :5]), outer=(x[:, 5:], y[:, 5:]))
 
 
-wave = network(1)
+wave = nn.Sequential([*layers, nn.Dense(1)])
 squared = lambda params, data: jnp.mean((wave.apply(params, data[0]) - data[1]) ** 2)
 scratch, unseen = wave.init(jax.random.key(0), jnp.ones(1)), sines(jax.random.key(99), 200)
-found = compare("squared error", squared, 0.03, 0.1, scratch, sines, unseen, squared)
+found = compare("squared error", squared, 0.02, 0.5, scratch, sines, unseen, squared)
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
 grid = jnp.linspace(-4, 4, 100)[:, None]
@@ -114,17 +104,18 @@ def digits(key, num_tasks, first=0, last=6):
     return Batch(*jax.vmap(task)(jax.random.split(key, num_tasks)))
 
 
-net = network(3)
+net = nn.Sequential([*layers, nn.Dense(3)])
 entropy = lambda params, data: jnp.mean(cross_entropy(net.apply(params, data[0]), data[1]))
 right = lambda params, data: jnp.argmax(net.apply(params, data[0]), axis=1) == data[1]
 scratch, unseen = net.init(jax.random.key(0), images[0, :1]), digits(jax.random.key(99), 200, 6, 10)
-compare("accuracy", entropy, 0.1, 0.02, scratch, digits, unseen, right)
+compare("accuracy", entropy, 0.1, 0.1, scratch, digits, unseen, right)
 
 # %% [markdown]
 # ## What can go wrong, and how you would see it
 #
 # - **A zero gradient.** Were MAML's solver to start at `init`, neither loss would read the outer variable:
 #   `info.hypergrad_norm` is 0 in the first step.
-# - **No solution.** Where 16 steps do not solve a task, implicit MAML is biased: `info.status` is NOT_STATIONARY. A
-#   larger ridge or more steps mend it.
+# - **No solution.** Where the steps do not solve a task, implicit MAML is biased, and the start may run away to where
+#   they diverge: with a ridge of 0.1 the error on waves is above 1,000. The solver here is a plain function, which
+#   shows no evidence; ask `hypergradient(problem, Implicit(...), start, start, task)` once for `info.status`.
 # - **Tasks that leak.** New images of old classes are no test of learning to learn.

@@ -1,7 +1,9 @@
 # %% [markdown]
 # # The worst-case forget set of your model
 #
-# Which tenth of *your* training points is hardest to make *your* model forget? The application behind `make demo` takes any data and any Flax or Equinox module. Here: a table of measurements of cells, and a network of one's own with dropout.
+# Which tenth of *your* training points is hardest to make *your* model forget? The application behind `make demo`
+# takes any data and any Flax or Equinox module. Here: a table of measurements of cells, and a network of one's own
+# with dropout.
 #
 # **Found:** FINDING
 
@@ -41,7 +43,8 @@ class Net(nn.Module):
 # %% [markdown]
 # ## One call
 #
-# Each seed trains the model, searches the worst set, retrains without it, and runs fine-tuning (`FT`) as the method that should forget. `none` is the model that has forgotten nothing.
+# Each seed trains the model, searches the worst set, retrains without it, and runs fine-tuning (`FT`) as the method
+# that should forget. `none` is the model that has forgotten nothing.
 
 # %%
 config = Config(
@@ -56,7 +59,8 @@ result = run(config, dataset=points, model=Net)
 # %% [markdown]
 # ## Who is in the set?
 #
-# UA is the share of the forget set that a model gets wrong. For models that never saw the points (`Retrain`), a set that is easy to forget has a high one.
+# UA is the share of the forget set that a model gets wrong. For models that never saw the points (`Retrain`), a set
+# that is easy to forget has a high one.
 
 # %%
 for name in config.sets:
@@ -89,6 +93,8 @@ plt.show()
 # %% [markdown]
 # ## What can go wrong, and how you would see it
 #
-# - **The set is only easy.** Compare with `lowest_loss` and `class_matched` in `sets=`: on digits the points of lowest loss are as hard to forget, and no search is needed.
-# - **A small gap is no forgetting.** Where `none` scores like `Retrain` on a set, a method that does nothing looks perfect: always read that row.
+# - **The set is only easy.** Compare with `lowest_loss` and `class_matched` in `sets=`: on digits the points of lowest
+#   loss are as hard to forget, and no search is needed.
+# - **A small gap is no forgetting.** Where `none` scores like `Retrain` on a set, a method that does nothing looks
+#   perfect: always read that row.
 # - **The model was never trained.** RA, errors on what is kept, should be near 100: raise `epochs` otherwise.
