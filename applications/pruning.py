@@ -186,7 +186,7 @@ def run(config: Config, dataset: Any = None, model: Any = None) -> Result:
         result = Result(
             rows, orders, agreement, timed(judge, config.ratios), study.units.names, page.seconds
         )
-    pruning_report.show(result, page.console)
+    pruning_report.show(result, page)
     pruning_report.write(result, page)
     return result
 

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,11 +26,13 @@ class Cell(NamedTuple):
         is_prose: whether it is Markdown in comments.
         text: Markdown, or code.
         line: of the script, where the text begins.
+        title: what stands behind the `# %%`.
     """
 
     is_prose: bool
     text: str
     line: int
+    title: str
 
 
 def cells(source: str) -> list[Cell]:
@@ -42,7 +43,8 @@ def cells(source: str) -> list[Cell]:
         body, is_prose = lines[start + 1 : end], "[markdown]" in lines[start]
         if is_prose:
             body = [line.removeprefix("#").removeprefix(" ") for line in body]
-        found.append(Cell(is_prose, "\n".join(body).strip("\n"), start + 1))
+        title = lines[start].removeprefix("# %%").replace("[markdown]", "").strip()
+        found.append(Cell(is_prose, "\n".join(body).strip("\n"), start + 1, title))
     return found
 
 
@@ -72,7 +74,7 @@ def record(script: pathlib.Path) -> None:
 
     plt.show = show
     namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(script)}
-    outputs, begin = [], time.perf_counter()
+    outputs: list[dict[str, Any]] = []
     for cell in cells(source):
         if cell.is_prose:
             continue
@@ -85,7 +87,7 @@ def record(script: pathlib.Path) -> None:
     import jax
 
     where = f"{os.cpu_count()} {jax.devices()[0].platform.upper()} cores, JAX {jax.__version__}"
-    about = {"source": digest(source), "where": where, "seconds": time.perf_counter() - begin}
+    about = {"source": digest(source), "where": where}
     text = json.dumps(about | {"cells": outputs}, indent=1)
     (RECORDED / f"{script.stem}.json").write_text(text + "\n")
 

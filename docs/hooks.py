@@ -12,20 +12,20 @@ def script_page(script: pathlib.Path) -> str:
     """A script and its record as Markdown."""
     source = script.read_text()
     kept = json.loads((RECORDED / f"{script.stem}.json").read_text())
-    parts, outputs = [], iter(kept["cells"])
+    parts, outputs = ["---\nhide: [toc]\n---"], iter(kept["cells"])  # room for wide code
     for cell in cells(source):
         if cell.is_prose:
             parts.append(cell.text)
             continue
         output = next(outputs)
+        parts += [f"{cell.title}:"] if cell.title else []
         parts.append(f"```python\n{cell.text}\n```")
         if output["text"]:
             parts.append(f'```{{.text title="prints"}}\n{output["text"].rstrip()}\n```')
         parts += [f"![What the code above draws](recorded/{name})" for name in output["figures"]]
     parts.append(
         f"[Download the script]({script.name}){{download={script.name}}}. Recorded on"
-        f" {kept['where']}, beside other work, in {kept['seconds']:.0f} seconds, compilation"
-        " included; last digits differ elsewhere. `--small` runs it in seconds, as a check."
+        f" {kept['where']}; last digits differ elsewhere. `--small` runs it in seconds, as a check."
     )
     return "\n\n".join(parts) + "\n"
 

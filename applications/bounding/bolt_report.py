@@ -54,7 +54,7 @@ def finding(result: Result) -> str:
 
 def show(result: Result, run: Run) -> None:
     """Print the tables."""
-    run.console.print(finding(result), style="bold")
+    run.finding = finding(result)
     for title, table in tables(result).items():
         table.print(title, run.console)
     run.console.print(f"{run.seconds:.0f} s.")

@@ -58,7 +58,7 @@ def mean(result: Result, scheme: str) -> dict[str, float]:
 
 def show(result: Result, run: Run) -> None:
     """Print the tables."""
-    run.console.print(finding(result), style="bold")
+    run.finding = finding(result)
     for title, table in tables(result).items():
         table.print(title, run.console)
     run.console.print(f"{result.seconds:.0f} s. {CAUTION}")

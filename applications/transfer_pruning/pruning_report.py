@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 
 from ..components import plots, report
 from ..components.judging import spread
@@ -145,11 +144,11 @@ def finding(result: Result) -> str:
     )
 
 
-def show(result: Result, console: rich.console.Console) -> None:
-    """Print the finding, the tables, and the last units of each choice."""
-    console.print(finding(result), style="bold")
+def show(result: Result, run: Run) -> None:
+    """Print the tables; the finding comes last."""
+    run.finding = finding(result)
     for title, table in tables(result).items():
-        table.print(title, console)
+        table.print(title, run.console)
 
 
 def write(result: Result, run: Run) -> None:

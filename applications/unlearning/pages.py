@@ -11,8 +11,8 @@ from .tables import CAUTION, distinct, where
 
 
 def show(result: Result, run: Run, finding: str) -> None:
-    """Print the finding, the tables and what a reader must know before trusting them."""
-    run.console.print(finding, style="bold")
+    """Print the tables and what a reader must know before trusting them; the finding comes last."""
+    run.finding = finding
     for model in distinct(result.rows, "model"):
         tables.summary(where(result.rows, model=model)).print(f"Unlearning, {model}", run.console)
     tables.by_seed(_first_model(result)).print("UA of Retrain, seed by seed", run.console)

@@ -5,7 +5,8 @@
 # step size of the training that they are made for (Wang et al., "Dataset distillation", 2018). Each outer step trains
 # another new network, so that the images suit networks and not one start.
 #
-# **Found:** FINDING
+# **Found:** ten distilled images teach new networks to 88.7 %, the ten class means to 84.5 %, and ten real images to
+# 58.0 %.
 
 # %%
 import sys
