@@ -1,10 +1,14 @@
 # Needs only Python >= 3.11 and make. PYTHON=python3.12 picks another interpreter.
+# QUIET= shows what pip does; the demo, which a newcomer waits for, shows it by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+QUIET ?= --quiet
 
-.PHONY: demo test test-all test-peers lint bench accelerator docs clean
+.PHONY: demo test test-all test-peers lint bench accelerator docs examples clean
 
+demo: QUIET :=
 demo: .venv/applications.stamp
+	@echo "Which digits are hardest to make a classifier forget? Three seeds, about a minute."
 	$(BIN)/python -m applications.forget_set --output results/demo --overwrite
 
 test: .venv/test.stamp
@@ -31,11 +35,15 @@ accelerator:
 	$(PYTHON) -m benchmarks.accelerator --data-dir $(DATA) --budget $(BUDGET)
 
 docs: .venv/docs.stamp
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+examples: .venv/test.stamp
+	for script in docs/examples/*.py; do $(BIN)/python docs/gallery.py $$script || exit 1; done
 
 .venv/%.stamp: pyproject.toml
+	@echo "Installing bilevel[$*] into .venv: the first time some hundred megabytes, a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
 clean:

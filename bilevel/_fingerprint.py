@@ -64,6 +64,10 @@ class _Reader:
             return self._class(value)
         if isinstance(value, np.dtype):
             return str(value)
+        if isinstance(value, jax.sharding.Mesh | jax.sharding.Sharding):
+            # By name: how many devices there are changes last digits only, as a run's folder says.
+            names = getattr(value, "spec", getattr(value, "axis_names", ""))
+            return f"{type(value).__name__}({names})"
         if isinstance(value, functools.partial):
             return self._partial(value)
         if inspect.ismethod(value):
@@ -92,6 +96,7 @@ class _Reader:
             # Flax keeps its own books beside the attributes of a module.
             private, held = ("__", "_pytree__"), getattr(value, "__dict__", {})
             fields = {n: v for n, v in held.items() if not n.startswith(private)}
+            fields = {n: v for n, v in fields.items() if not _is_cached(type(value), n)}
         if not fields and not jax.tree_util.all_leaves([value]):
             fields = {f"leaf {i}": leaf for i, leaf in enumerate(jax.tree.leaves(value))}
         elif not fields and not hasattr(value, "__dict__"):
@@ -185,6 +190,11 @@ def array_text(value: Any) -> str:
     if numbers.dtype == object:
         return f"{shape}#{short_hash(json.dumps(fingerprint(numbers.tolist())))}"
     return f"{shape}#{short_hash(numbers.tobytes())}"
+
+
+def _is_cached(kind: type, name: str) -> bool:
+    """Whether it follows from the other fields, and is there only once somebody has asked."""
+    return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
 
 
 def _is_array(value: Any) -> bool:

@@ -16,7 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
-from bilevel import SOBA, BilevelProblem, Implicit, Minimize, linear
+from bilevel import SOBA, BilevelProblem, Implicit, Minimize, linear, sharding
 from bilevel._describe import describe, differences, render, settings
 from bilevel._fingerprint import fingerprint
 
@@ -200,3 +200,25 @@ def test_equal_in_every_process():
 
 def test_implicit_prints_its_rate():
     assert "step_size=-0.1" in describe(Implicit(Minimize(optax.sgd(0.1), 5)))
+
+
+class Cached:
+    def __init__(self, number):
+        self.number = number
+
+    @functools.cached_property
+    def double(self):
+        return 2 * self.number
+
+
+def test_use_changes_no_identity():
+    """What an object works out and keeps once it is asked, as a mesh does, is no setting of it."""
+    mesh = sharding.data_mesh()
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    values = Cached(3), mesh, split
+    before = fingerprint(values)
+    assert values[0].double == 6 and "double" in vars(values[0])
+    jax.jit(lambda x: jax.lax.with_sharding_constraint(x, split))(jnp.ones(8))
+    assert fingerprint(values) == before
+    other = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    assert fingerprint(other) != fingerprint(split)

@@ -1,10 +1,13 @@
 """Every Python block of the README and the docs runs, in order, in one namespace a file."""
 
+import inspect
 import pathlib
 import re
 
 import jax
 import pytest
+
+import bilevel
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -50,4 +53,20 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith(("http", "mailto")):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+                place = page.parent / target
+                made_of = place.with_suffix(".py")  # pages of the gallery are made of scripts
+                assert place.exists() or made_of.exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_has_its_place_in_the_api():
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
+    parts = ("discrete", "linear", "projections", "proximal", "sampling", "testing", "training")
+    names = {f"bilevel.{name}" for name in bilevel.__all__}
+    for part in (*parts, "diagnostics", "sharding"):
+        module = getattr(bilevel, part)
+        if f"bilevel.{part}" not in shown:
+            names |= {f"bilevel.{part}.{name}" for name in module.__all__}
+    modules = {f"bilevel.{n}" for n in bilevel.__all__ if inspect.ismodule(getattr(bilevel, n))}
+    twice = {"bilevel.LinearSolver"}  # it stands beside the solvers
+    assert not names - shown - modules - twice

@@ -43,8 +43,8 @@ class Findings:
 
 
 def publish(found: Findings, run: Run) -> None:
-    """Print the finding and the tables, and write all files of a run."""
-    run.console.print(found.finding, style="bold")
+    """Print the tables, write all files of a run, and end in the finding."""
+    run.finding = found.finding
     for heading, table in found.tables.items():
         table.print(heading, run.console)
     run.console.print(f"{found.seconds:.0f} s. {found.about}")

@@ -54,6 +54,7 @@ class Run:
     Attributes:
         console: to print to.
         folder: where the results go.
+        finding: the result in a sentence, once it is known.
 
     Raises:
         InputError: the folder holds results and neither `overwrite` nor `resume` is set, another
@@ -74,6 +75,7 @@ class Run:
         )
         self.folder = config.output or pathlib.Path("results") / page
         self.settings = _plain(dataclasses.asdict(config)) | {"decided": _plain(decided)}
+        self.finding = ""
         self.notes = () if dataset is None else dataset.notes
         self._config, self._steps = config, steps
         kept = {k: v for k, v in self.settings.items() if k not in (*FREE, *free)}
@@ -181,7 +183,7 @@ class Run:
         self.write(name, to_json(content) + "\n")
 
     def write_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """Write `result.npz`, plain arrays that `numpy.load` reads, and say how to read it.
+        """Write `result.npz`, plain arrays that `numpy.load` reads, and say what was found.
 
         The settings are one of the arrays, `config`, as JSON.
         """
@@ -189,13 +191,10 @@ class Run:
         np.savez_compressed(buffer, **arrays, config=to_json(self.settings))
         self.write("result.npz", buffer.getvalue())
         last = list(arrays)[-1]
-        self.console.print(
-            f"Written to {self.folder}/; report.html is the page to open, and"
-            f' numpy.load("{self.folder}/result.npz")["{last}"] the arrays: {", ".join(arrays)}.',
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        reading = f'Arrays: numpy.load("{self.folder}/result.npz")["{last}"]; {", ".join(arrays)}.'
+        whole = f"The whole report: {self.folder}/report.html"
+        for text, style in ((reading, None), (self.finding, "bold"), (whole, None)):
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _check(self) -> None:
         """Is the folder new, or ours, and do we have leave to touch it?"""
