@@ -14,5 +14,6 @@ PAGES = (
     "lifelong",
     "lifelong_checks",
     "pruning",
+    "language_unlearning",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""
