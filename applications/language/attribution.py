@@ -76,7 +76,7 @@ class Attribution:
             "snip": lambda w, f, r: w * f,
             "product": lambda w, f, r: f * r,
         }
-        price = 1 / (1 + jnp.asarray(self.gamma, jnp.float32))
+        price = 1 / (1 + jnp.asarray(self.gamma, float))
         pull = jnp.where(price > 0, self.gamma * price, 1.0)  # gamma = infinity is SNIP
         wagle = lambda w, f, r: (pull * w - price * r) * f
         one = parts.get(self.score, wagle)
@@ -85,9 +85,7 @@ class Attribution:
     def slopes(self, task: Task, key: jax.Array) -> tuple[Params, Params]:
         """Gradients of the mean losses of the texts to forget, and of as many to keep."""
         rows = jax.random.permutation(key, len(task.retain.ids))[: len(task.forget.ids)]
-        return tuple(
-            _mean_slope(task, texts) for texts in (task.forget, task.retain.at(rows))
-        )
+        return tuple(_mean_slope(task, texts) for texts in (task.forget, task.retain.at(rows)))
 
     def _solved(self, task: Task, forget: Params, key: jax.Array) -> Params:
         """`(H_r + gamma I)^-1 g_f`, on a sample of the texts to keep."""

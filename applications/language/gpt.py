@@ -119,7 +119,8 @@ class GPT:
         return jnp.concatenate([texts.ids[:, :1], rest.T], axis=1)
 
     def _embed(self, params: Params, ids: jax.Array, places: Any) -> jax.Array:
-        return params["tokens"][ids] + params["places"][places]
+        stream = params["tokens"][ids]
+        return stream + _lifted(params["places"][places], stream)
 
     def _block(self, params: Params, number: int, stream: jax.Array, tap: Tap) -> jax.Array:
         block, length = params[f"block{number}"], stream.shape[-2]
@@ -143,16 +144,23 @@ class GPT:
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array) -> jax.Array:
     """Softmax attention of heads on axis -2; `seen` is `[queries, keys]`."""
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / math.sqrt(query.shape[-1])
-    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+    weights = jax.nn.softmax(jnp.where(_lifted(seen, scores), scores, -1e30), axis=-1)
     return jnp.einsum("...hqk,...khd->...qhd", weights, value)
 
 
 def _dense(block: Params, number: int, name: str, inputs: jax.Array, tap: Tap) -> jax.Array:
     layer = block[name]
-    return tap(f"block{number}/{name}", inputs, inputs @ layer["kernel"] + layer["bias"])
+    outputs = inputs @ layer["kernel"]
+    return tap(f"block{number}/{name}", inputs, outputs + _lifted(layer["bias"], outputs))
 
 
 def _normalised(layer: Params, stream: jax.Array) -> jax.Array:
     centred = stream - jnp.mean(stream, axis=-1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)
-    return centred * scale * layer["scale"] + layer["bias"]
+    whole = centred * scale
+    return whole * _lifted(layer["scale"], whole) + _lifted(layer["bias"], whole)
+
+
+def _lifted(array: jax.Array, like: jax.Array) -> jax.Array:
+    """With as many axes as `like`, the new ones first and of length 1."""
+    return array.reshape((1,) * (like.ndim - array.ndim) + array.shape)

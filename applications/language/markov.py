@@ -94,7 +94,7 @@ class Markov:
         within = jnp.zeros((NUM_STATES, NUM_STATES))
         within = jax.lax.dynamic_update_slice(within, rows, (0, PER_GROUP * group))
         outside = ~inside / (NUM_STATES - PER_GROUP)
-        return (1 - self.leak) * within + self.leak * outside
+        return (1 - self.leak) * within + self.leak * outside[None]
 
     def _group(
         self, group: int, key: jax.Array, count: int, length: int, chains: jax.Array

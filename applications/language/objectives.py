@@ -181,7 +181,8 @@ class RMU:
     ) -> jax.Array:
         """Mean squared distance of the answers' activations from the target."""
         texts = task.forget.at(rows)
-        gap = self._hidden(task, params, texts.ids) - self.coefficient * prepared
+        states = self._hidden(task, params, texts.ids)
+        gap = states - self.coefficient * prepared.reshape(1, 1, -1)
         return _answer_mean(gap, texts.weights)
 
     def retain(self, task: Task, prepared: Prepared, params: Params, rows: jax.Array) -> jax.Array:
