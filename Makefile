@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all test-peers lint bench accelerator docs clean
 
 demo: .venv/applications.stamp
 	$(BIN)/python -m applications.forget_set --output results/demo --overwrite
@@ -13,6 +13,9 @@ test: .venv/test.stamp
 test-all: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2
 
+test-peers: .venv/peers.stamp
+	$(BIN)/python -m pytest -n 2 tests/peers -rs
+
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -20,6 +23,12 @@ lint: .venv/test.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:xdist
+
+# On the interpreter that has the device's JAX: PYTHON, not the environment that make builds.
+DATA ?= data
+BUDGET ?= 480
+accelerator:
+	$(PYTHON) -m benchmarks.accelerator --data-dir $(DATA) --budget $(BUDGET)
 
 docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict

@@ -14,6 +14,7 @@ PAGES = (
     "lifelong",
     "lifelong_checks",
     "pruning",
+    "attribution",
     "language_unlearning",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

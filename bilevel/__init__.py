@@ -5,6 +5,7 @@ from bilevel import (
     diagnostics,
     discrete,
     linear,
+    programs,
     projections,
     proximal,
     rules,
@@ -99,11 +100,18 @@ from bilevel.rules import (
 )
 from bilevel.solvers import (
     FixedPoint,
+    GaussNewton,
     Minimize,
+    Newton,
+    Optimistix,
     ProjectedGradient,
     ProximalGradient,
     ReversibleSGD,
+    Root,
+    SciPy,
     Solver,
+    SolverInfo,
+    SolverStatus,
     stacked,
 )
 
@@ -131,10 +139,17 @@ __all__ = [
     "value_and_hypergrad",
     # Inner solvers
     "FixedPoint",
+    "GaussNewton",
     "Minimize",
+    "Newton",
+    "Optimistix",
     "ProjectedGradient",
     "ProximalGradient",
     "ReversibleSGD",
+    "Root",
+    "SciPy",
+    "SolverInfo",
+    "SolverStatus",
     "stacked",
     # Gradient rules that wrap them
     "FiniteDifference",
@@ -185,6 +200,7 @@ __all__ = [
     "diagnostics",
     "discrete",
     "linear",
+    "programs",
     "projections",
     "proximal",
     "rules",

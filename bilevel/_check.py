@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Schedules are looked at here when a setting is made; the rest of their range shows in `info`.
+PROBED_COUNTS = (0, 1, 1000)
+
 
 def positive_integer(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is an integer >= 1."""
@@ -42,6 +45,22 @@ def weight(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is a number in (0, 1], or a schedule (a function)."""
     if not callable(value):
         fraction(name, value)
+
+
+def positive_schedule(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is a number > 0, or a schedule of such numbers."""
+    if not callable(value):
+        positive(name, value)
+        return
+    for step in PROBED_COUNTS:
+        with jax.ensure_compile_time_eval():
+            result = value(step)
+        # A schedule around a traced number has no value yet.
+        if is_known(result) and not 0 < float(result) < math.inf:
+            raise ValueError(
+                f"`{name}` must stay a finite number > 0, got a schedule that is"
+                f" {float(result)!r} at step {step}."
+            )
 
 
 def finite(name: str, value: Any) -> None:

@@ -19,18 +19,14 @@ def product(lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Array:
     axes, and for `small @ large`, where it is contracted over its first. The two other orders take
     2 to 4 times as long.
     """
-    (contracted, batch_axes), precision = params["dimension_numbers"], params["precision"]
+    precision = params["precision"]
     result = jax.eval_shape(lambda: lax.dot_general_p.bind(lhs, rhs, **params))
-    exchanged = rhs.size > lhs.size
-    pairs = sorted(zip(*(contracted[::-1] if exchanged else contracted), strict=True))
-    large, small = (rhs, lhs) if exchanged else (lhs, rhs)
-    large_axes, small_axes = [a for a, _ in pairs], [b for _, b in pairs]
-    first = large_axes == list(range(len(pairs)))
-    last = large_axes == list(range(large.ndim - len(pairs), large.ndim))
-    worthwhile = large.size >= _MIN_RATIO * max(small.size, result.size)
-    if any(batch_axes) or not worthwhile or not (first or last):
+    order = _order(lhs, rhs, params["dimension_numbers"])
+    if order is None:
         return lax.dot_general_p.bind(lhs, rhs, **params)
 
+    exchanged, last, large_axes, small_axes = order
+    large, small = (rhs, lhs) if exchanged else (lhs, rhs)
     length = math.prod(large.shape[a] for a in large_axes)
     large_free = [a for a in range(large.ndim) if a not in large_axes]
     small_free = [b for b in range(small.ndim) if b not in small_axes]
@@ -49,6 +45,42 @@ def product(lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Array:
     y = lax.dot_general_p.bind(*lax.optimization_barrier(operands), **params)
     y = lax.optimization_barrier(y)
     return (y.T if large_is_left == exchanged else y).reshape(result.shape)
+
+
+def is_slow(lhs: Any, rhs: Any, *, dimension_numbers: Any, **params: Any) -> bool:
+    """Whether `product` may run this one faster than XLA does as it stands; of shapes alone.
+
+    All but `large @ small`: XLA turns `small @ large` around where its result is transposed, as
+    derivatives do.
+    """
+    del params
+    order = _order(lhs, rhs, dimension_numbers)
+    return order is not None and order[:2] != (False, True)
+
+
+def _order(
+    lhs: Any, rhs: Any, dimension_numbers: Any
+) -> tuple[bool, bool, list[int], list[int]] | None:
+    """How to read a product along the rows of its larger operand, where that is worthwhile.
+
+    Returns:
+        Whether the right operand is the larger; whether it is contracted over its last axes, or
+        else its first; and the contracted axes of the larger and of the smaller operand. None to
+        leave the product as it is.
+    """
+    contracted, batch_axes = dimension_numbers
+    exchanged = rhs.size > lhs.size
+    pairs = sorted(zip(*(contracted[::-1] if exchanged else contracted), strict=True))
+    large, small = (rhs, lhs) if exchanged else (lhs, rhs)
+    large_axes, small_axes = [a for a, _ in pairs], [b for _, b in pairs]
+    first = large_axes == list(range(len(pairs)))
+    last = large_axes == list(range(large.ndim - len(pairs), large.ndim))
+    length = math.prod(large.shape[a] for a in large_axes)
+    result_size = (large.size // max(length, 1)) * (small.size // max(length, 1))
+    worthwhile = large.size >= _MIN_RATIO * max(small.size, result_size)
+    if any(batch_axes) or not worthwhile or not (first or last):
+        return None
+    return exchanged, last, large_axes, small_axes
 
 
 def convolution(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:

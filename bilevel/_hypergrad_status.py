@@ -11,6 +11,10 @@ from bilevel.linear import LinearInfo
 
 # Largest share of the inner variable by which it may miss the minimiser.
 INNER_TOLERANCE = 1e-2
+# Largest factor by which an unrolled gradient may grow: trainings that predict stay below 1e2.
+MAX_GROWTH = 1e4
+# Largest share of the move of a few steps that rounding may change.
+MAX_ROUNDING = 0.25
 
 
 class HypergradStatus(enum.IntEnum):
@@ -20,6 +24,8 @@ class HypergradStatus(enum.IntEnum):
     NOT_STATIONARY = 1  # the inner solution misses the minimiser, or a model's state its rest
     NOT_SOLVED = 2  # the linear solve did not converge; `info.linear.status` says how it ended
     NON_FINITE = 3  # NaN or infinity in the value or the hypergradient
+    EXPLODED = 4  # unrolled, it grew on its way back through the steps; see `info.growth`
+    LOW_PRECISION = 5  # unrolled in less than float32, steps were lost; see `info.rounding`
 
 
 def implicit_status(
@@ -54,6 +60,15 @@ def implicit_status(
     far = missed > INNER_TOLERANCE * (_tree.norm(inner) + _tree.norm(init))
     status = jnp.where(far, int(HypergradStatus.NOT_STATIONARY), int(HypergradStatus.OK))
     return jnp.where(info.converged, status, int(HypergradStatus.NOT_SOLVED))
+
+
+def unrolled_status(growth: jax.Array, rounding: jax.Array | None) -> jax.Array:
+    """What the way back through the steps says, as an int32 `HypergradStatus`."""
+    status = jnp.int32(HypergradStatus.OK)
+    if rounding is not None:
+        low = rounding <= MAX_ROUNDING  # NaN compares false
+        status = jnp.where(low, status, int(HypergradStatus.LOW_PRECISION))
+    return jnp.where(growth > MAX_GROWTH, int(HypergradStatus.EXPLODED), status)
 
 
 def worst(finite: jax.Array, status: int | jax.Array = int(HypergradStatus.OK)) -> jax.Array:

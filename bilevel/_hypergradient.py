@@ -1,15 +1,27 @@
 """The hypergradient, two ways: as a function to call, and with the evidence beside it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bilevel._problem import Batch, BilevelProblem, check_alike, check_problem_with_aux
-from bilevel._stateful import at_state, metrics_of, scalar_problem, value_and_aux, variable_of
+from bilevel import _tree
+from bilevel._hypergrad_status import unrolled_status, worst
+from bilevel._problem import Aux, Batch, BilevelProblem, check_alike, check_problem_with_aux
+from bilevel._rounding import relative, rounding_of
+from bilevel._stateful import (
+    at_state,
+    metrics_of,
+    scalar_problem,
+    value_and_aux,
+    value_beside_aux,
+    variable_of,
+    with_variable,
+)
 from bilevel._tree import PyTree
 from bilevel.rules import Hypergradient, HypergradInfo, evidence
-from bilevel.solvers import Solver, innermost, last_loss
+from bilevel.solvers import Minimize, Solver, SolverInfo, innermost, last_loss, solved
 
 
 def value_and_hypergrad(
@@ -44,11 +56,24 @@ def compose(
     problem: BilevelProblem, solver: Solver
 ) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, PyTree]]:
     """`(outer, init, batch) -> (outer loss, inner)` at what the solver finds."""
+    with_info = compose_with_info(problem, solver)
 
     def composed(outer: PyTree, init: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-        inner = solver(problem.inner_loss, outer, init, batch.inner)
+        value, (inner, _) = with_info(outer, init, batch)
+        return value, inner
+
+    return composed
+
+
+def compose_with_info(
+    problem: BilevelProblem, solver: Solver
+) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, tuple[PyTree, SolverInfo | None]]]:
+    """`(outer, init, batch) -> (outer loss, (inner, how the solver ended))`."""
+
+    def composed(outer: PyTree, init: PyTree, batch: Batch) -> Any:
+        inner, info = solved(solver, problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", inner, "init", init)
-        return problem.outer_loss(outer, inner, batch.outer), inner
+        return problem.outer_loss(outer, inner, batch.outer), (inner, info)
 
     return composed
 
@@ -102,25 +127,46 @@ def hypergradient(
     found = evidence(solver, scalar, outer, init, batch, adjoint)
     if found is None:
         found = _without_evidence(scalar, solver, outer, init, batch)
-    if not has_metrics:
+    own = _own_aux(solver, outer, found.inner, batch.inner)
+    if not has_metrics and own is None:
         return found
     # XLA merges these passes with those that the hypergradient has taken at the same points.
     inner_loss = last_loss(solver, problem.inner_loss)
-    _, inner_aux = value_and_aux(inner_loss, outer, found.inner, batch.inner)
+    inner_aux = own or value_and_aux(inner_loss, outer, found.inner, batch.inner)[1]
     _, outer_aux = value_and_aux(problem.outer_loss, outer, found.inner, batch.outer)
     info = found.info._replace(metrics=metrics_of(inner_aux, outer_aux))
     return found._replace(info=info)
 
 
+def _own_aux(solver: Solver, outer: PyTree, inner: PyTree, data: PyTree) -> Aux | None:
+    """The `Aux` of a function that the solver has in place of the loss, or None."""
+    own = getattr(innermost(solver), "report", None)
+    if own is None or value_beside_aux(jax.eval_shape(own, outer, inner, data))[1] is None:
+        return None
+    return value_beside_aux(own(outer, inner, data))[1]
+
+
 def _without_evidence(
     problem: BilevelProblem, solver: Solver, outer: PyTree, init: PyTree, batch: Batch
 ) -> Hypergradient:
-    composed = jax.value_and_grad(compose(problem, solver), has_aux=True)
-    (value, inner), hypergrad = composed(outer, init, batch)
+    composed = compose_with_info(problem, solver)
+    moved = lambda outer, variable: composed(outer, with_variable(init, variable), batch)
+    which = (0, 1) if isinstance(solver, Minimize) else (0,)
+    both = jax.value_and_grad(moved, which, has_aux=True)
+    (value, (inner, solver_info)), (hypergrad, *first) = both(outer, variable_of(init))
     loss = last_loss(solver, problem.inner_loss)
-    slope = jax.grad(at_state(loss, inner), argnums=1)
+    slope = jax.grad(at_state(loss, inner), 1)
     stationarity = slope(outer, variable_of(inner), batch.inner)
-    info = HypergradInfo.of(value, hypergrad, stationarity)
+    info = HypergradInfo.of(value, hypergrad, stationarity, solver=solver_info)
+    if isinstance(solver, Minimize):
+        # The scan carries the first iterate's cotangent anyway, and the last one's begins it.
+        last = jax.grad(at_state(problem.outer_loss, inner), 1)(
+            outer, variable_of(inner), batch.outer
+        )
+        growth = relative(_tree.norm(first), _tree.norm(last))
+        rounding = rounding_of(problem.inner_loss, solver, outer, inner, batch.inner)
+        status = worst(info.finite, unrolled_status(growth, rounding))
+        info = info._replace(status=status, growth=growth, rounding=rounding)
     return Hypergradient(value, hypergrad, inner, None, info)
 
 

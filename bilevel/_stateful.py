@@ -45,6 +45,17 @@ def without_aux(loss: Loss) -> Loss:
     return lambda outer, inner, data: value_and_aux(loss, outer, inner, data)[0]
 
 
+def value_alone(result: Any) -> PyTree:
+    """What a map or a residual returned, without the `Aux` beside it if there is one."""
+    return value_beside_aux(result)[0]
+
+
+def value_beside_aux(result: Any) -> tuple[PyTree, Aux | None]:
+    """The value of a map or a residual, which may be a tuple itself, and its `Aux` or None."""
+    paired = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Aux)
+    return result if paired else (result, None)
+
+
 def along_variable(
     loss: Loss, outer: PyTree, inner: PyTree, data: PyTree
 ) -> Callable[[PyTree], tuple[jax.Array, PyTree]]:

@@ -8,10 +8,16 @@ import numpy as np
 from bilevel._hypergrad_status import HypergradStatus
 from bilevel._problem import PyTree
 from bilevel.linear import LinearInfo, LinearStatus
+from bilevel.solvers import SolverStatus
 
 # A field ending in one of these says how far something is from zero: the worst is the largest.
 _FAULTS = ("residual", "residual_norm", "inner_grad_norm")
-_OK = {"status": 0, "linear.status": 0, "finite": True}
+_OK = {"status": 0, "linear.status": 0, "solver.status": 0, "finite": True}
+_STATUSES = {
+    "status": HypergradStatus,
+    "linear.status": LinearStatus,
+    "solver.status": SolverStatus,
+}
 
 
 def summary(info: PyTree) -> str:
@@ -71,7 +77,7 @@ def _fields(info: PyTree, prefix: str = "") -> Any:
 
 
 def _line(name: str, value: np.ndarray) -> str:
-    statuses = {"status": HypergradStatus, "linear.status": LinearStatus}.get(name)
+    statuses = _STATUSES.get(name)
     if statuses is not None:
         shares = [(int(code), float(np.mean(value == code))) for code in np.unique(value)]
         shares.sort(key=lambda pair: -pair[1])

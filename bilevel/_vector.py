@@ -97,6 +97,15 @@ def spread(
     return jax.tree.map(fill, value, branches)
 
 
+def power_of_two(size: jax.Array) -> jax.Array:
+    """The power of two above a positive number, to divide by without rounding; else 1."""
+    size = jax.lax.stop_gradient(size)
+    usable = (size > 0) & jnp.isfinite(size)
+    exponent = jnp.frexp(jnp.where(usable, size, 1.0))[1]
+    top = jnp.finfo(size.dtype).maxexp - 1
+    return jnp.where(usable, jnp.ldexp(jnp.ones_like(size), jnp.minimum(exponent, top)), 1.0)
+
+
 def norm(values: jax.Array, axis: int | None = None) -> jax.Array:
     """Euclidean norm of an array, or along an axis which is kept with length 1.
 

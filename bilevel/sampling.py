@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _check, _tree
+from bilevel._describe import settings
+from bilevel._permutation import shuffled
 from bilevel._problem import Batch, PyTree
-
-# With 12 rounds, pair frequencies over epochs pass a chi-squared test even for 5 examples.
-_ROUNDS = 12
 
 
 class Keyed(NamedTuple):
@@ -66,6 +65,94 @@ def rekeyed(data: Keyed, index: jax.Array) -> Keyed:
     return data._replace(key=jax.random.fold_in(data.key, index))
 
 
+class Numbered(NamedTuple):
+    """A minibatch with the places of its examples beside it, for what belongs to single examples.
+
+    So a weight for each example is `outer[data.rows]` in the loss.
+
+    Attributes:
+        data: what the loss would see without.
+        rows: int32, along the axes of examples: where in the whole data each was.
+    """
+
+    data: PyTree
+    rows: jax.Array
+
+
+@settings(eq=False)
+class Draw:
+    """A minibatch of all data at each index: `(data, index) -> minibatch`, for `Minimize`.
+
+        Minimize(optimizer, num_steps, sampling.Draw(64, key, with_rows=True), remat="binomial")
+
+    Pure and traceable: step k sees the same examples in every run, forward, recomputed and resumed.
+    `minibatches` is the same with the data given beforehand, and says what the settings do; the two
+    draw the same examples from one key.
+
+    Attributes:
+        batch_size: examples per minibatch.
+        key: says which order; equal keys, equal minibatches.
+        replace: see `minibatches`.
+        stack: None, or an integer.
+        with_rows: True gives `Numbered(minibatch, rows)`.
+        with_key: True gives `Keyed(minibatch, key)`; of both, a `Keyed` around a `Numbered`.
+
+    Raises:
+        ValueError: `batch_size` or `stack` is not an integer >= 1. When called: `batch_size`
+            exceeds the number of examples, without replacement; leaves differ in their first axis.
+        TypeError: `key` is no random key, such as an integer.
+    """
+
+    batch_size: int
+    key: jax.Array
+    replace: bool = False
+    stack: int | None = None
+    with_rows: bool = False
+    with_key: bool = False
+
+    def __post_init__(self) -> None:
+        _check.key("key", self.key)
+        _check.positive_integer("batch_size", self.batch_size)
+        if self.stack is not None:
+            _check.positive_integer("stack", self.stack)
+
+    def __call__(self, data: PyTree, index: jax.Array) -> PyTree:
+        """The minibatch of the step `index`, an int32 scalar; data without arrays stay as is."""
+        if not jax.tree.leaves(data):
+            return data
+        rows = self.rows(self._size(data), index)
+        # Every row is in bounds by construction, so that the gather need not clamp.
+        drawn = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
+        seen = Numbered(drawn, rows) if self.with_rows else drawn
+        return keyed(seen, self.key, index, self.stack) if self.with_key else seen
+
+    def rows(self, size: int, index: jax.Array) -> jax.Array:
+        """Which of `size` examples step `index` sees: int32 `[batch_size]`, or a stack of them."""
+        shape = (self.batch_size,) if self.stack is None else (self.stack, self.batch_size)
+        if self.replace:
+            return jax.random.randint(jax.random.fold_in(self.key, index), shape, 0, size)
+        first = jnp.asarray(index, jnp.uint32) * jnp.uint32(math.prod(shape))
+        positions = first + jnp.arange(math.prod(shape), dtype=jnp.uint32)
+        word = jax.random.bits(self.key, dtype=jnp.uint32)
+        return shuffled(positions, size, word).reshape(shape)
+
+    def of(self, data: PyTree) -> Callable[[jax.Array], PyTree]:
+        """`index -> minibatch` of these data, checked now."""
+        if jax.tree.leaves(data):
+            self._size(data)
+        return lambda index: self(data, index)
+
+    def _size(self, data: PyTree) -> int:
+        size = _tree.leading_size("data", data)
+        if not self.replace and self.batch_size > size:
+            raise ValueError(
+                "`batch_size` must be at most the number of examples, got"
+                f" batch_size={self.batch_size} and {size} examples. Set `replace=True` to draw"
+                " examples more than once."
+            )
+        return size
+
+
 def minibatches(
     data: PyTree,
     batch_size: int,
@@ -73,6 +160,7 @@ def minibatches(
     *,
     replace: bool = False,
     stack: int | Batch | None = None,
+    with_rows: bool | Batch = False,
     with_key: bool | Batch = False,
 ) -> Callable[[jax.Array], Any]:
     """A sampler `index -> minibatch`, pure and traceable, to be given to `run`.
@@ -95,6 +183,8 @@ def minibatches(
         stack: None: one minibatch per step. An integer k, or a `Batch` of them: k minibatches per
             step along a new first axis, for methods that take several steps in one
             (`minibatch=stacked`), e.g. `Batch(inner=10, linear=20)`.
+        with_rows: True gives every minibatch as `Numbered(data, rows)`, with the places of its
+            examples, for weights of single examples. A `Batch` of booleans says so of each field.
         with_key: True gives every minibatch as `Keyed(data, key)` with a random key of its own, for
             dropout and other noise in the loss. It depends on `key` and the step alone, so that a
             resumed run draws what an uninterrupted one would have drawn. A `Batch` of booleans
@@ -105,26 +195,25 @@ def minibatches(
         starts over after 2^32 examples.
 
     Raises:
-        ValueError: `batch_size` or `stack` is not an integer >= 1; `stack` or `with_key` is a
-            `Batch` and `data` is not; `batch_size` exceeds the number
-            of examples, without replacement; leaves differ in their first axis; there are none.
+        ValueError: `batch_size` or `stack` is not an integer >= 1; `stack`, `with_rows` or
+            `with_key` is a `Batch` and `data` is not; `batch_size` exceeds the number of examples,
+            without replacement; leaves differ in their first axis; there are none.
         TypeError: `key` is no random key, such as an integer.
     """
     _check.key("key", key)
     if not jax.tree.leaves(data):
         raise ValueError(f"`data` holds no arrays to draw from, got {data!r}.")
+    options = {"stack": stack, "with_rows": with_rows, "with_key": with_key}
     if not isinstance(data, Batch):
-        if isinstance(stack, Batch):
-            raise ValueError("`stack` can be a `Batch` only where `data` is one.")
-        if isinstance(with_key, Batch):
-            raise ValueError("`with_key` can be a `Batch` only where `data` is one.")
-        return _stream(data, batch_size, key, replace, stack, with_key)
-    stacks = stack if isinstance(stack, Batch) else Batch(stack, stack, stack)
-    keyed = with_key if isinstance(with_key, Batch) else Batch(with_key, with_key, with_key)
+        for name, value in options.items():
+            if isinstance(value, Batch):
+                raise ValueError(f"`{name}` can be a `Batch` only where `data` is one.")
+        return Draw(batch_size, key, replace, **options).of(data)  # type: ignore[arg-type]
+    fields = [v if isinstance(v, Batch) else Batch(v, v, v) for v in options.values()]
     keys = jax.random.split(key, len(data))
     streams = [
-        _stream(field, batch_size, field_key, replace, count, has_key)
-        for field, field_key, count, has_key in zip(data, keys, stacks, keyed, strict=True)
+        Draw(batch_size, field_key, replace, *given).of(field)
+        for field, field_key, *given in zip(data, keys, *fields, strict=True)
     ]
     return lambda index: Batch(*(stream(index) for stream in streams))
 
@@ -162,65 +251,3 @@ def partition(data: PyTree, batch_size: int) -> PyTree:
         return leaf.reshape(-1, batch_size, *leaf.shape[1:])
 
     return jax.tree.map(split, data)
-
-
-def _stream(
-    data: PyTree,
-    batch_size: int,
-    key: jax.Array,
-    replace: bool,
-    stack: int | None,
-    with_key: Any,
-) -> Callable[[jax.Array], PyTree]:
-    if not jax.tree.leaves(data):
-        return lambda index: data
-    size = _tree.leading_size("data", data)
-    _check.positive_integer("batch_size", batch_size)
-    if stack is not None:
-        _check.positive_integer("stack", stack)
-    if not replace and batch_size > size:
-        raise ValueError(
-            f"`batch_size` must be at most the number of examples, got batch_size={batch_size} and"
-            f" {size} examples. Set `replace=True` to draw examples more than once."
-        )
-    shape = (batch_size,) if stack is None else (stack, batch_size)
-
-    def sample(index: jax.Array) -> PyTree:
-        if replace:
-            rows = jax.random.randint(jax.random.fold_in(key, index), shape, 0, size)
-        else:
-            first = jnp.asarray(index, jnp.uint32) * jnp.uint32(math.prod(shape))
-            positions = first + jnp.arange(math.prod(shape), dtype=jnp.uint32)
-            rows = _shuffled(positions, size, jax.random.bits(key, dtype=jnp.uint32)).reshape(shape)
-        # Every row is in bounds by construction, so that the gather need not clamp.
-        drawn = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
-        return keyed(drawn, key, index, stack) if with_key else drawn
-
-    return sample
-
-
-def _shuffled(positions: jax.Array, size: int, word: jax.Array) -> jax.Array:
-    """The example at each position of an endless walk: a new permutation in every epoch."""
-    epoch, place = positions // size, positions % size
-    columns = math.isqrt(size - 1) + 1
-    rows = -(-size // columns)
-
-    def encipher(code: jax.Array) -> jax.Array:
-        row, column = code // columns, code % columns
-        for turn in range(0, _ROUNDS, 2):
-            row = (row + _mixed(column, epoch, word + jnp.uint32(turn)) % rows) % rows
-            column = (column + _mixed(row, epoch, word + jnp.uint32(turn + 1)) % columns) % columns
-        return row * columns + column
-
-    # A permutation of the `rows * columns >= size` codes, walked along until it is back inside.
-    outside = lambda code: jnp.any(code >= size)
-    inside = lambda code: jnp.where(code >= size, encipher(code), code)
-    return jax.lax.while_loop(outside, inside, encipher(place)).astype(jnp.int32)
-
-
-def _mixed(value: jax.Array, epoch: jax.Array, word: jax.Array) -> jax.Array:
-    """A well-mixed uint32 of three (multiplications by odd constants and shifts)."""
-    mixed = (value + jnp.uint32(1)) * jnp.uint32(0x9E3779B1) ^ word
-    for constant in (0x85EBCA6B, 0xC2B2AE35):
-        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(constant) + epoch * jnp.uint32(0x27D4EB2F)
-    return mixed ^ (mixed >> 15)

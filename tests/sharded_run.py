@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import language_weights
 from bilevel import (
     Batch,
     BilevelProblem,
     DoubleLoop,
     Implicit,
     Minimize,
+    hypergradient,
     linear,
     sharding,
     training,
@@ -108,6 +110,45 @@ def two_processes(address, rank, folder):
     }
 
 
+def language():
+    """A language model's hypergradient: parameters split and batches split, against one device."""
+    size = language_weights.SIZES["tiny"]
+    mesh = sharding.data_mesh()
+    draw = language_weights.solver(size).minibatch
+    by_example = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    def split(data, index):
+        return jax.lax.with_sharding_constraint(draw(data, index), by_example)
+
+    problem = language_weights.problem(size)
+    outer = language_weights.make_outer(size)
+    params = language_weights.make_params(size, jax.random.key(0))
+    data = language_weights.make_data(size, jax.random.key(1))
+
+    def compiled(solver, *args):
+        compute = jax.jit(lambda *args: hypergradient(problem, solver, *args))
+        return compute.lower(*args).compile()
+
+    alone = compiled(language_weights.solver(size), outer, params, data)
+    args = (
+        sharding.replicate(outer, mesh),
+        sharding.shard_fully(params, mesh, min_size=64),
+        sharding.replicate(data, mesh),
+    )
+    spread = compiled(language_weights.solver(size, split), *args)
+    pairs = zip(
+        *(
+            jax.tree.leaves(found.hypergrad)
+            for found in (alone(outer, params, data), spread(*args))
+        ),
+        strict=True,
+    )
+    error = max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a))) for a, b in pairs)
+    memory = [c.memory_analysis().temp_size_in_bytes for c in (alone, spread)]
+    return {"error": error, "memory": memory}
+
+
 if __name__ == "__main__":
-    what = {"eight_devices": eight_devices, "two_processes": two_processes}[sys.argv[1]]
+    runs = {"eight_devices": eight_devices, "two_processes": two_processes, "language": language}
+    what = runs[sys.argv[1]]
     print(json.dumps(what(*sys.argv[2:])))

@@ -34,6 +34,7 @@ from bilevel import (
     GradientPBGD,
     Implicit,
     Minimize,
+    Newton,
     OneStep,
     ProximalGradient,
     RandomWindow,
@@ -71,7 +72,12 @@ SOLVERS = {
     "Truncated": lambda case: Truncated(descend(case), 5),
     "OneStep": lambda case: OneStep(descend(case), descend(case, 1)),
     "SignUnrolled": lambda case: SignUnrolled(0.02, 25),
+    "Minimize, tolerance": lambda case: descend(case, 40, tolerance=1e-2),
     "ProximalGradient": lambda case: proximal_descent(case),
+    "ProximalGradient, found step size": lambda case: ProximalGradient(
+        proximal.L1(0.001), num_steps=25
+    ),
+    "Implicit, Newton": lambda case: Implicit(Newton(linear.Dense()), linear.Dense()),
     "Implicit, proximal": lambda case: Implicit(
         proximal_descent(case), linear.Dense(symmetric=False)
     ),

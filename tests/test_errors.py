@@ -158,11 +158,16 @@ VALUES = {
     "fractional steps": (lambda: Minimize(optax.sgd(0.1), 2.5), "`num_steps` must be an integer"),
     "remat of another name": (
         lambda: Minimize(optax.sgd(0.1), 4, remat="all"),
-        '`remat` must be "none", "step" or an integer, or "binomial", got \'all\'',
+        '`remat` must be "none", "step", an integer, a tuple of integers or "binomial", got ',
     ),
-    "remat that does not divide": (
-        lambda: Minimize(optax.sgd(0.1), 10, remat=4),
-        r"`remat` must divide `num_steps`, got remat=4 and num_steps=10. A divisor near sqrt",
+    "remat that does not fall": (
+        lambda: Minimize(optax.sgd(0.1), 10, remat=(4, 4)),
+        r"`remat` as a tuple must hold lengths of segments that fall, such as \(256, 16\), got",
+    ),
+    "remat of nothing": (lambda: Minimize(optax.sgd(0.1), 10, remat=()), r"that fall.*got \(\)"),
+    "remat tuple of zero": (
+        lambda: Minimize(optax.sgd(0.1), 10, remat=(4, 0)),
+        "`remat` must be an integer >= 1, got 0",
     ),
     "remat zero": (
         lambda: Minimize(optax.sgd(0.1), 10, remat=0),

@@ -40,7 +40,9 @@ def test_segments_grow_with_the_square_root():
 
 
 def test_binomial_grows_with_the_logarithm():
-    assert small(4096, "binomial") < 1.5 * small(256, "binomial")
+    """The same number of bytes for each factor of eight: a straight line in log T."""
+    growth = [small(8 * n, "binomial") - small(n, "binomial") for n in (64, 512, 4096)]
+    assert min(growth) > 0 and max(growth) < 1.05 * min(growth), growth
 
 
 def test_implicit_memory_is_flat():

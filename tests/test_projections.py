@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import projections
+from bilevel import programs, projections
 from bilevel.projections import Box, CappedSimplex, L1Ball, L2Ball, NonNegative, Simplex
 
 # Each set with a test of membership, to a tolerance.
@@ -155,3 +155,27 @@ def test_capped_simplex_differentiates_in_the_total(x64):
 def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+def test_a_transport_plan_is_that_of_the_program(size, x64):
+    """Two methods that share no step: Newton on the dual, and an interior point."""
+    rng = np.random.default_rng(0)
+    values, rows, columns = size * rng.normal(size=(3, 4)), [0.3, 0.5, 0.2], [0.1, 0.4, 0.35, 0.15]
+    sums = np.concatenate([np.kron(np.eye(3), np.ones(4)), np.tile(np.eye(4), 3)])
+    program = jax.jit(
+        lambda v: (
+            programs.quadratic_program(
+                jnp.eye(12), -v, sums, jnp.array(rows + columns), -jnp.eye(12), jnp.zeros(12)
+            ).inner
+        )
+    )
+    plan = jax.jit(
+        lambda v: projections.TransportPolytope(jnp.array(rows), jnp.array(columns))(
+            v.reshape(3, 4)
+        ).ravel()
+    )
+    point = jnp.asarray(values.ravel())
+    assert np.abs(plan(point) - program(point)).max() < 1e-12
+    both = [jax.jit(jax.jacrev(fun))(point) for fun in (plan, program)]
+    assert np.abs(both[0] - both[1]).max() < 1e-9

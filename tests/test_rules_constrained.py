@@ -141,7 +141,8 @@ def lasso_data():
     return draw(), draw()
 
 
-def test_lasso_matches_scikit_learn(x64):
+@pytest.mark.parametrize("given", [True, False], ids=["step size and count", "nothing given"])
+def test_lasso_matches_scikit_learn(given, x64):
     """The solution, the held-out loss, and its derivative in the log-penalty."""
     from sklearn.linear_model import Lasso
 
@@ -149,7 +150,8 @@ def test_lasso_matches_scikit_learn(x64):
     fit = lambda y, data: 0.5 * jnp.mean((data[0] @ y - data[1]) ** 2)
     problem = BilevelProblem(lambda x, y, data: fit(y, data), lambda x, y, data: fit(y, data))
     step_size = 1 / float(np.linalg.eigvalsh(train[0].T @ train[0] / 40)[-1])
-    solver = ProximalGradient(proximal.L1(jnp.exp), step_size, num_steps=300)
+    settings = {"step_size": step_size, "num_steps": 300} if given else {}
+    solver = ProximalGradient(proximal.L1(jnp.exp), **settings)
     compute = jax.jit(value_and_hypergrad(problem, Implicit(solver, GENERAL)))
     batch = jax.tree.map(jnp.asarray, Batch(train, held_out))
     (value, inner), hypergrad = compute(jnp.asarray(-1.0), jnp.zeros(10), batch)
@@ -362,9 +364,9 @@ BAD = {
         '`mode` must be "mixed" or "reverse"',
     ),
     "remat": (
-        lambda: FixedPoint(lambda x, y, b: y, 4, remat=3),
+        lambda: FixedPoint(lambda x, y, b: y, 4, remat=0),
         ValueError,
-        "`remat` must divide `num_steps`",
+        "`remat` must be an integer >= 1, got 0",
     ),
     "projection": (lambda: ProjectedGradient(1.0, 0.1, 4), TypeError, "`projection` must be"),
     "map": (lambda: FixedPoint(None, 4), TypeError, "`map` must be a function"),

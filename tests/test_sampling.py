@@ -61,6 +61,22 @@ def test_fields_of_a_batch_are_independent():
     assert alone.outer is None and alone.linear is None
 
 
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("stack", [None, 2])
+def test_rows_say_which_examples_were_drawn(replace, stack):
+    data = {"x": 10.0 * jnp.arange(7)}
+    options = dict(replace=replace, stack=stack, with_rows=True)
+    given = sampling.minibatches(data, 3, KEY, **options)(jnp.int32(5))
+    np.testing.assert_array_equal(given.data["x"], data["x"][given.rows])
+    drawn = sampling.Draw(3, KEY, **options)(data, 5)
+    jax.tree.map(np.testing.assert_array_equal, drawn, given)
+    fields = sampling.minibatches(Batch(data, data), 3, KEY, with_rows=Batch(True))(0)
+    assert isinstance(fields.inner, sampling.Numbered) and isinstance(fields.outer, dict)
+    keyed = sampling.Draw(3, KEY, with_rows=True, with_key=True)(data, 5)
+    assert keyed.data.rows.shape == (3,) and keyed.key.shape == ()
+    assert sampling.Draw(3, KEY)(None, 0) is None
+
+
 def test_partition_keeps_every_example():
     stack = sampling.partition(Batch(inner=jnp.arange(12), outer=jnp.ones((6, 2))), 3)
     assert stack.inner.shape == (4, 3) and stack.outer.shape == (2, 3, 2) and stack.linear is None
@@ -75,6 +91,16 @@ ERRORS = {
         lambda: sampling.minibatches(jnp.ones(3), 1, KEY, stack=Batch(1)),
         "`stack` can be a `Batch` only where `data` is one",
     ),
+    "batch of rows": (
+        lambda: sampling.minibatches(jnp.ones(3), 1, KEY, with_rows=Batch(True)),
+        "`with_rows` can be a `Batch` only where `data` is one",
+    ),
+    "drawn when too large": (
+        lambda: sampling.Draw(4, KEY)(jnp.ones(3), 0),
+        "at most the number of examples, got batch_size=4 and 3",
+    ),
+    "drawn in no size": (lambda: sampling.Draw(0, KEY), "`batch_size` must be an int"),
+    "drawn in no stack": (lambda: sampling.Draw(1, KEY, stack=0), "`stack` must be an"),
     "first axes differ": (
         lambda: sampling.minibatches((jnp.ones(3), jnp.ones(4)), 1, KEY),
         r"`data` must be a pytree of arrays with a common first axis, got first axes \[3, 4\]",

@@ -8,6 +8,7 @@ import pytest
 from bilevel import _check, discrete, projections, proximal, sampling
 from bilevel.projections import (
     AffineSet,
+    BirkhoffPolytope,
     Box,
     BoxSection,
     CappedSimplex,
@@ -15,8 +16,10 @@ from bilevel.projections import (
     Hyperplane,
     L2Ball,
     L2Sphere,
+    Polyhedron,
     Simplex,
     SparseSimplex,
+    TransportPolytope,
 )
 
 a = jnp.array
@@ -184,6 +187,29 @@ WRONG = {
     ),
     "matrix": (lambda: AffineSet(ones, ones), ValueError, r"`matrix` must have shape \[k, n\]"),
     "columns": (lambda: AffineSet(jnp.ones((1, 2)), a([1.0]))(ones), ValueError, "one column for"),
+    "polyhedron": (lambda: Polyhedron(ones, ones), ValueError, r"`matrix` must have shape \[k, n"),
+    "half of an equality": (
+        lambda: Polyhedron(jnp.ones((1, 2)), a([1.0]), jnp.ones((1, 2))),
+        ValueError,
+        "`equality_matrix` and `equality_rhs` belong together",
+    ),
+    "totals that differ": (
+        lambda: TransportPolytope(a([1.0]), a([2.0])),
+        ValueError,
+        "must have the same sum, got 1.0 and 2.0",
+    ),
+    "a negative total": (
+        lambda: TransportPolytope(a([1.0, -1.0]), a([0.0])),
+        ValueError,
+        "`rows` must be at least 0",
+    ),
+    "a total": (lambda: TransportPolytope(1.0, ones), ValueError, "`rows` must be a vector"),
+    "a plan of a shape": (
+        lambda: TransportPolytope(ones, ones)(jnp.zeros((3, 2))),
+        ValueError,
+        r"`tree` must be one array of shape \[3, 3\]",
+    ),
+    "not square": (lambda: BirkhoffPolytope()(ones), ValueError, "`tree` must be one array"),
     "strength": (lambda: proximal.NonNegativeL1(-1.0), ValueError, "`penalty` must be a finite"),
     "ridge": (lambda: proximal.NonNegativeRidge(-1.0), ValueError, "`penalty` must be a finite"),
     "strengths": (lambda: proximal.L1(-ones), ValueError, "`penalty` must hold numbers >= 0"),

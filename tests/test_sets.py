@@ -10,6 +10,7 @@ from benchmarks.exact_sets import CASES, largest_error
 from bilevel import proximal
 from bilevel.projections import (
     AffineSet,
+    BirkhoffPolytope,
     Box,
     BoxSection,
     CappedBox,
@@ -20,14 +21,18 @@ from bilevel.projections import (
     L2Ball,
     L2Sphere,
     NonNegative,
+    Polyhedron,
     Simplex,
     SparseSimplex,
+    TransportPolytope,
 )
 
 pytestmark = pytest.mark.slow
 
 NORMAL = jnp.array([1.0, -2.0, 0.5, 3.0, -1.0, 1.5])
 prox = lambda operator: lambda v: operator(None, v, 0.5)
+of_matrix = lambda project, shape: lambda v: project(v.reshape(shape)).ravel()
+a = jnp.array
 
 # A map of a vector of six, and of the one setting that it has, at a scale s.
 MAPS = {
@@ -41,6 +46,12 @@ MAPS = {
     "hyperplane": lambda t, s: Hyperplane(NORMAL, t),
     "half space": lambda t, s: HalfSpace(NORMAL, t),
     "affine set": lambda t, s: AffineSet(jnp.stack([NORMAL, NORMAL**2]), t * jnp.array([1.0, 3.0])),
+    "polyhedron": lambda t, s: Polyhedron(
+        jnp.stack([NORMAL, NORMAL**2]), t * a([1.0, 0.3]), jnp.ones((1, 6)), jnp.reshape(t, 1)
+    ),
+    "transport polytope": lambda t, s: of_matrix(
+        TransportPolytope(t * a([0.3, 0.7]), t * a([0.2, 0.5, 0.3])), (2, 3)
+    ),
     "L1": lambda t, s: prox(proximal.L1(lambda _: t)),
     "ElasticNet": lambda t, s: prox(proximal.ElasticNet(lambda _: t, 0.7)),
     "NonNegativeL1": lambda t, s: prox(proximal.NonNegativeL1(lambda _: t)),
@@ -143,6 +154,16 @@ KINKS = {
     "on the l2 ball": (L2Ball(1.0), [0.0, 1.0, 0.0], np.eye(3)),
     "on the l1 ball": (L1Ball(1.0), [0.5, -0.5, 0.0], np.eye(3)),
     "the middle of a sphere": (L2Sphere(1.0), [0.0, 0.0, 0.0], np.zeros((3, 3))),
+    "the border of a polyhedron": (
+        Polyhedron(jnp.ones((1, 3)), jnp.zeros(1)),
+        [1.0, -1.0, 0.0],
+        np.eye(3),
+    ),
+    "a permutation": (
+        of_matrix(BirkhoffPolytope(), (2, 2)),
+        [3.0, 0.0, 0.0, 3.0],
+        np.zeros((4, 4)),
+    ),
     "the border of a half space": (HalfSpace(jnp.ones(3)), [1.0, -1.0, 0.0], np.eye(3)),
     "ties of a simplex": (Simplex(1.0), [1.0, 0.0, -1.0], np.diag([0, 0, 0])),
     "a whole choice, in the total": (
@@ -169,7 +190,6 @@ def test_the_derivative_at_a_kink_is_the_documented_one(name):
     chex.assert_trees_all_close(jacobian(fun, point), jnp.asarray(expected, "float32"), atol=1e-6)
 
 
-a = jnp.array
 VALUES = {
     "a row of 5e-25": (prox(proximal.GroupL2(2e-26)), a([3e-25, 4e-25]), a([2.94e-25, 3.92e-25])),
     "a row of 5e20": (prox(proximal.GroupL2(2e20)), a([3e20, 4e20]), a([2.4e20, 3.2e20])),
@@ -206,6 +226,18 @@ VALUES = {
     "a weight of 0": (BoxSection(1.0, 0.0, 1.0, a([1.0, 0.0])), a([3.0, 0.3]), a([1, 0.3])),
     "no bounds at all": (BoxSection(2.0, -jnp.inf, jnp.inf), a([1.0, 3.0]), a([0, 2])),
     "repeated rows": (AffineSet(jnp.ones((2, 2)), a([2.0, 2.0])), a([1.0, 3.0]), a([0, 2])),
+    "an empty polyhedron": (Polyhedron(a([[1.0], [-1.0]]), a([-1.0, -1.0])), a([0]), a([jnp.nan])),
+    "inside a polyhedron": (Polyhedron(jnp.eye(2), jnp.ones(2)), a([0.3, -7]), a([0.3, -7])),
+    "a row of a plan that carries nothing": (
+        of_matrix(TransportPolytope(a([0.0, 1.0]), a([0.5, 0.5])), (2, 2)),
+        a([9, 9, 0, 0]),
+        a([0, 0, 0.5, 0.5]),
+    ),
+    "doubly stochastic": (
+        of_matrix(BirkhoffPolytope(), (2, 2)),
+        a([1, 0.5, 0, 0]),
+        a([0.625, 0.375, 0.375, 0.625]),
+    ),
     "rows that contradict": (
         AffineSet(jnp.ones((2, 2)), a([2.0, 3.0])),
         a([1, 3]),

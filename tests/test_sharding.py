@@ -56,6 +56,13 @@ def test_eight_devices_equal_one_and_talk_no_more_for_more_inner_steps():
     assert few == many > 0 and found["collectives of one device"] == 0
 
 
+def test_a_language_model_whose_parameters_and_batches_are_split():
+    found = finish(start(8, "language"))
+    assert found["error"] < 1e-5
+    alone, spread = found["memory"]
+    assert spread < alone / 2
+
+
 def test_two_processes_equal_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -60,8 +60,8 @@ class Config:
     num_validation: int = 0
     """Hold out so many training points and judge on them; the test points are not looked at."""
     model: str | None = None
-    """Architecture: mlp, small_cnn, bag, resnet18 or vgg16 (the last two want an accelerator), or
-    yours as module.path:Name. Not given: what suits the data."""
+    """Architecture: mlp, small_cnn, bag, or resnet9, resnet18 or vgg16, which want an accelerator;
+    or yours as module.path:Name. Not given: what suits the data."""
     bfloat16: bool = False
     """Compute in bfloat16: faster on accelerators, slower on most CPUs."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -38,6 +38,10 @@ class Recipe:
         schedule: "cosine" lets the rate fall to 0 at the last step; "constant" keeps it.
         augment: random crops of the zero-padded image, by up to 4 pixels, and horizontal flips.
         adam: take Adam in place of SGD; `momentum` then says nothing.
+        nesterov: look ahead along the momentum (Nesterov, 1983): faster at large batches.
+        warmup: share of the steps over which the rate first rises from 0 in a line.
+        label_smoothing: share of each label that goes to all classes alike (Szegedy et al., CVPR
+            2016).
 
     Raises:
         InputError: a setting is out of its range.
@@ -51,11 +55,17 @@ class Recipe:
     schedule: Literal["cosine", "constant"] = "cosine"
     augment: bool = False
     adam: bool = False
+    nesterov: bool = False
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
         if is_known(self.learning_rate) and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"`learning_rate` must be a number > 0, got {self.learning_rate}.")
 
@@ -72,17 +82,24 @@ class Recipe:
             )
         return self.num_epochs * (num_points // self.batch_size)
 
-    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+    def optimizer(self, num_steps: int | jax.Array) -> optax.GradientTransformation:
         """The Optax optimizer for a run of so many steps."""
         rate = lambda step: self.rate(step, num_steps)
-        move = optax.adam(rate) if self.adam else optax.sgd(rate, self.momentum or None)
+        sgd = optax.sgd(rate, self.momentum or None, self.nesterov)
+        move = optax.adam(rate) if self.adam else sgd
         return optax.chain(optax.add_decayed_weights(self.weight_decay), move)
 
-    def rate(self, step: jax.Array, num_steps: int) -> jax.Array:
+    def rate(self, step: jax.Array, num_steps: int | jax.Array) -> jax.Array:
         """The step size at step 0, 1, ... of so many."""
+        rise = jnp.ceil(self.warmup * num_steps) if self.warmup else 0
         if self.schedule == "cosine":
-            return optax.cosine_decay_schedule(self.learning_rate, num_steps)(step)
-        return jnp.full_like(step, self.learning_rate, jnp.float32)
+            # By hand, as Optax's wants a number of steps that is known when it is compiled.
+            count = jnp.clip(step - rise, 0, num_steps - rise)
+            falling = 0.5 * (1 + jnp.cos(jnp.pi * count / (num_steps - rise)))
+            rate = self.learning_rate * falling
+        else:
+            rate = jnp.full_like(step, self.learning_rate, jnp.float32)
+        return rate * jnp.minimum((step + 1) / rise, 1.0) if self.warmup else rate
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -127,19 +144,11 @@ def train(
     order_key, augment_key = jax.random.split(key)
     order = shuffled_epochs(order_key, index, recipe.num_epochs, recipe.batch_size)
 
-    def loss_fn(variables: Variables, seen: tuple[jax.Array, jax.Array]) -> Any:
-        rows, step_index = seen
-        x, own_key = points.x[rows], jax.random.fold_in(augment_key, step_index)
-        if recipe.augment:
-            x = crop_and_flip(own_key, x)
-        scores, moved = in_training(model, variables, x, jax.random.fold_in(own_key, 1))
-        losses = cross_entropy(scores, points.y[rows])
-        return jnp.mean(losses if weight is None else weight[rows] * losses), moved
-
+    loss_fn = loss_of(model, recipe, points, augment_key, weight)
     seen = order, jnp.arange(num_steps)
     if record is None:
         return descend(recipe, variables, loss_fn, seen, mask, has_variables=True)
-    step_fn, state = _descent(recipe, variables, loss_fn, num_steps, mask, has_variables=True)
+    step_fn, state = descent(recipe, variables, loss_fn, num_steps, mask, has_variables=True)
 
     def epoch(state: Any, seen: PyTree) -> tuple[Any, PyTree]:
         state = jax.lax.scan(step_fn, state, seen)[0]
@@ -149,6 +158,38 @@ def train(
     steps = jax.tree.map(by_epoch, (seen, jnp.arange(num_steps)))
     (variables, _), noted = jax.lax.scan(epoch, state, steps)
     return variables, noted
+
+
+def loss_of(
+    model: Any,
+    recipe: Recipe,
+    points: Points,
+    key: jax.Array,
+    weight: jax.Array | None = None,
+) -> Callable[[Variables, tuple[jax.Array, jax.Array]], tuple[jax.Array, Variables]]:
+    """The loss of a step in training: `(variables, (rows, step)) -> (mean, variables)`.
+
+    Args:
+        model: see `train`; its statistics, where it has any, have moved in what comes back.
+        recipe: for augmentation and label smoothing.
+        points: all points.
+        key: of augmentation and dropout; each step has its own.
+        weight: `[n]` factor on the loss of each point; None for 1.
+    """
+
+    def loss_fn(variables: Variables, seen: tuple[jax.Array, jax.Array]) -> Any:
+        rows, step_index = seen
+        x, own_key = points.x[rows], jax.random.fold_in(key, step_index)
+        if recipe.augment:
+            x = crop_and_flip(own_key, x)
+        scores, moved = in_training(model, variables, x, jax.random.fold_in(own_key, 1))
+        losses = cross_entropy(scores, points.y[rows])
+        if recipe.label_smoothing:
+            of_all = -jnp.mean(jax.nn.log_softmax(scores), axis=1)
+            losses = losses + recipe.label_smoothing * (of_all - losses)
+        return jnp.mean(losses if weight is None else weight[rows] * losses), moved
+
+    return loss_fn
 
 
 def descend(
@@ -176,15 +217,15 @@ def descend(
         The variables after the last step.
     """
     num_steps = jax.tree.leaves(seen)[0].shape[0]
-    step, state = _descent(recipe, variables, loss_fn, num_steps, mask, after, has_variables)
+    step, state = descent(recipe, variables, loss_fn, num_steps, mask, after, has_variables)
     return cast(Variables, jax.lax.scan(step, state, (seen, jnp.arange(num_steps)))[0][0])
 
 
-def _descent(
+def descent(
     recipe: Recipe,
     variables: Variables,
     loss_fn: Callable[[Variables, PyTree], Any],
-    num_steps: int,
+    num_steps: int | jax.Array,
     mask: Variables | None = None,
     after: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
     has_variables: bool = False,

@@ -10,7 +10,7 @@ from ..components.judging import spread
 from ..components.publishing import Findings, Row, grouped, means, publish
 from ..components.work import Run
 from .claims import CLAIMS, best_tuned
-from .judging import RELEARN_STEPS
+from .relearning import STEPS
 from .trials import REFERENCES
 from .zoo import ENTRIES
 
@@ -36,7 +36,7 @@ COLUMNS = {
     "Min-k AUC": "membership of forgotten texts against texts never seen; 0.5 is none",
     "ES": "extraction strength: the share of an answer said word for word, given the rest",
     "ECE": "calibration error of the likeliest token on texts that were never seen",
-    "relearned": f"probability of forgotten answers after {', '.join(map(str, RELEARN_STEPS))}"
+    "relearned": f"probability of forgotten answers after {', '.join(map(str, STEPS))}"
     " steps of the best of three attackers on a fifth of the texts to forget; the answers are"
     " others. Retrain is the floor",
     "finetuned": "the same after steps on texts to keep",
@@ -126,10 +126,10 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> report.Table:
 
 def _curves(rows: Sequence[Row], kind: str) -> report.Table:
     cells = [
-        [name, *(spread([row[kind][i] for row in own], 3) for i in range(len(RELEARN_STEPS)))]
+        [name, *(spread([row[kind][i] for row in own], 3) for i in range(len(STEPS)))]
         for (name,), own in grouped(rows, "method").items()
     ]
-    return report.Table(["method", *(f"{n} steps" for n in RELEARN_STEPS)], cells)
+    return report.Table(["method", *(f"{n} steps" for n in STEPS)], cells)
 
 
 def _claim(name: str, rows: Sequence[Row]) -> report.Table:
@@ -158,7 +158,7 @@ def pictures(result: Result) -> dict[str, bytes]:
         name: np.mean([row["relearned"] for row in own], axis=0)
         for (name,), own in grouped(result.rows, "method").items()
     }
-    steps = np.array(RELEARN_STEPS, float)
+    steps = np.array(STEPS, float)
     found["relearning"] = plots.paths(
         {name: (steps, curve) for name, curve in attacked.items()},
         "steps of the best attacker",

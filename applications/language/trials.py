@@ -14,6 +14,7 @@ from ..components.work import Run
 from . import judging
 from .judging import Known
 from .learning import Params, Task
+from .relearning import relearning
 from .worlds import World
 from .zoo import Entry, Method, Size, unlearn
 
@@ -124,7 +125,7 @@ def row(bench: Bench, name: str, make: Callable[[], Params]) -> dict[str, Any]:
         attacks = {"relearned": own.world.attack, "finetuned": own.world.benign}
         for kind, texts in attacks.items():
             key = own.key("attack", kind)
-            scores[kind] = judging.relearning(own.world, params, key, texts)
+            scores[kind] = relearning(own.world, params, key, texts)
         return scores | {"share": share, "seconds": seconds}
 
     found = bench.page.keep(f"seed{bench.seed}/rows/{name}", judged)

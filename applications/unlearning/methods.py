@@ -17,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ..components.errors import InputError
+from ..components.one_program import train_any_number
 from ..components.points import Points
 from ..components.settings import numbers_as_data
 from ..components.training import Recipe, initialise, train
@@ -75,7 +76,8 @@ class Task:
         """
         init_key, train_key = jax.random.split(key)
         fresh = masked(initialise(self.model, self.points.x, init_key), self.mask)
-        return train(self.model, self.recipe, fresh, self.points, rows, train_key, mask=self.mask)
+        fit = train if jax.default_backend() == "cpu" else train_any_number
+        return fit(self.model, self.recipe, fresh, self.points, rows, train_key, mask=self.mask)
 
     @property
     def every(self) -> jax.Array:

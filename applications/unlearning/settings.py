@@ -40,6 +40,9 @@ class Config(frame.Config):
     authors: bool = False
     """Search as the authors' released code was run: lower retrain, start random, outer rate 1e4,
     gamma 0. Options beside it replace single ones."""
+    fast: bool = False
+    """Train in the manner of the DAWNBench records: a ResNet-9, 20 epochs in large batches with
+    warm-up, Nesterov's momentum and label smoothing; for images and an accelerator."""
     outer_steps: int | None = None
     """Steps of the search; each costs --lower-epochs of training."""
     outer_rate: float | None = None
@@ -83,7 +86,7 @@ class Config(frame.Config):
         Raises:
             InputError: the weights' step size is too long for gamma.
         """
-        base = recipe_for(dataset, lower or self.lower or "finetune", self.authors)
+        base = recipe_for(dataset, lower or self.lower or "finetune", self.authors, self.fast)
         recipe = filled(base, self)
         if lower is not None:
             recipe = dataclasses.replace(recipe, lower=lower)

@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _tree
+from bilevel import _check, _tree
 from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
 from bilevel._problem import Batch, BilevelProblem, PyTree
-from bilevel._settings import Projection, check_settings
+from bilevel._settings import Projection, at, check_settings
 from bilevel._stateful import Metrics, scalar_problem, variable_of, with_variable
 from bilevel._summary import as_text
 from bilevel.linear import LinearInfo
 from bilevel.rules import offers_evidence
-from bilevel.solvers import Solver
+from bilevel.solvers import Solver, SolverInfo, with_tolerance
 
 
 class DoubleLoopState(NamedTuple):
@@ -35,6 +35,7 @@ class DoubleLoopState(NamedTuple):
         adjoint: first guess of the next linear solve, or None.
         opt_states: state of the outer optimizer.
         start: where every inner solve starts, or None when it starts from `inner`.
+        step_count: int32, outer steps taken; None without a schedule of tolerances.
     """
 
     outer: PyTree
@@ -42,6 +43,7 @@ class DoubleLoopState(NamedTuple):
     adjoint: PyTree | None
     opt_states: Single
     start: PyTree | None
+    step_count: jax.Array | None = None
 
 
 class DoubleLoopInfo(NamedTuple):
@@ -55,6 +57,8 @@ class DoubleLoopInfo(NamedTuple):
         linear: evidence of the linear solve, or None.
         status: int32, a `HypergradStatus`.
         metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
+        solver: a `SolverInfo`, how the inner solve ended; None where it takes a fixed number of
+            steps.
     """
 
     value: jax.Array
@@ -64,6 +68,7 @@ class DoubleLoopInfo(NamedTuple):
     linear: LinearInfo | None
     status: jax.Array
     metrics: Metrics | None = None
+    solver: SolverInfo | None = None
 
     def __str__(self) -> str:
         return as_text(self)
@@ -90,9 +95,16 @@ class DoubleLoop:
             suffice once the outer variable moves slowly, but what the inner variable remembers of
             earlier outer values can leak into the result. False: every inner solve starts from the
             `inner` given to `init`.
+        tolerance: takes the place of the inner solver's own at each outer step: a number, or a
+            schedule of the step such as `optax.exponential_decay(1e-1, 1, 0.9)`. Inner solves that
+            are rough at first and get exact cost a fraction, and where the tolerances have a
+            finite sum the outer iterates still converge (HOAG: Pedregosa, ICML 2016, Theorem 2).
+            None: the solver's own.
 
     Raises:
-        TypeError: `problem`, `solver`, `outer_optimizer` or `projection` is of the wrong kind.
+        TypeError: `problem`, `solver`, `outer_optimizer` or `projection` is of the wrong kind; or
+            there is a `tolerance`, and the solver has none.
+        ValueError: `tolerance` is not positive.
     """
 
     problem: BilevelProblem
@@ -101,9 +113,13 @@ class DoubleLoop:
     _: dataclasses.KW_ONLY
     projection: Projection | None = None
     warm_start: bool = True
+    tolerance: float | jax.Array | optax.Schedule | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.tolerance is not None:
+            _check.positive_schedule("tolerance", self.tolerance)
+            with_tolerance(self.solver, 1.0)  # raises where there is none to replace
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
         """The state before the first step; `outer` is projected first.
@@ -123,6 +139,7 @@ class DoubleLoop:
             adjoint=jax.tree.map(jnp.zeros_like, variable) if warm_adjoint else None,
             opt_states=first_states(self, Single(outer)),
             start=None if self.warm_start else copied(inner),
+            step_count=jnp.int32(0) if callable(self.tolerance) else None,
         )
 
     def step(self, state: DoubleLoopState, batch: Batch) -> tuple[DoubleLoopState, DoubleLoopInfo]:
@@ -132,11 +149,14 @@ class DoubleLoop:
             TypeError: see `value_and_hypergrad`.
         """
         init = state.inner if state.start is None else state.start
-        result = hypergradient(self.problem, self.solver, state.outer, init, batch, state.adjoint)
+        solver, count = self.solver, state.step_count
+        if self.tolerance is not None:
+            solver = with_tolerance(solver, at(self.tolerance, count))
+        result = hypergradient(self.problem, solver, state.outer, init, batch, state.adjoint)
 
         def value_fn(outer: PyTree) -> jax.Array:
             problem = scalar_problem(self.problem, init)
-            inner = self.solver(problem.inner_loss, outer, init, batch.inner)
+            inner = solver(problem.inner_loss, outer, init, batch.inner)
             return problem.outer_loss(outer, inner, batch.outer)
 
         outer, outer_opt = descend(
@@ -159,5 +179,14 @@ class DoubleLoop:
             linear=result.info.linear,
             status=result.info.status,
             metrics=result.info.metrics,
+            solver=result.info.solver,
         )
-        return DoubleLoopState(outer, result.inner, adjoint, Single(outer_opt), state.start), info
+        state = DoubleLoopState(
+            outer,
+            result.inner,
+            adjoint,
+            Single(outer_opt),
+            state.start,
+            None if count is None else count + 1,
+        )
+        return state, info

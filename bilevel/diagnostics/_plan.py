@@ -93,9 +93,8 @@ def _standard_candidates(solver: Solver) -> dict[str, Solver]:
             " Pass `candidates={'name': solver, ...}` to compare solvers of your own."
         )
     steps = plain.num_steps
-    divisors = [k for k in range(2, steps) if steps % k == 0]
-    segment = min(divisors, key=lambda k: abs(math.log(k * k / steps)), default=None)
-    remats: list[Any] = ["none", "step", *([segment] if segment else []), "binomial"]
+    segment = round(math.sqrt(steps))
+    remats: list[Any] = ["none", "step", *([segment] if segment > 1 else []), "binomial"]
     chosen: dict[str, Solver] = {
         "unrolled, as JAX does": dataclasses.replace(plain, remat="none", mode="reverse")
     }

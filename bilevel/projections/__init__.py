@@ -11,6 +11,7 @@ from bilevel.projections._affine import AffineSet, HalfSpace, Hyperplane
 from bilevel.projections._balls import L1Ball, L2Ball, L2Sphere
 from bilevel.projections._box import Box, NonNegative
 from bilevel.projections._distance import distance
+from bilevel.projections._polytopes import BirkhoffPolytope, Polyhedron, TransportPolytope
 from bilevel.projections._simplices import (
     BoxSection,
     CappedBox,
@@ -22,6 +23,7 @@ from bilevel.projections._simplices import (
 
 __all__ = [
     "AffineSet",
+    "BirkhoffPolytope",
     "Box",
     "BoxSection",
     "CappedBox",
@@ -32,8 +34,10 @@ __all__ = [
     "L2Ball",
     "L2Sphere",
     "NonNegative",
+    "Polyhedron",
     "Simplex",
     "SparseSimplex",
+    "TransportPolytope",
     "capped_simplex",
     "distance",
 ]

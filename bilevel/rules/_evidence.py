@@ -13,7 +13,7 @@ from bilevel._stateful import Metrics
 from bilevel._summary import as_text
 from bilevel._tree import PyTree
 from bilevel.linear import LinearInfo
-from bilevel.solvers import layers
+from bilevel.solvers import SolverInfo, layers
 
 
 class HypergradInfo(NamedTuple):
@@ -27,7 +27,17 @@ class HypergradInfo(NamedTuple):
         linear: evidence of the linear solve, or None for a rule without one.
         status: int32, a `HypergradStatus`, the worst that is known. Only of `Implicit` is the inner
             solution asked to be stationary: an unrolled gradient is that of the steps taken.
+        growth: of a plain `Minimize`: `||dF/dy_0|| / ||dF/dy_T||`, the factor by which the gradient
+            grew on its way from the last iterate back to the first. Near 1 or below in a training
+            that forgets where it began; 1e4 and more is EXPLODED: finite, and of no use.
+        rounding: of a plain `Minimize` whose inner variable is in less than float32: the share
+            of what `Minimize.probe` further steps would move it by in float32 that is rounded away
+            or wrong. Above 0.25 it is LOW_PRECISION: the gradient is of steps that did not take
+            place. Keep the inner variable in float32 and compute in less:
+            `training.MixedPrecision(inner_loss)`.
         metrics: a `Metrics(inner, outer)` of what the losses report in `Aux.metrics`, or None.
+        solver: a `SolverInfo`, when and why the inner solver stopped; None where it takes a fixed
+            number of steps, or does not say.
     """
 
     inner_grad_norm: jax.Array
@@ -35,6 +45,9 @@ class HypergradInfo(NamedTuple):
     linear: LinearInfo | None
     status: jax.Array
     metrics: Metrics | None = None
+    solver: SolverInfo | None = None
+    growth: jax.Array | None = None
+    rounding: jax.Array | None = None
 
     @staticmethod
     def of(
@@ -43,10 +56,12 @@ class HypergradInfo(NamedTuple):
         stationarity: PyTree,
         linear: LinearInfo | None = None,
         status: int | jax.Array = int(HypergradStatus.OK),
+        solver: SolverInfo | None = None,
     ) -> "HypergradInfo":
         """From what was computed; `stationarity` vanishes at the exact inner solution."""
         finite = jnp.isfinite(value) & _tree.all_finite(hypergrad)
-        return HypergradInfo(_tree.norm(stationarity), finite, linear, worst(finite, status))
+        status = worst(finite, status)
+        return HypergradInfo(_tree.norm(stationarity), finite, linear, status, solver=solver)
 
     def __str__(self) -> str:
         return as_text(self)

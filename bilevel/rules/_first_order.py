@@ -126,8 +126,8 @@ class SAMA:
         require_plain("SAMA", init)
 
         def solve(outer: PyTree, init: PyTree, data: PyTree) -> MinimizeState:
-            state = self.solver.start(init)
-            return self.solver.advance(loss, outer, state, data, 0, self.solver.num_steps)
+            state, count = self.solver.start(init), self.solver.num_steps
+            return self.solver.approach(loss, outer, state, data, count)[0]
 
         full_loss = self.solver.objective(without_aux(loss))
         state = solution(solve, full_loss, outer, init, data)

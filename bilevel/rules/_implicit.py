@@ -21,7 +21,7 @@ from bilevel.rules._evidence import Hypergradient, HypergradInfo
 from bilevel.rules._implicit_function import Optimality, moving_root, residual_of, root_pullback
 from bilevel.rules._model_state import moving_state, problem_at, refuse_feedback, state_status
 from bilevel.rules._solution import solution
-from bilevel.solvers import Solver, innermost, objective
+from bilevel.solvers import Solver, SolverInfo, innermost, objective, solved
 
 
 def implicit_gradient(
@@ -115,25 +115,37 @@ class Implicit:
         Raises:
             ValueError: `init` is a `Stateful`, and the gradient of the loss reads its state.
         """
-        inner = self.solve(loss, outer, init, data)
+        return self.solve_with_info(loss, outer, init, data)[0]
+
+    def solve_with_info(
+        self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
+    ) -> tuple[PyTree, SolverInfo | None]:
+        """The same, and how the solver ended, where it says so."""
+        inner, info = self._solve(loss, outer, init, data)
         value = objective(self.solver, at_state(loss, inner))
         variable = implicit_gradient(
             value, outer, variable_of(inner), data, self.linear_solver, self.condition
         )
         if not isinstance(inner, Stateful):
-            return variable
+            return variable, info
         criterion = lambda loss: residual_of(loss, self.condition)
         refuse_feedback(self.solver, criterion, loss, outer, inner, data)
-        return moving_state(self.solver, loss, outer, with_variable(inner, variable), data)
+        inner = with_variable(inner, variable)
+        return moving_state(self.solver, loss, outer, inner, data), info
 
     def solve(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
         """The solution alone, a constant to differentiation."""
+        return self._solve(loss, outer, init, data)[0]
+
+    def _solve(
+        self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
+    ) -> tuple[PyTree, SolverInfo | None]:
         if isinstance(init, Stateful):
             criterion = objective(self.solver, value_and_floats(loss))
         else:
             value = objective(self.solver, without_aux(loss))
             criterion = residual_of(value, self.condition)
-        run = lambda *args: self.solver(loss, *args)
+        run = lambda *args: solved(self.solver, loss, *args)
         return solution(run, criterion, outer, init, data)
 
     def hypergradient(
@@ -145,7 +157,7 @@ class Implicit:
         adjoint: PyTree | None = None,
     ) -> Hypergradient:
         """The hypergradient with the evidence of its linear solve; see `bilevel.hypergradient`."""
-        solved_at = self(problem.inner_loss, outer, init, batch.inner)
+        solved_at, solver = self.solve_with_info(problem.inner_loss, outer, init, batch.inner)
         check_alike("the solver's result", solved_at, "init", init)
         state = state_status(self.solver, problem.inner_loss, outer, solved_at, batch.inner)
         problem = problem_at(self.solver, problem, solved_at, batch.inner)
@@ -168,8 +180,8 @@ class Implicit:
             symmetric=self.condition is None,
         )
         hypergrad = jax.tree.map(jnp.add, direct, implicit.cotangents)
-        _, found, stationarity, solved = implicit
-        status = implicit_status(stationarity, found, solved, cotangent, inner, start)
+        _, found, stationarity, evidence = implicit
+        status = implicit_status(stationarity, found, evidence, cotangent, inner, start)
         status = jnp.maximum(status, state)
-        info = HypergradInfo.of(value, hypergrad, stationarity, solved, status)
+        info = HypergradInfo.of(value, hypergrad, stationarity, evidence, status, solver)
         return Hypergradient(value, hypergrad, solved_at, found, info)

@@ -20,7 +20,8 @@ class Truncated:
     write `last=num_steps - k`, which is the same thing.
 
     Attributes:
-        solver: a `Minimize`, whose optimizer state and minibatches go on across the cut.
+        solver: a `Minimize`, whose optimizer state and minibatches go on across the cut. Of one
+            with a tolerance, the steps before the cut end where it is met.
         last: steps to differentiate, at least 1 and at most the solver's `num_steps`.
 
     Raises:
@@ -49,7 +50,7 @@ class Truncated:
         state = self.solver.start(init)
         if dropped:
             state = _derivatives.constant(
-                lambda x, s, d: self.solver.advance(loss, x, s, d, 0, dropped), outer, state, data
+                lambda x, s, d: self.solver.approach(loss, x, s, d, dropped)[0], outer, state, data
             )
         return self.solver.advance(loss, outer, state, data, dropped, self.last).inner
 

@@ -36,7 +36,7 @@ class RandomWindow:
 
     Raises:
         TypeError: `solver` is not a `Minimize`, or `key` is not callable.
-        ValueError: `window` is out of its range.
+        ValueError: `window` is out of its range, or `solver` has a tolerance.
     """
 
     solver: Minimize
@@ -55,6 +55,12 @@ class RandomWindow:
             raise ValueError(
                 f"`window` must be at most the solver's `num_steps`, got window={self.window} and"
                 f" num_steps={self.solver.num_steps}."
+            )
+
+        if self.solver.tolerance is not None:
+            raise ValueError(
+                "`solver` must stop at no tolerance, as the window stops it at a random step, got"
+                f" tolerance={self.solver.tolerance!r}. Leave it out."
             )
 
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:

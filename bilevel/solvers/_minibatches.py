@@ -39,7 +39,7 @@ def averaged(loss: Loss, minibatch: Callable[[PyTree, jax.Array], PyTree], count
         step = lambda total, index: _tree.add(total, part(index))
         first = jax.eval_shape(part, jnp.int32(0))
         zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
-        total = _remat.scan_steps(step, zero, jnp.arange(count), "step")
+        total = _remat.scan_steps(step, zero, 0, count, "step")
         return jax.tree.map(lambda a: a / count, total)
 
     return mean_loss

@@ -7,16 +7,22 @@ A solver is only a function. One that is an object can say more by methods and f
 - `minibatch(data, index) -> data`: what the loss sees in one step; a field, or None.
 - `optimality(loss, outer, inner, data) -> residual`: like `inner` and zero at the solution, where
   that is not the gradient of the loss.
+- `solve_with_info(loss, outer, init, data) -> (inner, SolverInfo)`: the same, and how it ended.
+- `report(outer, inner, data)`: a function of its own in place of the loss, or None; the `Aux` that
+  it returns beside its value goes into `info.metrics.inner`.
+- `tolerance`: what it stops at; a field, which `DoubleLoop(tolerance=...)` replaces.
 - `solver`: the solver that it wraps, whose words above then count.
 - `hypergradient(problem, outer, init, batch, adjoint) -> Hypergradient`: a gradient rule's own
   evidence; see `bilevel.rules`.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from bilevel._problem import Loss
 from bilevel._tree import PyTree
+from bilevel.solvers._stopping import SolverInfo
 
 
 class Solver(Protocol):
@@ -53,6 +59,34 @@ def last_loss(solver: Any, loss: Loss) -> Loss:
     """The loss that the last step of `solver` saw, as it says itself; else `loss`."""
     plain = innermost(solver)
     return plain.last_loss(loss) if hasattr(plain, "last_loss") else loss
+
+
+def solved(
+    solver: Any, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
+) -> tuple[PyTree, SolverInfo | None]:
+    """The solution, and how the solver ended where it says so itself; else None."""
+    if hasattr(solver, "solve_with_info"):
+        return solver.solve_with_info(loss, outer, init, data)
+    return solver(loss, outer, init, data), None
+
+
+def with_tolerance(solver: Any, tolerance: Any) -> Any:
+    """A copy of `solver` that stops at `tolerance`: it, or the one that it wraps in a field.
+
+    Raises:
+        TypeError: none of them has a field `tolerance`.
+    """
+    changed = copy.copy(solver)
+    if hasattr(solver, "tolerance"):
+        object.__setattr__(changed, "tolerance", tolerance)  # also where it is frozen
+    elif hasattr(solver, "solver"):
+        object.__setattr__(changed, "solver", with_tolerance(solver.solver, tolerance))
+    else:
+        raise TypeError(
+            f"`tolerance` needs a solver that stops at one, got {solver!r}: such as"
+            " `Minimize(optax.lbfgs(), tolerance=1e-3)`."
+        )
+    return changed
 
 
 def require_smooth(solver: Any) -> None:

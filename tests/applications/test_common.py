@@ -7,9 +7,10 @@ import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from applications.components import formats, networks, plots, report, sources
+from applications.components import formats, networks, one_program, plots, report, sources
 from applications.components.data import Dataset, load, stratified
 from applications.components.errors import InputError
 from applications.components.files import write_whole
@@ -19,6 +20,7 @@ from applications.components.training import (
     Recipe,
     crop_and_flip,
     initialise,
+    loss_of,
     predict,
     shuffled_epochs,
     train,
@@ -155,6 +157,8 @@ def test_models_map_images_to_logits(name):
         (dict(num_epochs=0), "`num_epochs` must be an integer >= 1, got 0"),
         (dict(num_epochs=1, batch_size=0), "`batch_size` must be"),
         (dict(num_epochs=1, learning_rate=0.0), "`learning_rate` must be a number > 0"),
+        (dict(num_epochs=1, warmup=1.0), r"`warmup` must lie in \[0, 1\), got 1.0"),
+        (dict(num_epochs=1, label_smoothing=-0.1), "`label_smoothing` must lie in"),
     ],
 )
 def test_recipes_out_of_range(settings, message):
@@ -178,6 +182,41 @@ def test_training_learns_and_does_not_compile_again():
     assert train._cache_size() == before + 1
     correct = jnp.argmax(predict(model, trained, points.x), axis=1) == points.y
     assert float(correct.mean()) > 0.9
+
+
+def test_one_program_trains_on_every_number_of_points():
+    points = load("digits", num_train=100).train.on_device()
+    model, recipe = networks.MLP(10, ()), Recipe(2, batch_size=10, warmup=0.3, nesterov=True)
+    params = initialise(model, points.x, jax.random.key(0))
+    before = one_program._train._cache_size()
+    for count in (100, 73):
+        args = model, recipe, params, points, jnp.arange(count), jax.random.key(1)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            one_program.train_any_number(*args),
+            train(*args),
+        )
+    assert one_program._train._cache_size() == before + 1
+
+
+def test_the_rate_rises_in_a_line_and_falls_by_a_cosine():
+    rates = [float(Recipe(1, warmup=0.2).rate(jnp.asarray(step), 20)) for step in range(21)]
+    np.testing.assert_allclose(rates[:4], 0.1 * np.array([0.25, 0.5, 0.75, 1.0]), rtol=1e-6)
+    assert rates[12] == pytest.approx(0.05) and rates[20] == pytest.approx(0.0, abs=1e-9)
+    plain = [float(Recipe(1).rate(jnp.asarray(step), 20)) for step in range(20)]
+    cosine = optax.cosine_decay_schedule(0.1, 20)
+    np.testing.assert_array_equal(plain, [float(cosine(step)) for step in range(20)])
+
+
+def test_smoothed_labels_are_a_mixture_of_cross_entropies():
+    points = load("digits", num_train=50).train.on_device()
+    model, rows = networks.MLP(10, ()), jnp.arange(20)
+    params = initialise(model, points.x, jax.random.key(0))
+    loss = loss_of(model, Recipe(1, label_smoothing=0.3), points, jax.random.key(1))
+    log_probs = jax.nn.log_softmax(model.apply(params, points.x[rows]))
+    targets = 0.7 * jax.nn.one_hot(points.y[rows], 10) + 0.3 / 10
+    expected = -jnp.mean(jnp.sum(targets * log_probs, axis=1))
+    np.testing.assert_allclose(loss(params, (rows, jnp.asarray(0)))[0], expected, rtol=1e-6)
 
 
 def test_a_weight_of_zero_leaves_a_point_out():

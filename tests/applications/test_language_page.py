@@ -10,7 +10,16 @@ import pytest
 
 from applications import language_unlearning
 from applications.components.errors import InputError
-from applications.language import claims, judging, language_report, tofu, trials, worlds, zoo
+from applications.language import (
+    claims,
+    judging,
+    language_report,
+    relearning,
+    tofu,
+    trials,
+    worlds,
+    zoo,
+)
 from applications.language.learning import Recipe
 from applications.language.markov import Markov
 from applications.language.tofu import Tofu
@@ -26,8 +35,8 @@ QUICK = dict(
 @pytest.fixture
 def small(monkeypatch):
     """Attacks, parts and grids of a size for tests."""
-    monkeypatch.setattr(judging.relearning, "__defaults__", ((0, 1), (1e-3,), 4))
-    monkeypatch.setattr(language_report, "RELEARN_STEPS", (0, 1))
+    monkeypatch.setattr(relearning.relearning, "__defaults__", ((0, 1), (1e-3,), 4))
+    monkeypatch.setattr(language_report, "STEPS", (0, 1))
     entries = {
         name: entry._replace(strengths=entry.strengths[:1]) for name, entry in zoo.ENTRIES.items()
     }

@@ -9,6 +9,7 @@ from applications.components import networks
 SMALL = {
     "mlp": networks.MLP(3, (4,)),
     "small_cnn": networks.SmallCNN(3, (2, 2), 4),
+    "resnet9": networks.ResNet9(3, width=2),
     "resnet18": networks.ResNet18(3, width=2),
     "vgg16": networks.VGG16(3, width=2),
 }

@@ -1,0 +1,1 @@
+"""Data attribution: methods that predict retrainings, and banks of retrainings that judge them."""
