@@ -1,4 +1,4 @@
-"""Attacks that relearn: what training on a part of the forgotten texts, or on others, brings back."""
+"""Attacks that relearn: what training on some of the forgotten texts, or on others, gives back."""
 
 import functools
 from collections.abc import Sequence
