@@ -76,8 +76,8 @@ class Config(frame.Config):
         trials_of_claims.check(self.claims, self.data)
         if not self.rates or not all(0 < rate < float("inf") for rate in self.rates):
             raise InputError(f"`rates` must be numbers > 0, got {self.rates}.")
-        for name in ("model", "num_train"):
-            if getattr(self, name) is not None:
+        for name in ("model", "num_train", "num_validation", "bfloat16"):
+            if getattr(self, name):
                 raise InputError(f"`{name}` cannot be set on this page: its benches decide that.")
 
     def bench(self) -> Markov | Tofu:
@@ -138,7 +138,9 @@ def run(
                     chosen[name] = trials.best(found)
                 page.tick(f"seed {seed}: {name}")
                 method = grid[chosen[name]]
-                rows.append(trials.row(own, name, functools.partial(own.unlearned, method, name)))
+                make_model = functools.partial(own.unlearned, method, name)
+                passes = method.num_steps * method.passes
+                rows.append(trials.row(own, name, make_model, passes))
             for name in config.claims:
                 page.tick(f"seed {seed}: claim {name}")
                 alone = trials_of_claims.worlds_alone(own)

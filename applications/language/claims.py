@@ -1,6 +1,5 @@
 """Claims of the field, each tried here: rows for one table and the sentence that goes with it."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +54,7 @@ EQUAL = "KL forget1", "KL forget2", "KL forget", "share"
 
 def equal(bench: Bench, place: str, method: Method, name: str) -> Row:
     """Divergences of a method from Retrain at equal utility, kept as a piece."""
-    own = dataclasses.replace(bench, world=bench.world.half(1))
+    own = bench.reporting
 
     def run() -> dict[str, float]:
         params, share = own.at_equal_utility(method, name)
@@ -120,7 +119,7 @@ def rates_alone(
 ) -> list[Row]:
     """What the rate alone does to forget quality, with nothing brought back to equal utility."""
     del alone
-    own = dataclasses.replace(bench, world=bench.world.half(1))
+    own = bench.reporting
     methods: dict[str, Any] = {
         "GradDiff": dict(objective=GradDiff(), balance=Weighted(3.0)),
         "NPO": dict(objective=NPO(BETA)),

@@ -71,6 +71,8 @@ class KFADE:
     num_steps: int = 20
     batch_size: int = 64
 
+    passes = 1
+
     def __call__(self, task: Task, key: jax.Array) -> Params:
         """Unlearn."""
         factor_key, order_key, draw_key = jax.random.split(key, 3)

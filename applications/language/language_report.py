@@ -25,6 +25,7 @@ COLUMNS = {
     " 95 % of the original's",
     "KL retain": "the same on texts to keep",
     "share": "how far towards the unlearned model that was; 1 is all of the way",
+    "passes": "gradients that the method takes, or their like; a Hessian product counts two",
     "log10 FQ": "forget quality: log10 of the p-value that truth ratios are Retrain's; Retrain 2"
     " shows its noise",
     "truth ratio": "mean min(r, 1 / r) on questions to forget",
@@ -47,7 +48,7 @@ COLUMNS = {
 SHOWN = {
     "At equal utility": (
         "KL forget", "KL forget1", "KL forget2", "KL retain", "log10 FQ", "p forget", "p retain",
-        "utility", "share", "seconds",
+        "utility", "share", "passes", "seconds",
     ),
     "Other metrics": ("truth ratio", "ROUGE forget", "ROUGE retain", "Min-k AUC", "ES", "ECE"),
     "By the release of WAGLE": ("WAGLE FQ", "WAGLE accuracy", "WAGLE MIA"),

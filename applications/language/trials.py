@@ -59,6 +59,16 @@ class Bench:
         return Known.of(self.world, self.original, self.retrained[0])
 
     @functools.cached_property
+    def choosing(self) -> "Bench":
+        """The same with the questions and texts that settings are chosen by."""
+        return dataclasses.replace(self, world=self.world.half(0))
+
+    @functools.cached_property
+    def reporting(self) -> "Bench":
+        """The same with those that are reported."""
+        return dataclasses.replace(self, world=self.world.half(1))
+
+    @functools.cached_property
     def task(self) -> Task:
         """What methods are given."""
         return self.world.task(self.original)
@@ -88,7 +98,7 @@ def tries(entry: Entry, size: Size, rates: tuple[float, ...]) -> dict[str, Metho
 
 def tried(bench: Bench, name: str, grid: Mapping[str, Method]) -> list[dict[str, Any]]:
     """What each try gives, on texts and questions that the table does not ask."""
-    own = dataclasses.replace(bench, world=bench.world.half(0))
+    own = bench.choosing
     rows = []
     for numbers, method in grid.items():
 
@@ -111,9 +121,16 @@ def best(rows: list[dict[str, Any]]) -> str:
     return str(min(finite or rows, key=lambda row: row["KL forget"])["numbers"])
 
 
-def row(bench: Bench, name: str, make: Callable[[], Params]) -> dict[str, Any]:
-    """Every metric of a method on the questions of the table, after stepping back."""
-    own = dataclasses.replace(bench, world=bench.world.half(1))
+def row(bench: Bench, name: str, make: Callable[[], Params], passes: int) -> dict[str, Any]:
+    """Every metric of a method on the questions of the table, after stepping back.
+
+    Args:
+        bench: of the seed.
+        name: of the method.
+        make: its model.
+        passes: gradients, or their like, that it takes.
+    """
+    own = bench.reporting
 
     def judged() -> dict[str, Any]:
         before = time.perf_counter()
@@ -129,7 +146,7 @@ def row(bench: Bench, name: str, make: Callable[[], Params]) -> dict[str, Any]:
         return scores | {"share": share, "seconds": seconds}
 
     found = bench.page.keep(f"seed{bench.seed}/rows/{name}", judged)
-    return {"seed": bench.seed, "method": name} | numbered(found)
+    return {"seed": bench.seed, "method": name, "passes": passes} | numbered(found)
 
 
 def numbered(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -140,4 +157,4 @@ def numbered(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def references(bench: Bench) -> list[dict[str, Any]]:
     """The rows of the original model and of the two retrained ones."""
     models = dict(zip(REFERENCES, (bench.original, *bench.retrained), strict=True))
-    return [row(bench, name, functools.partial(models.get, name)) for name in models]
+    return [row(bench, name, functools.partial(models.get, name), 0) for name in models]

@@ -1,7 +1,7 @@
 """Every method by name, with what is tuned: a rate and one strength, by as many tries for each."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -15,7 +15,25 @@ from .objectives import NPO, RMU, GradDiff, Refusal, SimNPO
 from .smoothing import SAM, AttackerAware, GradientPenalty, RandomSmoothing, Smoothing
 from .unlearner import Unlearn
 
-Method = Callable[[Task, jax.Array], Params]
+
+class Method(Protocol):
+    """Unlearns: `method(task, key) -> params`; a step takes `passes` gradients, or their like."""
+
+    @property
+    def num_steps(self) -> int:
+        """Of its loop."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Of a step; a Hessian product counts two."""
+        ...
+
+    def __call__(self, task: Task, key: jax.Array) -> Params:
+        """The unlearned parameters."""
+        ...
+
+
 BETA = 0.3  # of NPO wherever something else is tuned
 SAM_PASSES = Unlearn(smoothing=SAM()).passes
 

@@ -197,6 +197,7 @@ def test_tokenizers_may_be_absent(monkeypatch):
         ({"rates": (-1.0,)}, "`rates`"),
         ({"unlearning_steps": 1}, "`unlearning_steps`"),
         ({"model": "mlp"}, "`model` cannot be set"),
+        ({"bfloat16": True}, "`bfloat16` cannot be set"),
     ],
 )
 def test_settings_that_are_refused(settings, match):
