@@ -1,7 +1,6 @@
 """Attacks that relearn: what training on some of the forgotten texts, or on others, gives back."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,24 +13,34 @@ from .objectives import CHUNK
 from .texts import Texts
 from .worlds import World
 
-STEPS = 0, 5, 10, 20, 40
+STRIDE, BLOCKS = 5, 8
+STEPS = tuple(STRIDE * block for block in range(BLOCKS + 1))
 RATES = 3e-4, 1e-3, 3e-3
+BATCH_SIZE = 16
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def relearning(world: World, params: Params, key: jax.Array, attack: Texts) -> np.ndarray:
+    """`[len(STEPS)]`: the probability of forgotten answers that the best of some attackers gets.
+
+    Args:
+        world: whose questions to forget are watched.
+        params: of the model under attack.
+        key: of the attack's batches.
+        attack: texts that it trains on.
+    """
+    run = lambda rate: _relearned(world.model, params, attack, rate, world.watched, key)
+    found = np.stack([np.asarray(run(jnp.float32(rate))) for rate in RATES])
+    # An attacker that diverged has won nothing back.
+    return np.max(np.nan_to_num(found), axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _relearned(
-    model: Any,
-    params: Params,
-    attack: Texts,
-    rate: jax.Array,
-    steps: tuple[int, ...],
-    batch_size: int,
-    watched: Texts,
-    key: jax.Array,
+    model: Any, params: Params, attack: Texts, rate: jax.Array, watched: Texts, key: jax.Array
 ) -> jax.Array:
-    """`[len(steps)]`: the mean loss of `watched` after so many steps on `attack`."""
+    """`[len(STEPS)]`: the mean probability of `watched` after so many steps of Adam on `attack`."""
     optimizer = optax.adam(rate)
-    rows = draws(key, len(attack.ids), max(steps), batch_size)
+    rows = draws(key, len(attack.ids), STRIDE * BLOCKS, BATCH_SIZE)
 
     def step(state: Any, rows: jax.Array) -> tuple[Any, None]:
         params, opt_state = state
@@ -43,37 +52,10 @@ def _relearned(
         one = lambda text: sums(model, params, text) / jnp.sum(text.weights)
         return jnp.mean(jnp.exp(-jax.lax.map(one, watched, batch_size=CHUNK)))
 
-    state, found = (params, optimizer.init(params)), []
-    for before, after in zip((0, *steps[:-1]), steps, strict=True):
-        state = jax.lax.scan(step, state, rows[before:after])[0]
-        found.append(seen(state[0]))
-    return jnp.stack(found)
+    def block(state: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
+        before = seen(state[0])
+        return jax.lax.scan(step, state, rows)[0], before
 
-
-def relearning(
-    world: World,
-    params: Params,
-    key: jax.Array,
-    attack: Texts,
-    steps: Sequence[int] = STEPS,
-    rates: Sequence[float] = RATES,
-    batch_size: int = 16,
-) -> np.ndarray:
-    """`[len(steps)]`: the probability of forgotten answers that the best of some attackers gets.
-
-    Args:
-        world: whose questions to forget are watched.
-        params: of the model under attack.
-        key: of the attack's batches.
-        attack: texts that it trains on.
-        steps: at which to look, ascending.
-        rates: of its Adam; the best at each step counts.
-        batch_size: of its steps.
-    """
-    found = [
-        _relearned(world.model, params, attack, jnp.float32(rate), tuple(steps), batch_size,
-                   world.watched, key)
-        for rate in rates
-    ]  # fmt: skip
-    # An attacker that diverged has won nothing back.
-    return np.max(np.nan_to_num(np.stack([np.asarray(a) for a in found])), axis=0)
+    start = params, optimizer.init(params)
+    last, found = jax.lax.scan(block, start, rows.reshape(BLOCKS, STRIDE, BATCH_SIZE))
+    return jnp.append(found, seen(last[0]))

@@ -35,8 +35,7 @@ QUICK = dict(
 @pytest.fixture
 def small(monkeypatch):
     """Attacks, parts and grids of a size for tests."""
-    monkeypatch.setattr(relearning.relearning, "__defaults__", ((0, 1), (1e-3,), 4))
-    monkeypatch.setattr(language_report, "STEPS", (0, 1))
+    monkeypatch.setattr(relearning, "RATES", (1e-3,))
     entries = {
         name: entry._replace(strengths=entry.strengths[:1]) for name, entry in zoo.ENTRIES.items()
     }
