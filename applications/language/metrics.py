@@ -88,7 +88,7 @@ def harmonic_mean(parts: Sequence[float]) -> float:
 
 
 def rouge_recall(said: Sequence[object], reference: Sequence[object]) -> float:
-    """ROUGE-L recall: the longest common subsequence, as a share of the reference.
+    """ROUGE-L recall: the longest common subsequence, as a share of the reference; no stemming.
 
     Args:
         said: words or tokens.
