@@ -15,5 +15,6 @@ PAGES = (
     "lifelong_checks",
     "pruning",
     "attribution",
+    "language_unlearning",
 )
 """Modules of this package that are pages; `bilevel forget-set` runs `forget_set`."""

@@ -145,6 +145,7 @@ FAMILIES = (
     "keys",
     "rehearsal",
     "attributing",
+    "language",
 )
 """Of methods: they know `components` and themselves; pages know all of these and no other page."""
 STAND_ON = {"rehearsal": {"coresets", "condensing"}}

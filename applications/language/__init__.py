@@ -1,0 +1,1 @@
+"""Unlearning in language models: worlds, methods, and what judges them."""
