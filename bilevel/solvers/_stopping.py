@@ -19,7 +19,7 @@ ROUNDING = "rounding"
 
 
 class SolverStatus(enum.IntEnum):
-    """Why an inner solver stopped."""
+    """Why an inner solver with a tolerance stopped; its `SolverInfo.status`."""
 
     CONVERGED = 0  # the tolerance was met
     MAX_STEPS = 1  # `num_steps` steps were taken
