@@ -93,6 +93,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "sharpness": _check.positive,
     "sigma": _check.positive,
     "smoothing": _check.positive,
+    "tolerance": _optional(_check.positive_schedule),
     "prox": _function("`(outer, inner, step_size) -> inner`"),
     "nonsmooth_loss": _function("`(outer, inner) -> scalar`"),
     "start": _function("`(key, inner) -> inner`"),

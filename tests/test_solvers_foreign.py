@@ -47,6 +47,7 @@ def minimisers(tol):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", minimisers(1e-3))
 def test_minimisers_match_the_closed_form(name, dtype):
     """Solution, hypergradient and status; `vmap` over two problems and a scan."""

@@ -21,6 +21,8 @@ from bilevel import (
     linear,
 )
 
+pytestmark = pytest.mark.slow
+
 GENERAL = linear.Dense(symmetric=False)
 
 

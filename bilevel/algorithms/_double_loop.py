@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _check, _tree
+from bilevel import _tree
 from bilevel._descent import Single, copied, descend, first_states, start
 from bilevel._describe import settings
 from bilevel._hypergradient import hypergradient
@@ -118,7 +118,6 @@ class DoubleLoop(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tolerance is not None:
-            _check.positive_schedule("tolerance", self.tolerance)
             with_tolerance(self.solver, 1.0)  # raises where there is none to replace
 
     def init(self, outer: PyTree, inner: PyTree) -> DoubleLoopState:
