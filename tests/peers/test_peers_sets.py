@@ -25,7 +25,9 @@ def their_box_section(v, total):
     """`projection_box_section` with a finer bisection than the 1e-5 that it has built in."""
     at = lambda mu, v, total: jnp.clip(COSTS * mu + v, -2.0, 3.0)
     missed = lambda mu, v, total: COSTS @ at(mu, v, total) - total
-    find = jaxopt.Bisection(missed, lower=-50.0, upper=50.0, maxiter=100, tol=1e-14)
+    find = jaxopt.Bisection(
+        missed, lower=-50.0, upper=50.0, maxiter=100, tol=1e-14, check_bracket=False
+    )
     return at(find.run(None, v, total).params, v, total)
 
 
