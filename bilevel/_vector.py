@@ -122,6 +122,16 @@ def norm(values: jax.Array, axis: int | None = None) -> jax.Array:
 
 def tree_norm(tree: PyTree) -> jax.Array:
     """The norm over all leaves, with no copy of them; 0 for an empty tree."""
+    squared = _tree.vdot(tree, tree)
+    limits = jnp.finfo(squared.dtype)
+    # The plain sum of squares takes a quarter of the time, where it neither over- nor underflows.
+    plain = (squared > limits.tiny / limits.eps**2) & (squared < jnp.inf)
+    # Under `vmap` both branches are computed: the root must have a derivative in either case.
+    root = lambda tree: jnp.sqrt(jnp.where(plain, squared, 1.0))
+    return jax.lax.cond(plain, root, _scaled_norm, tree)
+
+
+def _scaled_norm(tree: PyTree) -> jax.Array:
     norms = [norm(lift(leaf)) for leaf in jax.tree.leaves(tree)]
     dtype = compute_dtype(*norms)
     return norm(jnp.stack([n.astype(dtype) for n in norms])) if norms else jnp.zeros((), dtype)

@@ -14,6 +14,7 @@ Derivatives are those of the piece that a point lies in. A point exactly on a ki
 zero, with a derivative of 0; a strength of 0 is the identity, with a derivative of 1 even at 0.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -28,8 +29,16 @@ Strength = PyTree | Callable[[PyTree], PyTree]
 Prox = Callable[[PyTree, PyTree, float], PyTree]
 
 
+class _Penalty:
+    """Base of the penalties, all of whose settings are strengths."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            _check_strength(field.name, getattr(self, field.name))
+
+
 @settings
-class L1:
+class L1(_Penalty):
     """`penalty * sum |y|`: soft thresholding, the penalty of the lasso.
 
     Attributes:
@@ -43,16 +52,13 @@ class L1:
 
     penalty: Strength
 
-    def __post_init__(self) -> None:
-        _check_strength("penalty", self.penalty)
-
     def __call__(self, outer: PyTree, point: PyTree, step_size: float) -> PyTree:
         """The proximal point of a pytree."""
         return _entrywise(_shrink, outer, point, step_size, penalty=self.penalty)
 
 
 @settings
-class ElasticNet:
+class ElasticNet(_Penalty):
     """`l1 * sum |y| + l2 * sum y^2 / 2`: soft thresholding, then shrinkage towards zero.
 
     Attributes:
@@ -67,10 +73,6 @@ class ElasticNet:
     l1: Strength
     l2: Strength
 
-    def __post_init__(self) -> None:
-        _check_strength("l1", self.l1)
-        _check_strength("l2", self.l2)
-
     def __call__(self, outer: PyTree, point: PyTree, step_size: float) -> PyTree:
         """The proximal point of a pytree."""
         prox = lambda values, l1, l2: _shrink(values, l1) / (1 + l2)
@@ -78,7 +80,7 @@ class ElasticNet:
 
 
 @settings
-class NonNegativeL1:
+class NonNegativeL1(_Penalty):
     """`penalty * sum y` over `y >= 0`: the non-negative lasso, for parts, counts and mixtures.
 
     Attributes:
@@ -91,9 +93,6 @@ class NonNegativeL1:
 
     penalty: Strength
 
-    def __post_init__(self) -> None:
-        _check_strength("penalty", self.penalty)
-
     def __call__(self, outer: PyTree, point: PyTree, step_size: float) -> PyTree:
         """The proximal point of a pytree."""
         prox = lambda values, penalty: _positive_part(values - penalty)
@@ -101,7 +100,7 @@ class NonNegativeL1:
 
 
 @settings
-class NonNegativeRidge:
+class NonNegativeRidge(_Penalty):
     """`penalty * sum y^2 / 2` over `y >= 0`: non-negative ridge regression.
 
     Attributes:
@@ -114,9 +113,6 @@ class NonNegativeRidge:
 
     penalty: Strength
 
-    def __post_init__(self) -> None:
-        _check_strength("penalty", self.penalty)
-
     def __call__(self, outer: PyTree, point: PyTree, step_size: float) -> PyTree:
         """The proximal point of a pytree."""
         prox = lambda values, penalty: _positive_part(values) / (1 + penalty)
@@ -124,7 +120,7 @@ class NonNegativeRidge:
 
 
 @settings
-class GroupL2:
+class GroupL2(_Penalty):
     """`penalty * sum over rows of ||row||`: the group lasso, which removes whole rows.
 
     A row is a vector along the last axis of a leaf, so a vector is one group, and a scalar too.
@@ -141,9 +137,6 @@ class GroupL2:
 
     penalty: Strength
 
-    def __post_init__(self) -> None:
-        _check_strength("penalty", self.penalty)
-
     def __call__(self, outer: PyTree, point: PyTree, step_size: float) -> PyTree:
         """The proximal point of a pytree."""
 
@@ -157,7 +150,7 @@ class GroupL2:
 
 
 @settings
-class TreeL2:
+class TreeL2(_Penalty):
     """`penalty * ||y||`, the norm over all leaves: the whole variable is one group.
 
     Attributes:
@@ -169,9 +162,6 @@ class TreeL2:
     """
 
     penalty: Strength
-
-    def __post_init__(self) -> None:
-        _check_strength("penalty", self.penalty)
 
     def __call__(self, outer: PyTree, point: PyTree, step_size: float) -> PyTree:
         """The proximal point of a pytree."""

@@ -155,3 +155,26 @@ def test_lineax_missing(monkeypatch):
 def test_settings_out_of_range(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# A product with H stands in a program once for each place that takes one: of a network each takes
+# longer to compile than all else in a solver.
+PRODUCTS = {
+    "CG": (linear.CG(), 2, 3),
+    "CG, not damped": (linear.CG(damp=False), 2, 3),
+    "MINRES": (linear.MINRES(), 4, 5),
+    "GMRES": (linear.GMRES(), 3, 4),
+    "BiCGSTAB": (linear.BiCGSTAB(), 5, 6),
+    "NormalCG": (linear.NormalCG(), 3, 4),
+    "Dense": (linear.Dense(), 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_that_are_compiled(name):
+    solver, cold, warm = PRODUCTS[name]
+    for init, expected in ((None, cold), (jnp.ones(5), warm)):
+        seen = []
+        matvec = lambda u, seen=seen: seen.append(1) or 2 * u
+        jax.make_jaxpr(lambda v, i=init, m=matvec: tuple(solver(m, v, i)))(jnp.ones(5))
+        assert len(seen) == expected

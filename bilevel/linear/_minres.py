@@ -69,9 +69,9 @@ class MINRES(Settings):
         value, residual, spent = system.start(init)
         first, first_norm, target = value, _tree.norm(residual), 0.9 * self.tolerance
 
-        def sweep(carry: tuple[_State, jax.Array, jax.Array, jax.Array]) -> Any:
+        def sweep(carry: tuple[_State, PyTree, jax.Array, jax.Array, jax.Array]) -> Any:
             """Steps until the recurrence is content, then the true residual to start from again."""
-            state, before, _, sweeps = carry
+            state, _, before, _, sweeps = carry
             state = jax.lax.while_loop(
                 lambda s: (s.step < self.max_steps) & (jnp.abs(s.residual) > target),
                 lambda s: _step(system.matvec, s),
@@ -83,18 +83,20 @@ class MINRES(Settings):
             again = (norm > self.tolerance) & (norm < before / 2) & (state.step < self.max_steps)
             return (
                 self._resumed(state, residual, again),
+                residual,
                 norm,
                 again,
                 sweeps + jnp.int32(again),
             )
 
         start = self._start(value, residual)
-        carry = start, jnp.full_like(start.beta, jnp.inf), jnp.bool_(True), jnp.int32(spent)
-        state, norm, _, spent = jax.lax.while_loop(lambda c: c[2], sweep, carry)
+        infinite = jnp.full_like(start.beta, jnp.inf)
+        carry = start, residual, infinite, jnp.bool_(True), jnp.int32(spent)
+        state, last, norm, _, spent = jax.lax.while_loop(lambda c: c[3], sweep, carry)
         # `||H r||` cannot be told from zero below the root of the rounding error.
         eps = rounding(system.rhs)
         singular = (state.slope <= eps**0.5) & (norm > self.tolerance)
-        value, residual = system.better(first, state.value, first_norm)
+        value, residual = system.better(first, state.value, first_norm, residual, last)
         value, residual = jax.lax.cond(
             singular,
             lambda: _least_squares(system, state.flattest, value, residual),

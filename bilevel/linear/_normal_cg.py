@@ -52,7 +52,7 @@ class NormalCG(Settings):
         transpose = jax.linear_transpose(system.matvec, system.rhs)
         transposed = lambda vector: transpose(vector)[0]
         value, residual, spent = system.start(init)
-        first, first_norm, direction = value, _tree.norm(residual), transposed(residual)
+        first, first_residual, direction = value, residual, transposed(residual)
         slope = _tree.vdot(direction, direction)
         eps = rounding(system.rhs)
 
@@ -70,7 +70,9 @@ class NormalCG(Settings):
             _State(jnp.int32(0), value, residual, direction, slope, jnp.zeros_like(slope)),
         )
         # The residual falls at each step, but for rounding.
-        value, residual = system.better(first, state.value, first_norm)
+        value, residual = system.better(
+            first, state.value, _tree.norm(first_residual), first_residual
+        )
         return system.conclude(
             value,
             residual=residual,

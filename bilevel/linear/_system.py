@@ -108,18 +108,28 @@ class System:
         """A guess for the original right-hand side, as one for that of unit norm."""
         return jax.tree.map(lambda a: a / self.scale.astype(a.dtype), init)
 
-    def better(self, best: PyTree, last: PyTree, best_norm: jax.Array) -> tuple[PyTree, PyTree]:
+    def better(
+        self,
+        best: PyTree,
+        last: PyTree,
+        best_norm: jax.Array,
+        best_residual: PyTree | None = None,
+        residual: PyTree | None = None,
+    ) -> tuple[PyTree, PyTree]:
         """`last` and its residual; where `best` has a smaller one, the least between the two.
 
         Args:
             best: an iterate met on the way, or the start.
             last: where the iteration ended.
             best_norm: the residual norm of `best`, as the iteration knew it.
+            best_residual: the true residual of `best`, where known: a product less to compile.
+            residual: that of `last`.
         """
-        residual = self.residual(last)
+        residual = self.residual(last) if residual is None else residual
+        known = lambda: self.residual(best) if best_residual is None else best_residual
         return jax.lax.cond(
             best_norm < _tree.norm(residual),  # NaN compares false, and stays
-            lambda: least_between(best, self.residual(best), last, residual),
+            lambda: least_between(best, known(), last, residual),
             lambda: (last, residual),
         )
 
