@@ -26,8 +26,8 @@ COLUMNS = {
     " when learned; forward transfer is 0 by construction: classes to come cannot be named",
     "RA - ...": "paired difference over the seeds with its 95 % interval (Student's t)",
     "RA at equal SA": "that of the row minus that of clean_coreset, both interpolated along their"
-    " replay weights, mean over the SA that both reach, with its 95 % interval; in brackets the seeds"
-    " that share any",
+    " replay weights, mean over the SA that both reach, with its 95 % interval; in brackets the"
+    " seeds that share any",
     "withstands": "steps of PGD-10 that the kept points withstand, against all points of the task",
     "slope": "mean percentile of the kept points' input gradients among those of their task;"
     " 50 is neither easy nor hard",
