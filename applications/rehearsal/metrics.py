@@ -10,6 +10,7 @@ from .learner import Outcome
 from .stream import Stream
 
 Row = dict[str, Any]
+NUM_SHARED = 21  # places at which two fronts are compared
 
 
 def by_task(right: np.ndarray, stream: Stream) -> np.ndarray:
@@ -89,22 +90,27 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def at_equal_accuracy(rows: list[Row], name: str, reference: str) -> list[float]:
-    """RA of a row minus that of the reference, where the two have the same SA; a number a seed.
+    """RA of a row minus that of the reference at equal SA, a number a seed.
 
-    The reference is taken at the replay weight nearest to 1; the row is interpolated along its
-    weights. A seed in which the row does not reach that SA is left out.
+    Both are interpolated along their replay weights, and the difference is averaged over the SA
+    that both reach. A seed in which there is no such SA is left out.
     """
     gaps = []
     for seed in {row["seed"] for row in rows}:
-        own = [row for row in rows if (row["row"], row["seed"]) == (name, seed)]
-        theirs = [row for row in rows if (row["row"], row["seed"]) == (reference, seed)]
-        if not own or not theirs:
+        own, theirs = (_front(rows, one, seed) for one in (name, reference))
+        if not own.size or not theirs.size:
             continue
-        point = min(theirs, key=lambda row: abs(np.log(max(row["weight"], 1e-9))))
-        accuracies = np.array(sorted((row["SA"], row["RA"]) for row in own))
-        if accuracies[0, 0] <= point["SA"] <= accuracies[-1, 0]:
-            gaps.append(float(np.interp(point["SA"], *accuracies.T) - point["RA"]))
+        low, high = max(own[0, 0], theirs[0, 0]), min(own[0, -1], theirs[0, -1])
+        if low <= high:
+            shared = np.linspace(low, high, NUM_SHARED)
+            gaps.append(float(np.mean(np.interp(shared, *own) - np.interp(shared, *theirs))))
     return gaps
+
+
+def _front(rows: list[Row], name: str, seed: int) -> np.ndarray:
+    """SA, ascending, and RA of one seed: `[2, weights]`."""
+    own = [row for row in rows if (row["row"], row["seed"]) == (name, seed)]
+    return np.array(sorted((row["SA"], row["RA"]) for row in own)).T
 
 
 def _mean(hardness: np.ndarray) -> list[float | None]:

@@ -132,5 +132,7 @@ class Bench:
                 jnp.asarray(study.units.of), study.units.num_units, target.train,
                 named_key(study.key, "differences", target.name), count,
             )  # fmt: skip
-            found[target.name] = dict(self.page.keep(f"differences{count}/{target.name}", make))
+            found[target.name] = dict(
+                self.page.keep(f"seed{of.seed}/differences/{target.name}", make)
+            )
         return found

@@ -152,7 +152,7 @@ def compare(
         Plan(rows, num_steps(judge.recipe, len(rows)))
         for rows in (np.flatnonzero(half[units.of]) for half in halves)
     ]
-    got = page.keep(f"halves{count}", lambda: judge(plans, key, "random halves"))["probe"]
+    got = page.keep(f"seed{seed}/halves", lambda: judge(plans, key, "random halves"))["probe"]
     return {
         target.name: {
             name: ground_truth.agreement(

@@ -311,11 +311,13 @@ def test_paired_differences_and_equal_accuracy():
     assert mean == pytest.approx(2.5)
     assert half == pytest.approx(12.706 * np.std([-5, 10], ddof=1) / np.sqrt(2), rel=1e-3)
     assert metrics.at_equal_accuracy(rows, "b", "a") == [0.0]
+    rows += [row("c", 0, 1.0, 50, 8), row("c", 0, 3.0, 70, 8)]  # b and c share 50 to 60
+    assert metrics.at_equal_accuracy(rows, "b", "c") == [pytest.approx(7.5 - 8)]
     assert np.isnan(metrics.interval([1.0])[1])
 
 
 def test_the_claim_stands_ties_falls_or_cannot_be_told():
-    """By the interval of RA at the clean coreset's SA, which every row reaches between weights."""
+    """By the interval of RA at the clean coreset's SA, which lies between that of two weights."""
 
     def front(name, *gaps):
         ends = ((0.3, 40, -1), (3.0, 60, 1))
@@ -332,7 +334,7 @@ def test_the_claim_stands_ties_falls_or_cannot_be_told():
     assert "robust_coreset >= clean_coreset stands (robust_coreset +5.0" in said
     assert "clean_coreset >= uniform falls" in said
     said = lifelong_report.claim(clean + front("robust_coreset", -9, 0, 9) + front("uniform", 1))
-    assert "ties" in said and "uniform has the clean coreset's SA in 1 seeds" in said
+    assert "ties" in said and "uniform shares an SA with clean_coreset in 1 seeds" in said
 
 
 def test_pixels_of_vectors_have_no_ball():
