@@ -1,15 +1,34 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and what reading a damaged one raises."""
 
 import io
+import lzma
 import os
 import pathlib
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 
 from .errors import InputError
 
 Arrays = dict[str, np.ndarray]
+MAX_BYTES = 1 << 34
+# What the readers of compressed files and of arrays raise on damaged ones.
+DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # an encrypted zip; NotImplementedError: an unknown method
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
@@ -33,5 +52,5 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}). Delete it to compute it again.") from error

@@ -7,34 +7,17 @@ strange accuracy later. Nothing is unpickled: CIFAR's "python" archives are not 
 import bz2
 import gzip
 import io
-import lzma
 import math
 import pathlib
 import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from .errors import InputError
+from .files import DAMAGE, MAX_BYTES
 
-MAX_BYTES = 1 << 34
-# What the readers of compressed files and of arrays raise on damaged ones.
-DAMAGE = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,  # an encrypted zip; NotImplementedError: an unknown method
-    TypeError,
-    ValueError,
-    lzma.LZMAError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 IDX_UNSIGNED_BYTE = 0x08
 CIFAR_SIDE = 32
 

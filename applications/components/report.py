@@ -19,7 +19,8 @@ STYLE = """
   :root { --ink: #e6e9ee; --paper: #15181d; --rule: #3a424d; --soft: #a3adba; }
 }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
+  max-width: 76rem; margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
+h1, p, dl { max-width: 52rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .finding { font-size: 1.15rem; }
 dl { display: grid; grid-template-columns: fit-content(12rem) 1fr; gap: .2rem 1rem;
@@ -32,7 +33,8 @@ dt { font-weight: 600; } dd { margin: 0; color: var(--soft); }
 figure { margin: 1rem 0; } figcaption, .note { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap;
+  font-size: .9rem; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); }
 th { color: var(--soft); font-weight: 600; }
 .text { text-align: left; } tr.first td { border-top: 2px solid var(--rule); }

@@ -34,7 +34,7 @@ from .frame import Config
 from .output import to_json
 
 PyTree = Any
-WIDTH_OF_FILES = 160
+WIDTH_OF_FILES = 200
 FREE = ("output", "overwrite", "resume", "seeds", "cache", "data_dir")
 """Settings of any page that a resumed run may change."""
 OWNER, PIECES = "run.json", "pieces"

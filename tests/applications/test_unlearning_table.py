@@ -114,6 +114,17 @@ def test_both_gaps_are_in_the_table():
     assert {"gap", "gap of means"} <= {*tables.COLUMNS}
 
 
+@pytest.mark.parametrize(
+    ("gap", "text"),
+    [(1.0, "FT comes closest to Retrain (gap 1.00, the original model 2.00)"),
+     (4.0, "no method comes as close to Retrain as the original model does (gap 2.00; FT 4.00)")],
+)  # fmt: skip
+def test_a_method_is_praised_only_where_it_beats_doing_nothing(gap, text):
+    off = {"Retrain": 0.0, "FT": gap, "none": 2.0}
+    rows = [{"method": name, **dict.fromkeys(tables.PERCENTAGES, by)} for name, by in off.items()]
+    assert tables.closest(rows) == text
+
+
 @pytest.fixture
 def written(monkeypatch):
     """The pieces that a run computes, by the names of their files."""
