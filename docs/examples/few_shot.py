@@ -1,11 +1,13 @@
 # %% [markdown]
 # # Few-shot learning: MAML and implicit MAML
 #
-# Learn parameters from which few steps solve a new task. MAML (Finn et al., ICML 2017) differentiates through them;
-# implicit MAML (Rajeswaran et al., NeurIPS 2019) ties each task's solution to the common start by a ridge and
-# differentiates the solution. Here they are one problem with two solvers.
+# Learn a start from which few steps solve a new task. MAML (Finn et al., ICML 2017) differentiates through the steps;
+# implicit MAML (Rajeswaran et al., NeurIPS 2019) ties each solution to the start by a ridge and differentiates the
+# solution.
 #
-# **Found:** FINDING
+# **Found:** on new waves the learned starts cut the error from 2.1 to 0.28 (MAML) and from 2.3 to 0.59 (implicit); on
+# digits of new classes MAML gains nothing (82 %), the implicit one a little (92 % to 93 %): 48 classes are few to
+# learn from.
 
 # %%
 import sys
@@ -21,17 +23,11 @@ from sklearn.datasets import load_digits
 
 from bilevel import Batch, BilevelProblem, DoubleLoop, Implicit, Minimize, linear, run
 
-NUM_STEPS, NUM_TASKS, HIDDEN = (3, 2, 8) if "--small" in sys.argv else (1500, 16, 40)
+NUM_STEPS, NUM_TASKS, HIDDEN = (3, 2, 8) if "--small" in sys.argv else (1000, 16, 40)
 layers = [nn.Dense(HIDDEN), nn.tanh, nn.Dense(HIDDEN), nn.tanh]
 
-# %% [markdown]
-# ## Two solvers for one problem
-#
-# The inner variable stacks the parameters of all tasks. Both solvers start at the outer variable: unrolled, gradients
-# flow through the start; implicit ones flow through the ridge.
 
-
-# %%
+# %% One problem, two solvers, which start at the outer variable; the inner variable stacks the parameters of all tasks
 def learner(loss, step_size, num_steps, ridge):
     def inner_loss(start, params, tasks):
         distance = optax.tree.norm(optax.tree.sub(params, start), squared=True)
@@ -83,12 +79,7 @@ for axis, (name, (start, solutions)) in zip(axes, found.items(), strict=True):
     axis.set(title=f"{name}: before (dashed) and after")
 plt.show()
 
-# %% [markdown]
-# ## Digits that training never saw
-#
-# Tasks of three classes, five images of each: learned from 0 to 5 in eight orientations each, judged on 6 to 9.
-
-# %%
+# %% Digits: tasks of three classes, five images of each; learned from 0 to 5 in eight orientations, judged on 6 to 9
 x, y = load_digits(return_X_y=True)
 images = np.stack([x[y == c][:170].reshape(-1, 8, 8) / 16.0 for c in range(10)])
 turned = [np.rot90(a, k, (2, 3)) for k in range(4) for a in (images[:6], images[:6].swapaxes(2, 3))]
@@ -118,9 +109,9 @@ compare("accuracy", entropy, 0.1, 0.1, scratch, digits, unseen, right)
 # %% [markdown]
 # ## What can go wrong, and how you would see it
 #
-# - **A zero gradient.** Were MAML's solver to start at `init`, neither loss would read the outer variable:
-#   `info.hypergrad_norm` is 0 in the first step.
-# - **No solution.** Where the steps do not solve a task, implicit MAML is biased, and the start runs away (on the
-#   waves, a ridge of 0.1 does that). A plain function shows no evidence: ask `hypergradient(problem, Implicit(...),
-#   start, start, task)` once for `info.status`.
+# - **A zero gradient.** Were MAML's solver to start at `init`, no loss would read the outer variable:
+#   `info.hypergrad_norm` is 0.
+# - **No solution.** Unless the steps solve a task, implicit MAML is biased, and the start may run away: with a ridge
+#   of 0.1 it does on the waves. Ask `hypergradient(problem, Implicit(...), start, start, task)` once for
+#   `info.status`; a plain function hides it.
 # - **Tasks that leak.** New images of old classes are no test.

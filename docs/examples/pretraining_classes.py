@@ -4,9 +4,12 @@
 # A network is pretrained on twelve classes and then serves a small task by a linear probe. Some classes help it, some
 # only cost steps, and four of them are noise here, so that the right answer is known. Which ones should be dropped?
 #
-# **Found:** FINDING
+# **Found:** both choices put the four noise classes last, and pretraining without them lifts the probe from 71.0 % to
+# 90.0 %, where dropping four at random gives 70.2 %.
 
 # %%
+import contextlib
+import io
 import pathlib
 import sys
 import tempfile
@@ -38,7 +41,8 @@ config = Config(
     search_steps=2 if SMALL else None,
     inner_steps=2 if SMALL else None,
 )
-result = run(config)
+with contextlib.redirect_stdout(io.StringIO()):  # its tables are in report.html, too
+    result = run(config)
 
 # %% [markdown]
 # ## What was dropped, and what it is worth
