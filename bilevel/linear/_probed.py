@@ -63,6 +63,8 @@ class Probed(Wrapper):
         worse = (seen.status != LinearStatus.CONVERGED) & (
             seen.status != LinearStatus.NOT_CONVERGED
         )
+        if seen.min_curvature is not None:  # the sign of a curvature near zero is rounding
+            worse &= (seen.status != LinearStatus.INDEFINITE) | (seen.min_curvature < -negligible)
         status = jnp.where(worse, seen.status, status)
         status = jnp.where(info.status == LinearStatus.CONVERGED, status, info.status)
         return LinearSolution(value, info._replace(status=status, error_bound=bound))
