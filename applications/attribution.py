@@ -57,8 +57,8 @@ class Config(frame.Config):
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd has momentum 0.9; adam has the eps_root that gradients through it need."""
     learning_rate: float | None = None
-    """Its step size; 0.005 for sgd and 0.0003 for adam if not given, through which gradients predict
-    moves of a half too."""
+    """Its step size; 0.005 for sgd and 0.0003 for adam if not given, through which gradients
+    predict moves of a half too."""
     designs: tuple[str, ...] = ("half", "drop")
     """Banks to judge on: half leaves out one half of the points, double gives the other half a
     weight of 2, drop leaves out a tenth."""
