@@ -57,7 +57,7 @@ class Config(frame.Config):
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd has momentum 0.9; adam has the eps_root that gradients through it need."""
     learning_rate: float | None = None
-    """Its step size; if not given, 0.005 for sgd and 0.0003 for adam, through which gradients
+    """Its step size; 0.005 for sgd and 0.0003 for adam if not given, through which gradients
     predict moves of a half too."""
     designs: tuple[str, ...] = ("half", "drop")
     """Banks to judge on: half leaves out one half of the points, double gives the other half a
