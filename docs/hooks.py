@@ -1,11 +1,14 @@
 """What MkDocs calls while it builds the site: pages of examples, pages of source, smaller pages."""
 
 import json
+import logging
 import pathlib
 import re
 from typing import Any
 
 from gallery import EXAMPLES, RECORDED, ROOT, cells
+
+MOST_CHARACTERS = 100_000
 
 
 def script_page(script: pathlib.Path) -> str:
@@ -50,7 +53,12 @@ def on_files(files: Any, config: Any) -> Any:
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """A page without the indentation of its templates, a quarter of it; called by MkDocs."""
     parts = re.split(r"(<pre.*?</pre>)", output, flags=re.DOTALL)
-    return "".join(p if p.startswith("<pre") else re.sub(r"\s*\n\s*", "\n", p) for p in parts)
+    small = [p if p.startswith("<pre") else re.sub(r"\s*\n\s*", "\n", p) for p in parts]
+    if sum(map(len, small)) > MOST_CHARACTERS:
+        logging.getLogger("mkdocs").warning(
+            "%s has more than %d characters of HTML: split it.", page.url, MOST_CHARACTERS
+        )
+    return "".join(small)
 
 
 def on_post_build(config: Any) -> None:

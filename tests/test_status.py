@@ -118,3 +118,10 @@ def test_warm_starts_settle():
     _, info = jax.jit(lambda state: run(algorithm, state, Batch(), 60))(state)
     assert info.status[0] == HypergradStatus.NOT_STATIONARY
     np.testing.assert_array_equal(info.status[30:], HypergradStatus.OK)
+
+
+def test_few_steps_from_zero_are_not_taken_for_decay():
+    problem = BilevelProblem(lambda x, w, _: jnp.sum(w), lambda x, w, _: jnp.sum((w - x) ** 2))
+    rule = Implicit(Minimize(optax.sgd(0.1), 2))
+    found = diagnose(problem, rule, jnp.float32(1.0), jnp.zeros(3), Batch())
+    assert "more inner steps" in found.remedies[0] and "weight decay" in found.remedies[0]

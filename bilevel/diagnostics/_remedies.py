@@ -10,6 +10,7 @@ from bilevel._problem import PyTree
 
 # Below this cosine the gradient is taken for a negative multiple of the inner variable.
 _OPPOSITE = -0.98
+MORE_STEPS = "take more inner steps, or let the rate of the optimizer fall more slowly"
 
 
 def remedies(init: PyTree, inner: PyTree, gradient: PyTree, inner_error: float) -> list[str]:
@@ -32,7 +33,7 @@ def remedies(init: PyTree, inner: PyTree, gradient: PyTree, inner_error: float) 
         )
     )
     held = [(path, g) for (path, g), y, start in leaves if np.any(g) and np.array_equal(y, start)]
-    moving = [(g, y) for (_, g), y, start in leaves if not np.array_equal(y, start)]
+    moving = [(g, y, y - start) for (_, g), y, start in leaves if not np.array_equal(y, start)]
     found = []
     if held and moving:
         names = ", ".join(f"inner{jax.tree_util.keystr(path)}" for path, _ in held)
@@ -40,19 +41,25 @@ def remedies(init: PyTree, inner: PyTree, gradient: PyTree, inner_error: float) 
             f"the optimizer holds {names} still, and the loss has a gradient there: leave it out of"
             " the inner variable (let the loss find it in its data)"
         )
-    gradients, values = ([pair[i] for pair in moving] for i in (0, 1))
+    gradients, values, moves = ([parts[i] for parts in moving] for i in range(3))
     left, size = _norm(gradients), _norm(values)
     whole = _norm(gradient)
     if not left > 1e-2 * whole:
         return found
-    if sum(float(np.vdot(g, y)) for g, y in moving) < _OPPOSITE * left * size:
-        found.append(
-            f"the gradient left is -{left / size:.2g} times the inner variable, as the weight decay"
-            " of an optimizer leaves it: write the decay into the inner loss"
-        )
-    else:
-        found.append("take more inner steps, or let the rate of the optimizer fall more slowly")
+    if not _opposed(gradients, values):
+        return [*found, MORE_STEPS]
+    # A few steps from zero leave the same picture as the decay.
+    hurried = f"{MORE_STEPS}; if that changes nothing, " if _opposed(gradients, moves) else ""
+    found.append(
+        f"{hurried}the gradient left is -{left / size:.2g} times the inner variable, as the weight"
+        " decay of an optimizer leaves it: write the decay into the inner loss"
+    )
     return found
+
+
+def _opposed(a: list[Any], b: list[Any]) -> bool:
+    inner = sum(float(np.vdot(x, y)) for x, y in zip(a, b, strict=True))
+    return inner < _OPPOSITE * _norm(a) * _norm(b)
 
 
 def _norm(tree: Any) -> float:

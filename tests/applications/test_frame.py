@@ -67,6 +67,16 @@ def test_settings_as_people_write_them_in_python():
             Config(seeds=single)
 
 
+def test_it_ends_in_what_it_found_and_where(tmp_path, capsys):
+    with Run("page", Config(output=tmp_path / "out"), points()) as run:
+        pass
+    run.finding = "Half of [bold] is 3."
+    run.write_arrays({"rows": np.arange(4)})
+    *_, found, where = capsys.readouterr().out.rstrip().splitlines()
+    assert found == "Half of [bold] is 3."
+    assert where == f"The whole report: {tmp_path}/out/report.html"
+
+
 def test_names_that_differ_after_a_point_are_two_pieces(tmp_path):
     with Run("page", Config(output=tmp_path / "out"), points()) as run:
         for value in (0.1, 0.3):
