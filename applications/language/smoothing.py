@@ -186,8 +186,8 @@ class AttackerAware:
         problem = bilevel.BilevelProblem(outer_loss=judge, inner_loss=attack)
         start = optax.tree.zeros_like(params)
         batch = bilevel.Batch(inner=(), outer=())
-        # Without the evidence of `bilevel.hypergradient`, which nobody looks at here and which takes
-        # longer to compile than the rest.
+        # Without the evidence of `bilevel.hypergradient`, which nobody looks at here and which
+        # takes longer to compile than the rest.
         return bilevel.value_and_hypergrad(problem, self.solver())(params, start, batch)[1]
 
 
