@@ -116,7 +116,12 @@ def run(
     steps, batch_size = SIZES.get(config.data, SIZES[MARKOV])
     first = checked(make(jax.random.key(config.seeds[0])))
     size = Size(config.unlearning_steps or steps, config.batch_size or batch_size)
-    decided = {"size": size._asdict(), "recipe": repr(first.recipe), "model": repr(first.model)}
+    decided = {
+        "size": size._asdict(),
+        "beta": zoo.BETA,
+        "recipe": repr(first.recipe),
+        "model": repr(first.model),
+    }
     entries = zoo.find(config.methods)
     ticks = len(entries) + len(config.seeds) * (4 + len(entries) + len(config.claims))
     free = ("methods", "claims")

@@ -28,7 +28,7 @@ PARTS = {
     "bi-level 0.05": BilevelPart(0.05),
     "first authors only": FirstPart(0.5),
 }
-BETAS = 0.1, 0.3, 1.0, 2.5, 4.5
+BETAS = 0.3, 1.0, 2.5, 4.5, 8.0
 DRAWS = 3  # random parts of each share and seed
 
 

@@ -186,7 +186,9 @@ class AttackerAware:
         problem = bilevel.BilevelProblem(outer_loss=judge, inner_loss=attack)
         start = optax.tree.zeros_like(params)
         batch = bilevel.Batch(inner=(), outer=())
-        return bilevel.hypergradient(problem, self.solver(), params, start, batch).hypergrad
+        # Without the evidence of `bilevel.hypergradient`, which nobody looks at here and which
+        # takes longer to compile than the rest.
+        return bilevel.value_and_hypergrad(problem, self.solver())(params, start, batch)[1]
 
 
 def direction(grads: Params) -> Params:

@@ -34,7 +34,7 @@ class Method(Protocol):
         ...
 
 
-BETA = 0.3  # of NPO wherever something else is tuned
+BETA = 1.0  # of NPO wherever something else is tuned
 SAM_PASSES = Unlearn(smoothing=SAM()).passes
 
 
@@ -82,7 +82,7 @@ def _attacker(rule: str) -> Callable[[Size, Any, Any], Method]:
     return make
 
 
-NPO_BETAS = (0.1, 0.3, 1.0)
+NPO_BETAS = (0.3, 1.0, 3.0)
 ENTRIES: dict[str, Entry] = {
     "GradDiff": Entry(
         lambda size, rate, s: size.unlearn(rate, objective=GradDiff(), balance=Weighted(s)),
