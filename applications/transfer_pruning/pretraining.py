@@ -225,14 +225,14 @@ class Judge:
                 jnp.array([plan.num_steps for plan in filled[now]], jnp.int32),
                 jnp.stack([key] * self.at_once),
             )
-            parts.append(self._graded(jax.device_get(self._run(runs))))
-        judged = {k: np.concatenate([part[k] for part in parts])[: len(plans)] for k in parts[0]}
-        if not np.isfinite(judged["loss"]).all():
-            raise NonFiniteError(
-                f"A pretraining of {name} diverged. Lower `learning_rate`, which is"
-                f" {self.recipe.learning_rate}."
-            )
-        return judged
+            found = jax.device_get(self._run(runs))
+            if not all(np.isfinite(array).all() for array in (found["loss"], *found["said"])):
+                raise NonFiniteError(
+                    f"A pretraining of {name} diverged. Lower `learning_rate`, which is"
+                    f" {self.recipe.learning_rate}."
+                )
+            parts.append(self._graded(found))
+        return {k: np.concatenate([part[k] for part in parts])[: len(plans)] for k in parts[0]}
 
     def _graded(self, found: dict[str, Any]) -> dict[str, np.ndarray]:
         """With what the probabilities are worth in place of them."""
