@@ -1,5 +1,6 @@
 """Claims of the field, each tried here: rows for one table and the sentence that goes with it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ PARTS = {
     "first authors only": FirstPart(0.5),
 }
 BETAS = 0.3, 1.0, 2.5, 4.5, 8.0
+SWEPT = "log10 FQ", "KL forget", "p forget", "p retain", "utility"
 DRAWS = 3  # random parts of each share and seed
 
 
@@ -129,17 +131,18 @@ def rates_alone(
     rows = []
     for name, settings in methods.items():
         for rate in swept:
-
-            def run(rate: float = rate, settings: dict[str, Any] = settings) -> dict[str, float]:
-                params = own.unlearned(size.unlearn(rate, **settings), name)  # noqa: B023
-                scores = judging.judge(own.world, own.known, params)
-                wanted = "log10 FQ", "KL forget", "p forget", "p retain", "utility"
-                return {column: scores[column] for column in wanted}
-
+            method = size.unlearn(rate, **settings)
             place = f"seed{bench.seed}/claims/rates/{name} {rate:g}"
+            run = functools.partial(_raw, own, method, name)
             found = numbered(bench.page.keep(place, run))
             rows.append({"seed": bench.seed, "method": name, "rate": rate} | found)
     return rows
+
+
+def _raw(bench: Bench, method: Method, name: str) -> Row:
+    """Some metrics of a method as it is."""
+    scores = judging.judge(bench.world, bench.known, bench.unlearned(method, name))
+    return {column: scores[column] for column in SWEPT}
 
 
 CLAIMS = {
@@ -164,7 +167,7 @@ CLAIMS = {
     "rates": Claim(
         "a rate alone can buy forget quality",
         ("method", "rate"),
-        ("log10 FQ", "KL forget", "p forget", "p retain", "utility"),
+        SWEPT,
         rates_alone,
     ),
 }

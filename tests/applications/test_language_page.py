@@ -1,5 +1,6 @@
 """The page on a bench of seconds, TOFU's files, and what a user can get wrong."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -40,6 +41,9 @@ def small(monkeypatch):
         name: entry._replace(strengths=entry.strengths[:1]) for name, entry in zoo.ENTRIES.items()
     }
     monkeypatch.setattr(zoo, "ENTRIES", entries)
+    world = lambda short: dataclasses.replace(TINY, short=min(short, TINY.length))
+    monkeypatch.setattr(claims, "Markov", world)
+    monkeypatch.setattr(claims, "BETAS", (1.0,))
     monkeypatch.setattr(claims, "SHARES", (0.5,))
     monkeypatch.setattr(claims, "SCORES", ("snip",))
     monkeypatch.setattr(claims, "GAMMAS", (1e-6,))
@@ -63,9 +67,7 @@ def test_walks_stay_in_their_group_but_for_the_leak():
 
 
 def test_the_page_end_to_end_and_resumed(small, tmp_path):
-    config = language_unlearning.Config(
-        output=tmp_path / "a", claims=("keep_ratios", "coresets"), **QUICK
-    )
+    config = language_unlearning.Config(output=tmp_path / "a", claims=tuple(claims.CLAIMS), **QUICK)
     result = language_unlearning.run(config, TINY.world)
     assert [row["method"] for row in result.rows] == ["none", "Retrain", "Retrain 2", "NPO"]
     retrain = result.rows[1]
