@@ -77,8 +77,8 @@ plt.show()
 # - **One network says little.** Hypergradients of pretraining vary more from network to network than from class to
 #   class: compare the orders of several `seeds` before you believe one.
 # - **The order is an accident of training.** If `random` does as well as a method, no choice was needed.
-# - **The search leaves the finite numbers** at too large a `search_rate`: training becomes chaotic, and the run ends
-#   with an error that says so.
+# - **The search leaves the finite numbers** at too large a `search_rate`, and on some runs at this one, for a reason
+#   that is not found yet: the run ends with an error that says so. Start it again, or lower the rate.
 #
 # Your own data: `Config(data="npz:source.npz", targets=("npz:target.npz",), ...)`, or `python -m applications.pruning
 # --help`.
