@@ -16,6 +16,7 @@ import jax
 
 from .components import frame
 from .components.errors import InputError, check_names
+from .components.spreading import spread
 from .components.work import Run
 from .unlearning import lira, pages, settings, tables, tuning, zoo
 from .unlearning.bench import Bench
@@ -125,7 +126,7 @@ def fill(
         prune = functools.partial(prune_and_fit, bench.task, bench.key("original"), sparsity)
         original, mask = own.tree("original", prune)
         own = bench.at(arm, bench.task.replace(original=original, mask=mask))
-    keys = lambda: jax.random.split(bench.key("shadows"), config.num_shadows)
+    keys = lambda: spread(jax.random.split(bench.key("shadows"), config.num_shadows))
     shadows = functools.cache(lambda: own.tree("shadows", lambda: lira.originals(own.task, keys())))
     for name, draws in repetition.sets.items():
         rows = repetition.add(own, arm, name, methods)

@@ -19,6 +19,7 @@ import scipy.special
 
 from ..components.attacks import attack_accuracy, confidence, relative_membership
 from ..components.points import Points
+from ..components.spreading import spread
 from ..components.training import predict
 from .bench import Bench
 from .methods import Method, Task
@@ -72,7 +73,8 @@ def attack_all(
     def answers(who: str, method: Method) -> np.ndarray:
         def make() -> dict[str, jax.Array]:
             keys = jax.random.split(bench.key("methods", name, "shadows", who), count)
-            return {"confidence": population(method, bench.task, models(), bench.judged, keys)}
+            shadows, keys = spread((models(), keys))
+            return {"confidence": population(method, bench.task, shadows, bench.judged, keys)}
 
         return bench.keep(f"{name}/shadows/{who}", make)["confidence"].astype(np.float64)
 

@@ -15,6 +15,7 @@ from bilevel import training
 
 from ..components.errors import NonFiniteError
 from ..components.points import Points
+from ..components.spreading import spread
 from ..components.training import shuffled_epochs
 from .selection import LowerData, Minibatch, OuterData, Search
 
@@ -65,7 +66,8 @@ def search(
     Args:
         setting: of the search.
         points: all training points.
-        begins: one for each search; several run in one compiled program.
+        begins: one for each search; several run in one compiled program, over all devices where
+            their number divides the searches.
         num_steps: outer steps.
         on_step: called after each outer step.
         folder: where to save the search every ten minutes and when it is interrupted, to resume it;
@@ -79,7 +81,7 @@ def search(
     algorithm = _algorithm(setting, tuple(np.asarray(points.y).tolist()), len(begins))
     rows = jnp.arange(len(points.y), dtype=jnp.int32)
     data = OuterData(points, points.y if setting.unit == "class" else rows)
-    begin = jax.tree.map(lambda *a: jnp.stack(a), *begins) if many else begins[0]
+    begin = spread(jax.tree.map(lambda *a: jnp.stack(a), *begins)) if many else begins[0]
     taken = 0
 
     def after_step(report: training.Report) -> None:
