@@ -146,7 +146,7 @@ def make_outer(size: Size) -> PyTree:
 
 def solver(size: Size, minibatch: Any = None, **options: Any) -> Minimize:
     """Adam with warm-up, on minibatches by key."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 4, size.num_steps + 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, min(4, size.num_steps), size.num_steps + 1)
     draw = minibatch or sampling.Draw(size.batch_size, jax.random.key(2), with_rows=True)
     return Minimize(optax.adam(rate, eps_root=1e-5), size.num_steps, draw, **options)
 

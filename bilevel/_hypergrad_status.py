@@ -52,7 +52,9 @@ def implicit_status(
         inner: y, the inner solution.
         init: where the inner solver started.
     """
-    missed = jnp.abs(_tree.vdot(adjoint, stationarity)) / _positive(_tree.norm(cotangent))
+    pulled = _tree.norm(cotangent)
+    seen = jnp.abs(_tree.vdot(adjoint, stationarity)) / jnp.where(pulled > 0, pulled, 1.0)
+    missed = jnp.where(pulled > 0, seen, 0.0)  # a warm start's adjoint of nothing is rounding
     if info.max_curvature is not None:
         stiff = info.max_curvature > 0  # not where no step was taken
         least = _tree.norm(stationarity) / jnp.where(stiff, info.max_curvature, jnp.inf)

@@ -122,7 +122,7 @@ def lanczos(state: State) -> Lanczos:
     used = state.step - state.first - state.blocked.astype(jnp.int32)
     rows = jnp.where((jnp.arange(len(state.rows)) < used)[:, None], state.rows, 0.0)
     inverse, coupling = rows[:, 1], rows[:, 2]
-    diagonal = inverse.at[1:].add(coupling[:-1] * (inverse[1:] != 0))
+    diagonal = inverse.at[1:].add(jnp.where(inverse[1:] != 0, coupling[:-1], 0.0))
     return Lanczos(diagonal, jnp.sqrt(inverse) * jnp.sqrt(coupling), used)
 
 
