@@ -52,9 +52,7 @@ def implicit_status(
         inner: y, the inner solution.
         init: where the inner solver started.
     """
-    pulled = _tree.norm(cotangent)
-    seen = jnp.abs(_tree.vdot(adjoint, stationarity)) / jnp.where(pulled > 0, pulled, 1.0)
-    missed = jnp.where(pulled > 0, seen, 0.0)  # a warm start's adjoint of nothing is rounding
+    missed = jnp.abs(_tree.vdot(adjoint, stationarity)) / _positive(_tree.norm(cotangent))
     if info.max_curvature is not None:
         stiff = info.max_curvature > 0  # not where no step was taken
         least = _tree.norm(stationarity) / jnp.where(stiff, info.max_curvature, jnp.inf)
