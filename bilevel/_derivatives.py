@@ -71,15 +71,17 @@ def has_forward_derivative(product: Callable[..., Any], *args: PyTree) -> bool:
 
 def _calls(jaxpr: Any, name: str) -> bool:
     """Whether a primitive called `name` occurs in `jaxpr` or in any function that it calls."""
-    inside = [
-        part.jaxpr if isinstance(part, jex.core.ClosedJaxpr) else part
+    return any(
+        equation.primitive.name == name or any(_calls(part, name) for part in called(equation))
         for equation in jaxpr.eqns
-        for part in jax.tree.leaves(list(equation.params.values()))
-        if isinstance(part, jex.core.ClosedJaxpr | jex.core.Jaxpr)
-    ]
-    return any(equation.primitive.name == name for equation in jaxpr.eqns) or any(
-        _calls(part, name) for part in inside
     )
+
+
+def called(equation: Any) -> list[Any]:
+    """The programs that an equation of a jaxpr runs: bodies of loops, branches, inner functions."""
+    parts = jax.tree.leaves(list(equation.params.values()))
+    kinds = jex.core.ClosedJaxpr | jex.core.Jaxpr
+    return [getattr(part, "jaxpr", part) for part in parts if isinstance(part, kinds)]
 
 
 def is_zero(leaf: Any) -> bool:

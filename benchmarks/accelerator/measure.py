@@ -11,28 +11,20 @@ import jax
 from . import estimates
 
 
-def timed(function: Callable[..., Any], *args: Any, static: str = "", repeats: int = 1) -> Any:
-    """Compile a function apart from running it.
-
-    Args:
-        function: to compile.
-        args: its arguments.
-        static: name of the argument that is not an array, if there is one.
-        repeats: runs; the fastest counts.
-
-    Returns:
-        The result, seconds of compiling and seconds of one run.
-    """
+def compiled(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], float]:
+    """The program of a function for such arguments, and the seconds that it took to make."""
     begin = time.perf_counter()
-    compiled = jax.jit(function, static_argnames=static or None).lower(*args).compile()
-    compiling = time.perf_counter() - begin
-    arrays = [arg for arg in args if not callable(getattr(arg, "apply", None))]
-    running = float("inf")
+    return jax.jit(function).lower(*args).compile(), time.perf_counter() - begin
+
+
+def timed(program: Callable[..., Any], *args: Any, repeats: int = 1) -> tuple[Any, float]:
+    """The result of a compiled program, and the seconds of the fastest of some calls."""
+    seconds = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
-        result = jax.block_until_ready(compiled(*arrays))
-        running = min(running, time.perf_counter() - begin)
-    return result, compiling, running
+        result = jax.block_until_ready(program(*args))
+        seconds = min(seconds, time.perf_counter() - begin)
+    return result, seconds
 
 
 def share_of_peak(flops: float, seconds: float) -> float | None:

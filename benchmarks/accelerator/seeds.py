@@ -50,9 +50,10 @@ def run(config: Config) -> list[dict[str, Any]]:
         for count in counts:
             keys = jax.random.split(jax.random.key(0), count)
             for way in ("vmap", "lax.map"):
-                args = network, recipe, dataset.train.on_device(), keys
-                fit = functools.partial(_fit_all, way)
-                _, compiling, seconds = measure.timed(fit, *args, static="model", repeats=3)
+                args = recipe, dataset.train.on_device(), keys
+                fit = functools.partial(_fit_all, way, network)
+                program, compiling = measure.compiled(fit, *args)
+                _, seconds = measure.timed(program, *args, repeats=3)
                 row = {"network": name, "count": count, "way": way}
                 rows.append(row | {"seconds": seconds, "compile seconds": compiling})
                 measure.write(config.output, rows)

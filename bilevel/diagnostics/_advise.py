@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from bilevel import _cpu_operations
+from bilevel import _cpu_operations, _derivatives
 from bilevel._hypergradient import value_and_hypergrad
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel.solvers import Solver
@@ -100,13 +100,8 @@ def _equations(jaxpr: Any, in_loop: bool) -> Iterator[tuple[core.JaxprEqn, bool]
     for equation in jaxpr.eqns:
         yield equation, in_loop
         within = in_loop or equation.primitive.name in _LOOPS
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
-                yield from _equations(getattr(value, "jaxpr", value), within)
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+        for inside in _derivatives.called(equation):
+            yield from _equations(inside, within)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

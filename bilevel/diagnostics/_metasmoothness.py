@@ -10,7 +10,7 @@ from bilevel import _check, _tree
 from bilevel._hypergradient import checked
 from bilevel._problem import Batch, BilevelProblem, PyTree, check_alike
 from bilevel._stateful import variable_of
-from bilevel.diagnostics._advice import advice
+from bilevel.diagnostics._smoother import advice
 from bilevel.solvers import Solver
 
 # Of 22 settings that it was fixed on, the six above predicted with a cosine of .98 and more; the

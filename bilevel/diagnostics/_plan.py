@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bilevel import linear
+from bilevel import _derivatives, linear
 from bilevel._hypergradient import value_and_hypergrad
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel.rules import Implicit, Truncated
@@ -126,7 +126,7 @@ def count_flops(jaxpr: Any) -> float:
 
 
 def _equation_flops(equation: Any) -> float:
-    inside = sum(count_flops(getattr(j, "jaxpr", j)) for j in _subjaxprs(equation.params))
+    inside = sum(count_flops(jaxpr) for jaxpr in _derivatives.called(equation))
     if inside:
         return inside * equation.params.get("length", 1)
     outputs = sum(math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape"))
@@ -139,15 +139,6 @@ def _equation_flops(equation: Any) -> float:
         out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * outputs * math.prod(kernel) / out_features
     return float(outputs)
-
-
-def _subjaxprs(params: Mapping[str, Any]) -> list[Any]:
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
-                found.append(item)
-    return found
 
 
 def _human(size: float) -> str:

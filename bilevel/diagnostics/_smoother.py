@@ -8,7 +8,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import optax
 
-from bilevel import _tree
+from bilevel import _derivatives, _tree
 from bilevel._hypergradient import seen_batch
 from bilevel._problem import Batch, BilevelProblem, PyTree
 from bilevel._stateful import at_state, variable_of
@@ -108,7 +108,7 @@ def _kinked(jaxpr: Any, varying: set[Any]) -> bool:
             continue
         if name in _KINKS and not any(_is_infinite(v) for v in equation.invars):
             return True
-        for inside in _called(equation):
+        for inside in _derivatives.called(equation):
             # With a derivative of its own it may be smooth where its program is not (softplus).
             if name == "custom_jvp_call" and "relu" not in inside.debug_info.func_name:
                 continue
@@ -119,12 +119,6 @@ def _kinked(jaxpr: Any, varying: set[Any]) -> bool:
                 return True
         varying |= set(equation.outvars)
     return False
-
-
-def _called(equation: Any) -> list[Any]:
-    """The programs that an equation runs."""
-    parts = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(equation.params.values()))]
-    return [part for part in parts if isinstance(part, jex.core.Jaxpr)]
 
 
 def _is_float(variable: Any) -> bool:
