@@ -53,6 +53,8 @@ def learned(kind):
     return value_and_hypergrad(PROBLEM, solver)
 
 
+# A leak is found while tracing; a run under its check compiles all that JAX keeps otherwise.
+TRACED = "mixed", "reverse", "learned rate", "corrected"
 RUNS = {
     "mixed": lambda kind, *args: jax.jit(unrolled(kind(0.1)))(*args)[1],
     "reverse": lambda kind, *args: jax.jit(unrolled(kind(0.1), mode="reverse"))(*args)[1],
@@ -69,10 +71,14 @@ RUNS = {
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("name", RUNS)
 def test_healthy_problems_pass_the_checks_of_jax(name, flag):
+    args = jnp.ones(3), jnp.zeros(3), Batch()
+    run = functools.partial(RUNS[name], SMOOTH[flag])
     with contextlib.ExitStack() as stack:
         stack.enter_context(FLAGS[flag]())
-        result = RUNS[name](SMOOTH[flag], jnp.ones(3), jnp.zeros(3), Batch())
-        assert bool(jnp.all(jnp.isfinite(jnp.asarray(result))))
+        if flag == "leaks" and name in TRACED:
+            jax.eval_shape(run, *args)
+        else:
+            assert bool(jnp.all(jnp.isfinite(jnp.asarray(run(*args)))))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
