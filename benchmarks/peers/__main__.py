@@ -1,15 +1,17 @@
 """Times every contestant by turns in one process: see the package."""
 
 import argparse
+import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from . import __doc__ as about
-from . import by_jaxopt
+from . import by_jaxopt, by_torch
 from .problems import Problem, all_problems
 
 
@@ -23,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}; processor seconds, medians")
     if by_jaxopt.jaxopt is None:
         print("JAXopt is not installed here: its rows are missing. `make test-peers` installs it.")
+    if by_torch.torch is None:
+        print("PyTorch is not installed here: its libraries' rows are missing.")
     for problem in all_problems(config.small):
         if config.only in problem.name:
             compare(problem, config.turns)
@@ -36,20 +40,28 @@ def compare(problem: Problem, turns: int) -> list[dict[str, Any]]:
         turns: calls of each.
     """
     exact = in_float64(problem)
-    rows, programs = [], {}
+    rows: list[dict[str, Any]] = []
+    calls: dict[str, Callable[[], Any]] = {}
+
+    def enter(name: str, call: Callable[[], Any], **planned: float) -> None:
+        error = float(jnp.linalg.norm(jnp.asarray(call()) - exact) / jnp.linalg.norm(exact))
+        calls[name] = call
+        rows.append({"name": name, "error": error} | planned)
+
     for name, function in problem.contestants.items():
         begin = time.process_time()
-        programs[name] = jax.jit(function).lower(*problem.args).compile()
+        program = jax.jit(function).lower(*problem.args).compile()
         compiling = time.process_time() - begin
-        result = jnp.asarray(programs[name](*problem.args))
-        error = float(jnp.linalg.norm(result - exact) / jnp.linalg.norm(exact))
-        memory = programs[name].memory_analysis().temp_size_in_bytes / 2**20
-        rows.append({"name": name, "compile": compiling, "MiB": memory, "error": error})
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+        memory = program.memory_analysis().temp_size_in_bytes / 2**20
+        run = functools.partial(_to_the_end, program, problem.args)
+        enter(name, run, compile=compiling, MiB=memory)
+    for name, call in problem.eager.items():
+        enter(name, call)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
-        for name, program in programs.items():
+        for name, call in calls.items():
             begin = time.process_time()
-            jax.block_until_ready(program(*problem.args))
+            call()
             seconds[name].append(time.process_time() - begin)
     print(
         f"\n{problem.name}\n{'':<34}{'seconds':>9}{'ratio':>7}{'compile':>9}{'MiB':>8}{'error':>9}"
@@ -58,12 +70,17 @@ def compare(problem: Problem, turns: int) -> list[dict[str, Any]]:
     for row in rows:
         row["seconds"] = statistics.median(seconds[row["name"]])
         row["ratio"] = row["seconds"] / first
+        planned = f"{row['compile']:>9.2f}{row['MiB']:>8.1f}" if "MiB" in row else " " * 17
         print(
-            f"{row['name']:<34}{row['seconds']:>9.4f}{row['ratio']:>7.2f}{row['compile']:>9.2f}"
-            f"{row['MiB']:>8.1f}{row['error']:>9.1e}",
+            f"{row['name']:<34}{row['seconds']:>9.4f}{row['ratio']:>7.2f}{planned}"
+            f"{row['error']:>9.1e}",
             flush=True,
         )
     return rows
+
+
+def _to_the_end(program: Any, args: tuple[Any, ...]) -> Any:
+    return jax.block_until_ready(program(*args))
 
 
 def in_float64(problem: Problem) -> jax.Array:

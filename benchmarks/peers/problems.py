@@ -1,7 +1,8 @@
 """The problems: each gives the arguments and, by contestant, a function of them to time."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from bilevel import (
     value_and_hypergrad,
 )
 
-from . import by_jaxopt
+from . import by_jaxopt, by_torch
 
 Contestant = Callable[..., Any]
 STEP, DECAY = 0.1, 1e-3
@@ -33,11 +34,13 @@ class Problem(NamedTuple):
         name: for people.
         args: of every contestant.
         contestants: by name, `args -> hypergradient`; "by hand" is the yardstick.
+        eager: PyTorch's, functions of nothing.
     """
 
     name: str
     args: tuple[Any, ...]
     contestants: dict[str, Contestant]
+    eager: Mapping[str, by_torch.Contestant] = MappingProxyType({})
 
 
 def all_problems(small: bool) -> list[Problem]:
@@ -138,7 +141,8 @@ def cleaning_by_unrolling(rows: int, columns: int, steps: int) -> Problem:
     solver = Minimize(optax.sgd(STEP), steps)
     contestants = {"by hand": by_hand} | _ours(outer_loss, inner_loss, solver)
     contestants |= by_jaxopt.unrolled(inner_loss, outer_loss, STEP, steps)
-    return Problem(f"hyper-cleaning, unroll {steps}", args, contestants)
+    theirs = by_torch.unrolled(args, STEP, steps, DECAY)
+    return Problem(f"hyper-cleaning, unroll {steps}", args, contestants, theirs)
 
 
 def cleaning_by_series(kind: str, rows: int, columns: int, terms: int) -> Problem:
@@ -167,7 +171,8 @@ def cleaning_by_series(kind: str, rows: int, columns: int, terms: int) -> Proble
     contestants = {"by hand": by_hand} | _ours(outer_loss, inner_loss, solver)
     if kind == "CG":
         contestants |= by_jaxopt.implicit(inner_loss, outer_loss, STEP, terms)
-    return Problem(f"hyper-cleaning, {kind} {terms}", args, contestants)
+    theirs = by_torch.series(kind, args, STEP, terms, DECAY)
+    return Problem(f"hyper-cleaning, {kind} {terms}", args, contestants, theirs)
 
 
 def network(examples: int, side: int, steps: int) -> Problem:
@@ -212,7 +217,10 @@ def network(examples: int, side: int, steps: int) -> Problem:
     solver = Minimize(optax.sgd(STEP), steps)
     contestants = {"by hand": by_hand} | _ours(outer_loss, inner_loss, solver)
     contestants |= by_jaxopt.unrolled(inner_loss, outer_loss, STEP, steps)
-    return Problem(f"CNN, unroll {steps}", (jnp.zeros(examples), params, data), contestants)
+    args = jnp.zeros(examples), params, data
+    return Problem(
+        f"CNN, unroll {steps}", args, contestants, by_torch.unrolled(args, STEP, steps, 0.0)
+    )
 
 
 def _ours(outer_loss: Any, inner_loss: Any, solver: Any) -> dict[str, Contestant]:
