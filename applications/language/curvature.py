@@ -54,13 +54,14 @@ def fisher_factors(task: Task, texts: Texts, key: jax.Array) -> linear.Kronecker
 class KFADE:
     """Uphill on what is to be forgotten, in the metric of what is to be kept.
 
-        theta <- theta + rate (F_r + ridge I)^-1 grad l_f,      F_r by Kronecker factors
+        theta <- theta + rate d / sqrt(d^T M d),    d = M^-1 grad l_f,    M = F_r + ridge I
 
-    After K-FADE (SaTML 2026), read at second hand: the factors are computed once, from the original
-    model, and steps have the length `rate` of their natural norm.
+    After K-FADE (SaTML 2026), read at second hand: the factors of F_r are computed once, from the
+    original model. A step of length `rate` in the metric M costs about rate^2 / 2 nats a token on
+    what is to be kept.
 
     Attributes:
-        rate: length of a step.
+        rate: length of a step in that metric.
         ridge: on the diagonal, as a share of the mean curvature; larger is nearer to plain ascent.
         num_steps: steps, each on all texts of a batch.
         batch_size: texts to forget in each step.
@@ -86,8 +87,8 @@ class KFADE:
             texts = task.forget.at(seen)
             slope = jax.grad(lambda p: mean_loss(task.model, p, texts))(params)
             natural = inverse.build(lambda v: v, slope)(slope)
-            length = jnp.sqrt(optax.tree.vdot(slope, natural) / mean)
-            pace = self.rate / jnp.where(length > 0, length * mean, 1.0)
+            length = jnp.sqrt(optax.tree.vdot(slope, natural))  # of M^-1 slope, in the metric M
+            pace = self.rate / jnp.where(length > 0, length, 1.0)
             return optax.tree.add_scale(params, pace, natural), None
 
         shape = (self.num_steps, self.batch_size)

@@ -4,7 +4,7 @@
     python -m benchmarks.peers --only ridge    # one of them
     python -m benchmarks.peers --small         # toy sizes, to see that everything runs
 
-`make test-peers` builds an environment that holds JAXopt; without it that row is missing, as are those of
-higher, TorchOpt and hypertorch (the package `hypergrad`) without PyTorch, TorchOpt and each of them.
+`make test-peers` builds an environment that holds JAXopt; without it that row is missing, as are
+those of higher, TorchOpt and hypertorch (the package `hypergrad`) without them and PyTorch.
 PyTorch's rows have no compiling and no planned memory.
 """
