@@ -137,7 +137,7 @@ ENTRIES: dict[str, Entry] = {
         lambda size, rate, s: KFADE(rate, s, size.num_steps // 2, size.batch_size),
         (0.01, 0.1, 1.0),
         "ridge",
-        pace=30.0,
+        pace=3.0,
     ),
     "coreset, random": Entry(
         lambda size, rate, s: size.unlearn(rate, objective=NPO(s), part=RandomPart(0.05)),
