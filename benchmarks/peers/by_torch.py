@@ -43,7 +43,7 @@ def _losses(logits: Callable[..., Any], x: Any, labels: Any, decay: float) -> tu
 
 
 def _linear(params: Any, x: Any) -> Any:
-    return x @ params[0]
+    return torch.nn.functional.linear(x, params[0])
 
 
 def _network(params: Any, x: Any) -> Any:
@@ -52,14 +52,16 @@ def _network(params: Any, x: Any) -> Any:
         x = functions.gelu(functions.conv2d(x, kernel, padding="same"), approximate="tanh")
         x = functions.avg_pool2d(x, 2)
     x = x.permute(0, 2, 3, 1).flatten(1)  # channels last, as the dense layer has its inputs
-    return functions.gelu(x @ params[2], approximate="tanh") @ params[3]
+    x = functions.gelu(functions.linear(x, params[2]), approximate="tanh")
+    return functions.linear(x, params[3])
 
 
 def _tensors(args: Any) -> tuple[Any, list[Any], Any, Any]:
-    """Outer tensor, inner tensors, inputs and labels, in PyTorch's order of axes."""
+    """Outer tensor, inner tensors, inputs and labels, in PyTorch's order of axes, which is fast."""
     outer, params, (x, labels) = args
     tensor = lambda a: torch.tensor(np.asarray(a))
-    kernel = lambda a: tensor(a).permute(3, 2, 0, 1).contiguous() if a.ndim == 4 else tensor(a)
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
+    kernel = lambda a: tensor(a).permute(axes[a.ndim]).contiguous()
     inner = [kernel(leaf).requires_grad_(True) for leaf in jax.tree.leaves(params)]
     x = tensor(x).permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else tensor(x)
     return tensor(outer).requires_grad_(True), inner, x, tensor(labels).long()
