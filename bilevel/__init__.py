@@ -71,7 +71,6 @@ from bilevel.algorithms import (
     VRBO,
     AmIGO,
     BiP,
-    CentralF2SA,
     DoubleLoop,
     Extragradient,
     FastBAT,
@@ -184,7 +183,6 @@ __all__ = [
     "VRBO",
     # Algorithms on first derivatives only
     "BOME",
-    "CentralF2SA",
     "F2SA",
     "GradientPBGD",
     "MEHA",

@@ -12,10 +12,6 @@ from bilevel.algorithms._bome import (
     BOME,
     BOMEState,
 )
-from bilevel.algorithms._central_f2sa import (
-    CentralF2SA,
-    CentralF2SAState,
-)
 from bilevel.algorithms._double_loop import (
     DoubleLoop,
     DoubleLoopInfo,
@@ -101,8 +97,6 @@ __all__ = [
     "BiP",
     "BiPInfo",
     "BiPState",
-    "CentralF2SA",
-    "CentralF2SAState",
     "DoubleLoop",
     "DoubleLoopInfo",
     "DoubleLoopState",
