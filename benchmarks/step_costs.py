@@ -1,4 +1,4 @@
-"""What XLA counts for one compiled step of each of the 26 algorithms: operations and bytes.
+"""What XLA counts for one compiled step of each of the 27 algorithms: operations and bytes.
 
 A count does not depend on how busy the machine is, so two commits can be compared:
 
@@ -69,6 +69,7 @@ def algorithms() -> dict[str, Any]:
         "F2SA": ((problem, *two), {"penalty": 30.0, **five}),
         "GradientPBGD": ((problem, *two), {"penalty": 10.0}),
         "MEHA": ((problem, SGD), {"inner_step_size": 0.1, "penalty": 10.0, "smoothing": 1.0}),
+        "PBGDFree": ((problem, *two), {"penalty": 10.0}),
         "ValuePBGD": ((problem, solver, *two), {"penalty": 10.0}),
         "BiP": ((masked, *two), {"num_kept": 50, "ridge": 0.1, **five}),
         "Extragradient": ((outer_loss, *two), {}),

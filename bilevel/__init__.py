@@ -76,6 +76,7 @@ from bilevel.algorithms import (
     FastBAT,
     GradientDescentAscent,
     GradientPBGD,
+    PBGDFree,
     PolicyGradient,
     StocBiO,
     ValuePBGD,
@@ -185,6 +186,7 @@ __all__ = [
     "BOME",
     "F2SA",
     "GradientPBGD",
+    "PBGDFree",
     "MEHA",
     "ValuePBGD",
     # Algorithms for problems with a structure

@@ -35,6 +35,7 @@ from bilevel import (
     Minimize,
     Newton,
     OneStep,
+    PBGDFree,
     ProximalGradient,
     RandomWindow,
     ReversibleSGD,
@@ -164,6 +165,7 @@ ALGORITHMS = {
     "GradientPBGD": lambda problem: GradientPBGD(
         problem, optax.sgd(0.4), optax.sgd(1.0), penalty=10.0
     ),
+    "PBGDFree": lambda problem: PBGDFree(problem, optax.sgd(0.9), optax.sgd(0.1), penalty=10.0),
     "MEHA": lambda problem: MEHA(
         problem, optax.sgd(1.0), inner_step_size=0.4, penalty=10.0, smoothing=1.0
     ),

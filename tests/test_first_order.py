@@ -16,6 +16,7 @@ from bilevel import (
     GradientPBGD,
     Implicit,
     Minimize,
+    PBGDFree,
     ValuePBGD,
     linear,
     run,
@@ -330,7 +331,70 @@ def test_gradient_pbgd_needs_no_inner_solve_but_one_product():
     assert float(info.gap) < 1e-10
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
+def test_pbgd_free_leaves_out_what_f2sa_adds(dtype, tolerance, x64):
+    """Both at converged inner variables; in the limit of the penalty that is `-C' u`."""
+    case, rate = quadratic(jax.random.key(0), dtype=dtype), optax.sgd(1.0)
+    settings = {"penalty": 100.0, "num_inner_steps": 600}
+    free = PBGDFree(case.problem, optax.sgd(0.9), rate, **settings)
+    state, info = jax.jit(free.step)(free.init(case.outer, case.init), case.batch)
+    x, y, solution = case.outer, state.inner, case.solution(case.outer)
+    slope, outer_slope = jax.grad(case.problem.outer_loss, (0, 1))(x, y, case.batch.outer)
+    level = jax.grad(case.problem.inner_loss)
+    here, best = (flat(level(x, z, case.batch.inner)) for z in (y, solution))
+    found = flat(x) - flat(state.outer)
+    assert found.dtype == info.outer_slope_norm.dtype == jnp.dtype(dtype)
+    assert float(jnp.linalg.norm(found - flat(slope))) < tolerance
+    assert float(info.outer_slope_norm) == pytest.approx(float(jnp.linalg.norm(flat(outer_slope))))
+    full = direction(F2SA(case.problem, optax.sgd(0.9), rate, **settings), case)
+    assert float(jnp.linalg.norm(found + 100.0 * (here - best) - full)) < 100 * tolerance
+
+
+def test_no_penalty_removes_the_bias_of_pbgd_free(x64):
+    case = quadratic(jax.random.key(0), dtype="float64")
+
+    @jax.jit
+    @jax.vmap
+    def errors(penalty):
+        algorithm = PBGDFree(
+            case.problem, optax.sgd(0.9), optax.sgd(1.0), penalty=penalty, num_inner_steps=600
+        )
+        return direction(algorithm, case) - flat(case.hypergrad(case.outer))
+
+    few, many = errors(jnp.array([1e4, 1e6]))
+    solution = case.solution(case.outer)
+    direct = flat(jax.grad(case.problem.outer_loss)(case.outer, solution, case.batch.outer))
+    implicit = direct - flat(case.hypergrad(case.outer))
+    assert float(jnp.linalg.norm(many - implicit)) < 1e-4 * float(jnp.linalg.norm(implicit))
+    assert float(jnp.linalg.norm(few - many)) < 1e-2 * float(jnp.linalg.norm(many))
+
+
+FLAT = BilevelProblem(  # F is flat in y at the inner solution sin(x), whatever x is
+    lambda x, y, data: jnp.sum((y - jnp.sin(x)) ** 2) + jnp.sum(jnp.cosh(x - 1.0)),
+    lambda x, y, data: 0.5 * jnp.sum((y - jnp.sin(x)) ** 2),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pbgd_free_is_exact_where_the_outer_loss_is_flat(dtype, x64):
+    x = jnp.array([0.3, -0.8], dtype)
+    exact = PBGDFree(FLAT, optax.sgd(0.3), optax.sgd(1.0), penalty=2.0, num_inner_steps=200)
+    state, info = jax.jit(exact.step)(exact.init(x, jnp.zeros_like(x)), Batch())
+    eps = float(jnp.finfo(dtype).eps)
+    assert float(jnp.max(jnp.abs(x - state.outer - jnp.sinh(x - 1.0)))) < 100 * eps
+    assert float(info.outer_slope_norm) < 100 * eps
+
+    single = PBGDFree(FLAT, optax.sgd(0.3), optax.sgd(0.1), penalty=10.0)
+    start = single.init(x, jnp.zeros_like(x))
+    state, info = jax.jit(lambda s, b: run(single, s, b, 400))(start, Batch())
+    assert float(jnp.max(jnp.abs(state.outer - 1.0))) < 1e3 * eps
+    assert "outer_slope_norm" in str(info) and bool(info.finite[-1])
+
+
 UNSTABLE = {
+    "PBGDFree": lambda p: PBGDFree(
+        p, optax.sgd(30.0), optax.sgd(0.1), penalty=10.0, num_inner_steps=40
+    ),
     "F2SA": lambda p: F2SA(p, optax.sgd(30.0), optax.sgd(0.1), penalty=10.0, num_inner_steps=40),
     "F2SA, order 2": lambda p: F2SA(
         p, optax.sgd(30.0), optax.sgd(0.1), penalty=10.0, order=2, num_inner_steps=40
@@ -419,6 +483,18 @@ WRONG = {
         ValueError,
         lambda: F2SA(GOOD, SGD, SGD, penalty=1.0, num_inner_steps=0),
         "`num_inner_steps` must be an integer >= 1, got 0",
+    ),
+    "an outer loss that does not read x": (
+        ValueError,
+        lambda: step_with(
+            PBGDFree(BilevelProblem(lambda x, y, b: y @ y, LOSS), SGD, SGD, penalty=1.0)
+        ),
+        "`outer_loss` must read the outer variable",
+    ),
+    "penalty without a value function": (
+        ValueError,
+        lambda: PBGDFree(GOOD, SGD, SGD, penalty=0.0),
+        "`penalty` must be a finite number > 0, got 0.0",
     ),
     "order": (
         ValueError,

@@ -29,6 +29,7 @@ from bilevel import (
     FastBAT,
     GradientPBGD,
     Minimize,
+    PBGDFree,
     PolicyGradient,
     StocBiO,
     ValuePBGD,
@@ -52,8 +53,8 @@ STATE_FIELDS = {
 }
 
 
-def test_there_are_26_algorithms():
-    assert len(ALGORITHMS) == 26
+def test_there_are_27_algorithms():
+    assert len(ALGORITHMS) == 27
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS)
@@ -122,6 +123,7 @@ TRACED = {
     "BOME": (lambda v: BOME(CONFLICT, SOLVER, SGD, SGD, control=v, damping=v), (0.2, 0.8)),
     "ValuePBGD": (lambda v: ValuePBGD(PROBLEM, SOLVER, SGD, SGD, penalty=v), (2.0, 20.0)),
     "GradientPBGD": (lambda v: GradientPBGD(*TWO, penalty=v), (2.0, 20.0)),
+    "PBGDFree": (lambda v: PBGDFree(*TWO, penalty=v), (2.0, 20.0)),
     "MEHA": (
         lambda v: MEHA(PROBLEM, SGD, inner_step_size=v, penalty=1.0 / v, smoothing=v),
         (0.1, 0.2),

@@ -56,6 +56,11 @@ from bilevel.algorithms._pbgd import (
     PBGDState,
     ValuePBGD,
 )
+from bilevel.algorithms._pbgd_free import (
+    PBGDFree,
+    PBGDFreeInfo,
+    PBGDFreeState,
+)
 from bilevel.algorithms._pes import (
     PES,
     PESInfo,
@@ -115,6 +120,9 @@ __all__ = [
     "MRBO",
     "MinMaxInfo",
     "MinMaxState",
+    "PBGDFree",
+    "PBGDFreeInfo",
+    "PBGDFreeState",
     "PBGDState",
     "PES",
     "PESInfo",
