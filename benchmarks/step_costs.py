@@ -2,8 +2,11 @@
 
 A count does not depend on how busy the machine is, so two commits can be compared:
 
-    python -m benchmarks.step_costs > now.json
-    python -m benchmarks.step_costs --against before.json
+    python -m benchmarks.step_costs > benchmarks/step_costs.json
+    python -m benchmarks.step_costs --against benchmarks/step_costs.json
+
+The second fails where a count is 15 % above that of the file, and a test runs it. A step that is
+meant to cost more, or a new algorithm, is recorded by the first. XLA counts differ by its version.
 
 XLA counts the body of a loop of unknown length once, so the counts are of programs, not of runs;
 where a program keeps its loops, their quotient is that of the work.
@@ -22,6 +25,8 @@ import optax
 import bilevel
 from bilevel import Batch, BilevelProblem, Implicit, Minimize, linear, projections
 
+RECORD = Path(__file__).with_suffix(".json")
+MOST = 1.15  # times the recorded count
 NUM_INNER, NUM_EXAMPLES, NUM_STACKED = 100, 400, 4
 SGD = optax.sgd(0.1)
 FINITE_SUM = ("SABA", "SRBA", "SPABA", "VRBO")
@@ -66,10 +71,10 @@ def algorithms() -> dict[str, Any]:
         "TTSA": ((problem, *two), series),
         "VRBO": ((problem, *two), {"period": 5, **series, **five}),
         "BOME": ((problem, solver, SGD, SGD), {}),
-        "CentralF2SA": ((problem, *two), {"penalty": 30.0, **five}),
         "F2SA": ((problem, *two), {"penalty": 30.0, **five}),
         "GradientPBGD": ((problem, *two), {"penalty": 10.0}),
         "MEHA": ((problem, SGD), {"inner_step_size": 0.1, "penalty": 10.0, "smoothing": 1.0}),
+        "PBGDFree": ((problem, *two), {"penalty": 10.0}),
         "ValuePBGD": ((problem, solver, *two), {"penalty": 10.0}),
         "BiP": ((masked, *two), {"num_kept": 50, "ridge": 0.1, **five}),
         "Extragradient": ((outer_loss, *two), {}),
@@ -115,17 +120,32 @@ def table(now: dict[str, Any], before: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Print the counts as JSON, or beside those of a file."""
+def worse(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """A line for each count that passes `MOST` times the one before."""
+    return [
+        f"{name}: {kind} {before[name][kind]:.6g} -> {amount:.6g}"
+        for name, costs in now.items()
+        for kind, amount in costs.items()
+        if name in before and amount > MOST * before[name][kind]
+    ]
+
+
+def main() -> int:
+    """Print the counts as JSON, or beside those of a file: 1 where one is much above it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--against", type=Path, help="counts of another commit, as JSON")
     against = parser.parse_args().against
     now = {name: cost(name, algorithm) for name, algorithm in algorithms().items()}
     if against is None:
-        json.dump(now, sys.stdout, indent=1)
-    else:
-        print(table(now, json.loads(against.read_text())))
+        json.dump({"jax": jax.__version__, "costs": now}, sys.stdout, indent=1)
+        print()
+        return 0
+    before = json.loads(against.read_text())["costs"]
+    print(table(now, before))
+    found = worse(now, before)
+    print("\n".join(found))
+    return bool(found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -138,7 +138,8 @@ def correct(
         return jax.grad(inner_loss, argnums=1)(outer, y, batch.inner)
 
     gradient, hvp = jax.linearize(stationarity, inner)
-    step, newton_info = linear.solve(linear_solver, hvp, gradient)
+    here = linear.at_point(linear_solver, outer, inner, batch.inner)
+    step, newton_info = linear.solve(here, hvp, gradient)
     formula = _formula(outer_loss, inner_loss, linear_solver, outer, batch)
     hypergrad, error, (adjoint, adjoint_info) = jax.jvp(formula, (inner,), (step,), has_aux=True)
     there = _tree.add_scaled(inner, -1.0, step)
@@ -172,8 +173,9 @@ def _formula(
 
     def formula(y: PyTree) -> tuple[PyTree, tuple[PyTree, LinearInfo]]:
         direct, cotangent = jax.grad(outer_loss, argnums=(0, 1))(outer, y, batch.outer)
+        here = linear.at_point(linear_solver, outer, y, batch.inner)
         pullback = implicit_pullback(
-            lambda x, y: inner_loss(x, y, batch.inner), linear_solver, outer, y, cotangent
+            lambda x, y: inner_loss(x, y, batch.inner), here, outer, y, cotangent
         )
         hypergrad = jax.tree.map(jnp.add, direct, pullback.cotangents)
         return hypergrad, (pullback.adjoint, pullback.info)

@@ -19,8 +19,6 @@ OPTIMIZERS = {
     "outer": "outer_optimizer",
     "inner": "inner_optimizer",
     "adjoint": "linear_optimizer",
-    "penalized": "inner_optimizer",  # the second inner variables of the two F2SA
-    "mirrored": "inner_optimizer",
 }
 PROJECTIONS = {"outer": "projection", "inner": "inner_projection"}
 

@@ -71,6 +71,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "num_inner": _check.positive_integer,
     "num_outer": _check.positive_integer,
     "num_kept": _check.positive_integer,
+    "order": _check.positive_integer,
     "num_pairs": _check.positive_integer,
     "num_pieces": _check.positive_integer,
     "num_directions": _check.positive_integer,

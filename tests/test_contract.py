@@ -26,7 +26,6 @@ from bilevel import (
     TTSA,
     VRBO,
     AmIGO,
-    CentralF2SA,
     DoubleLoop,
     FastBAT,
     FiniteDifference,
@@ -36,6 +35,7 @@ from bilevel import (
     Minimize,
     Newton,
     OneStep,
+    PBGDFree,
     ProximalGradient,
     RandomWindow,
     ReversibleSGD,
@@ -152,8 +152,11 @@ ALGORITHMS = {
         penalty=lambda count: 10.0 + count,
         projection=projections.Box(-5.0, 5.0),
     ),
-    "CentralF2SA": lambda problem: CentralF2SA(
-        problem, optax.sgd(0.9), optax.sgd(0.1), penalty=30.0, num_inner_steps=5
+    "F2SA, order 2": lambda problem: F2SA(
+        problem, optax.sgd(0.9), optax.sgd(0.1), penalty=30.0, order=2, num_inner_steps=5
+    ),
+    "F2SA, order 3": lambda problem: F2SA(
+        problem, optax.sgd(0.9), optax.adam(0.1), penalty=30.0, order=3, num_inner_steps=5
     ),
     "BOME": lambda problem: BOME(problem, inner_descent(10), optax.sgd(0.1), optax.sgd(0.1)),
     "ValuePBGD": lambda problem: ValuePBGD(
@@ -162,6 +165,7 @@ ALGORITHMS = {
     "GradientPBGD": lambda problem: GradientPBGD(
         problem, optax.sgd(0.4), optax.sgd(1.0), penalty=10.0
     ),
+    "PBGDFree": lambda problem: PBGDFree(problem, optax.sgd(0.9), optax.sgd(0.1), penalty=10.0),
     "MEHA": lambda problem: MEHA(
         problem, optax.sgd(1.0), inner_step_size=0.4, penalty=10.0, smoothing=1.0
     ),

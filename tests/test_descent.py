@@ -23,6 +23,7 @@ from bilevel import (
     GradientPBGD,
     Implicit,
     Minimize,
+    PBGDFree,
     StocBiO,
     ValuePBGD,
     linear,
@@ -111,6 +112,7 @@ EVERYWHERE = {
     "VRBO": lambda o, x: VRBO(PROBLEM, o, x, num_inner_steps=2, period=2, **SERIES),
     "F2SA": lambda o, x: F2SA(PROBLEM, o, x, penalty=100.0, num_inner_steps=2),
     "BOME": lambda o, x: BOME(PROBLEM, Minimize(SGD, 5), o, x),
+    "PBGDFree": lambda o, x: PBGDFree(PROBLEM, o, x, penalty=100.0, num_inner_steps=2),
     "ValuePBGD": lambda o, x: ValuePBGD(PROBLEM, Minimize(SGD, 5), o, x, penalty=5.0),
     "GradientPBGD": lambda o, x: GradientPBGD(PROBLEM, o, x, penalty=5.0),
     "Extragradient": lambda o, x: Extragradient(

@@ -26,10 +26,10 @@ from bilevel import (
     Batch,
     BilevelProblem,
     BiP,
-    CentralF2SA,
     FastBAT,
     GradientPBGD,
     Minimize,
+    PBGDFree,
     PolicyGradient,
     StocBiO,
     ValuePBGD,
@@ -48,7 +48,7 @@ ORDER = ["problem", "loss", "solver", "inner_optimizer", "linear_optimizer", "ou
 OWN = {"loss", "bounds", "warm_start"}
 STATE_FIELDS = {
     *("outer", "inner", "adjoint", "opt_states", "previous", "estimate", "step_count", "key"),
-    *("start", "penalized", "mirrored", "lower", "proximal", "products", "slopes"),
+    *("start", "penalized", "lower", "proximal", "products", "slopes"),
     *("particles", "noise"),
 }
 
@@ -119,10 +119,11 @@ TRACED = {
     "SPABA": (lambda v: SPABA(*THREE, probability=v), (0.1, 0.9)),
     "F2SA": (lambda v: F2SA(*TWO, penalty=v), (2.0, 20.0)),
     "F2SA, a schedule": (lambda v: F2SA(*TWO, penalty=lambda t: v + t), (2.0, 20.0)),
-    "CentralF2SA": (lambda v: CentralF2SA(*TWO, penalty=v), (20.0, 40.0)),
+    "F2SA, order 2": (lambda v: F2SA(*TWO, penalty=v, order=2), (20.0, 40.0)),
     "BOME": (lambda v: BOME(CONFLICT, SOLVER, SGD, SGD, control=v, damping=v), (0.2, 0.8)),
     "ValuePBGD": (lambda v: ValuePBGD(PROBLEM, SOLVER, SGD, SGD, penalty=v), (2.0, 20.0)),
     "GradientPBGD": (lambda v: GradientPBGD(*TWO, penalty=v), (2.0, 20.0)),
+    "PBGDFree": (lambda v: PBGDFree(*TWO, penalty=v), (2.0, 20.0)),
     "MEHA": (
         lambda v: MEHA(PROBLEM, SGD, inner_step_size=v, penalty=1.0 / v, smoothing=v),
         (0.1, 0.2),

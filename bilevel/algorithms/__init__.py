@@ -12,10 +12,6 @@ from bilevel.algorithms._bome import (
     BOME,
     BOMEState,
 )
-from bilevel.algorithms._central_f2sa import (
-    CentralF2SA,
-    CentralF2SAState,
-)
 from bilevel.algorithms._double_loop import (
     DoubleLoop,
     DoubleLoopInfo,
@@ -60,6 +56,11 @@ from bilevel.algorithms._pbgd import (
     PBGDState,
     ValuePBGD,
 )
+from bilevel.algorithms._pbgd_free import (
+    PBGDFree,
+    PBGDFreeInfo,
+    PBGDFreeState,
+)
 from bilevel.algorithms._pes import (
     PES,
     PESInfo,
@@ -101,8 +102,6 @@ __all__ = [
     "BiP",
     "BiPInfo",
     "BiPState",
-    "CentralF2SA",
-    "CentralF2SAState",
     "DoubleLoop",
     "DoubleLoopInfo",
     "DoubleLoopState",
@@ -121,6 +120,9 @@ __all__ = [
     "MRBO",
     "MinMaxInfo",
     "MinMaxState",
+    "PBGDFree",
+    "PBGDFreeInfo",
+    "PBGDFreeState",
     "PBGDState",
     "PES",
     "PESInfo",

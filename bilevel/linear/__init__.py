@@ -1,5 +1,6 @@
 """Solvers of `H u = v`, matrix-free on pytrees: `(matvec, rhs, init=None) -> LinearSolution`."""
 
+from bilevel.linear._at_point import AtPoint, at_point
 from bilevel.linear._auto import Auto
 from bilevel.linear._bicgstab import BiCGSTAB
 from bilevel.linear._cg import CG
@@ -28,6 +29,7 @@ from bilevel.linear._solve import require_general, solve
 from bilevel.linear._strict import Strict
 
 __all__ = [
+    "AtPoint",
     "Auto",
     "BiCGSTAB",
     "CG",
@@ -54,6 +56,7 @@ __all__ = [
     "Probed",
     "Strict",
     "Tap",
+    "at_point",
     "coded_hvp",
     "coded_inverse",
     "conv_patches",

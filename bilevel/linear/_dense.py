@@ -51,7 +51,9 @@ class Dense(Settings):
         matrix: H as an `[n, n]` array, n the numbers of v in the order of its leaves, or a function
             `(matvec, rhs) -> [n, n]` that builds it; None: from n products. A loss that knows its
             Gram matrix saves half of the work: the products of `X' (X v)` with the identity are
-            two for its one.
+            two for its one. Its solution is judged by a product with H: a matrix that is not H
+            leaves a residual, which `info.status` tells. One that depends on the variables:
+            `AtPoint`.
 
     Raises:
         TypeError: `matrix` is a class.
@@ -94,7 +96,9 @@ class Dense(Settings):
         )
         value = unravel(solution)
         flat_value = flattened(value)[0]  # as it was rounded
-        residual = flat - matrix @ flat_value
+        # A matrix that was given is judged by a product: it may not be that of the system.
+        product = matrix @ flat_value if self.matrix is None else flattened(system.matvec(value))[0]
+        residual = flat - product
         # Each product with H is wrong by `eps ||H||`, whatever the residual says.
         least = jnp.where(found.norm > 0, found.least, 1.0)
         missed = jnp.linalg.norm(residual) / jnp.maximum(jnp.linalg.norm(flat_value), 1e-30)

@@ -44,7 +44,8 @@ def implicit_gradient(
         outer: pytree.
         inner: pytree of floating arrays.
         data: pytree; integer leaves are fine.
-        linear_solver: e.g. `linear.CG()`; with `optimality`, one of general systems.
+        linear_solver: e.g. `linear.CG()`; with `optimality`, one of general systems; of a known
+            matrix, `linear.AtPoint`.
         optimality: `(loss, outer, inner, data) -> residual` like `inner`, zero at the solution.
             None: the solution minimises `loss`, and the residual is its gradient.
 
@@ -59,6 +60,7 @@ def implicit_gradient(
     loss = without_aux(loss)
     minimised = optimality is None
     criterion = loss if minimised else residual_of(loss, optimality)
+    linear_solver = linear.at_point(linear_solver, outer, inner, data)
     parametric, parameters = _derivatives.gathered(criterion, outer, inner, data)
     residual = jax.grad(parametric, argnums=1) if minimised else parametric
     return moving_root(residual, linear_solver, parameters, inner, symmetric=minimised)
@@ -79,7 +81,8 @@ class Implicit:
 
     Attributes:
         solver: finds the solution, no derivative is taken of it: any `Solver`.
-        linear_solver: solves for the adjoint; see `bilevel.linear`.
+        linear_solver: solves for the adjoint; see `bilevel.linear`. `linear.AtPoint` where the
+            matrix or a preconditioner is known in closed form.
         optimality: `(loss, outer, inner, data) -> residual`, a pytree like the inner variable that
             vanishes at the solution, where that is not a stationary point of the loss. The matrix
             of the linear system is then its Jacobian, which is not symmetric. None: the solver's
@@ -172,7 +175,7 @@ class Implicit:
         residual = residual_of(loss, self.condition)
         implicit = root_pullback(
             lambda outer, inner: residual(outer, inner, data),
-            self.linear_solver,
+            linear.at_point(self.linear_solver, outer, inner, data),
             outer,
             inner,
             cotangent,
