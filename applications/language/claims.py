@@ -89,7 +89,8 @@ def keep_ratios(
     """Scores of weights against the share of the weights that may move."""
     del alone
     rate, rows = sorted(rates)[len(rates) // 2], []
-    kinds = [(score, DAMPED if "_" in score else GAMMAS[0]) for score in SCORES]
+    scores = [s for s in SCORES if s != "wagle_ekfac" or hasattr(bench.world.model, "tapped")]
+    kinds = [(score, DAMPED if "_" in score else GAMMAS[0]) for score in scores]
     kinds += [("wagle", gamma) for gamma in GAMMAS[1:]]
     for score, gamma in kinds:
         for share in SHARES:
