@@ -201,6 +201,7 @@ def judge(world: World, known: Known, params: Params) -> dict[str, float]:
         "p retain": kept[0],
         "ROUGE forget": rouge(world, params, world.asked_forget.answer),
         "ROUGE retain": kept[1],
+        "truth retain": kept[2],
         "utility": metrics.harmonic_mean(kept),
         "ES": metrics.extraction_strength(forget.is_right, forget.mask),
         "WAGLE FQ": wagle_metrics.quality(wagle_metrics.truth_ratio(*asked), known.wagle_ratio),

@@ -33,6 +33,7 @@ COLUMNS = {
     "p retain": "the same of answers to keep",
     "ROUGE forget": "ROUGE-L recall of the likeliest continuation",
     "ROUGE retain": "the same of answers to keep",
+    "truth retain": "mean max(0, 1 - r) on questions to keep",
     "utility": "harmonic mean of probability, ROUGE-L and truth ratio on questions to keep",
     "MU": "TOFU's model utility: harmonic mean of those three and of the six here, whose p is the"
     " probability of the right answer among four",
@@ -52,7 +53,9 @@ SHOWN = {
         "KL forget", "KL forget1", "KL forget2", "KL retain", "log10 FQ", "p forget", "p retain",
         "utility", "share", "passes", "seconds",
     ),
-    "Other metrics": ("truth ratio", "ROUGE forget", "ROUGE retain", "Min-k AUC", "ES", "ECE"),
+    "Other metrics": (
+        "truth ratio", "ROUGE forget", "ROUGE retain", "truth retain", "Min-k AUC", "ES", "ECE",
+    ),
     "Model utility": (
         "MU", "p real authors", "ROUGE real authors", "truth real authors", "p world facts",
         "ROUGE world facts", "truth world facts",

@@ -200,6 +200,7 @@ PIECES = (
         # Two banks of 140 trainings of 512 steps, and half as much again for 50 queries backward.
         _images("small_cnn", 1.5 * 2 * 140 * 512 * 64 / 45_000),
         needs=("cifar-10-batches-bin",),
+        compiling=60.0,
         limit=300,
     ),
     Piece(
