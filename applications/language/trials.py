@@ -47,7 +47,7 @@ class Bench:
         """Train the three models, or read them back."""
         key = jax.random.key(seed)
         world = make(named_key(key, "world"))
-        found, spent = [], {}
+        found, spent = [], dict[str, float]()
         for row, name in zip(REFERENCES, ("original", "Retrain", "Retrain 2"), strict=True):
             page.tick(f"{place}: training {name}")
             train = world.original if name == "original" else world.retrained
