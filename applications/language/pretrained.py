@@ -109,25 +109,20 @@ def read(path: pathlib.Path) -> Pretrained:
         InputError: the package `gguf` is missing, or the file is, is damaged, or holds another
             architecture, other tokens, or weights of other shapes than it says.
     """
-    fields, weights, bits = _contents(path)
+    fields, tensors = _contents(path)
     name = fields.get("general.architecture")
     if name != "llama":
         raise InputError(f"{path} must hold a llama, got the architecture {name!r}.")
     tokens = _field(path, fields, "tokenizer.ggml.tokens")
     model = _model(path, fields, len(tokens))
-    return Pretrained(
-        model,
-        _params(path, model, weights),
-        tokens,
-        _merges(path, fields),
-        int(_field(path, fields, "llama.context_length")),
-        path,
-        bits,
-    )
+    merges, context = _merges(path, fields), int(_field(path, fields, "llama.context_length"))
+    bits = tuple(sorted({tensor.tensor_type.name for tensor in tensors.values()}))
+    params = _params(path, model, tensors)
+    return Pretrained(model, params, tokens, merges, context, path, bits)
 
 
-def _contents(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[str, ...]]:
-    """Fields, dequantised tensors, and the types of these."""
+def _contents(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields, and tensors as they lie in the file: nothing large is read before it is known."""
     try:
         import gguf
     except ImportError as error:
@@ -137,18 +132,13 @@ def _contents(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        weights = {
-            tensor.name: np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
-            for tensor in reader.tensors
-        }
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # whatever its parser ran into
         raise InputError(
             f"{path} is no GGUF file, or a damaged one: {' '.join(str(error).split())}."
         ) from error
-    bits = {tensor.tensor_type.name for tensor in reader.tensors}
-    return fields, weights, tuple(sorted(bits))
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
 def _field(path: pathlib.Path, fields: dict[str, Any], name: str) -> Any:
@@ -162,7 +152,7 @@ def _model(path: pathlib.Path, fields: dict[str, Any], num_tokens: int) -> Llama
     read = {name: _field(path, fields, f"llama.{field}") for name, field in SIZES.items()}
     try:
         model = Llama(num_tokens, **read)
-    except InputError as error:
+    except (InputError, TypeError) as error:
         raise InputError(f"{path} does not fit together: {error}") from error
     turned = fields.get("llama.rope.dimension_count", model.head_width)
     if turned != model.head_width or "llama.rope.scaling.type" in fields:
@@ -173,17 +163,25 @@ def _model(path: pathlib.Path, fields: dict[str, Any], num_tokens: int) -> Llama
     return model
 
 
-def _params(path: pathlib.Path, model: Llama, weights: dict[str, np.ndarray]) -> Params:
-    """The parameters, each tensor of the file used once."""
+def _params(path: pathlib.Path, model: Llama, tensors: dict[str, Any]) -> Params:
+    """The parameters, each tensor of the file used once; GGUF counts axes from the innermost."""
+    import gguf
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        array = weights.pop(f"{name}.weight", None)
-        if array is None:
+        tensor = tensors.pop(f"{name}.weight", None)
+        if tensor is None:
             raise InputError(f"{path} has no tensor {name}.weight: it is damaged or another model.")
-        if array.shape != shape[::-1]:
+        found = tuple(map(int, tensor.shape))
+        if found != shape:
+            raise InputError(f"{path} must have {name}.weight of shape {shape}, got {found}.")
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is told below
+                array = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+        except (NotImplementedError, ValueError) as error:
             raise InputError(
-                f"{path} must have {name}.weight of shape {shape[::-1]}, got {array.shape}."
-            )
+                f"{path} has {name}.weight of the type {tensor.tensor_type.name}, which the"
+                " package gguf cannot turn into numbers. Take a file of another type."
+            ) from error
         if not np.isfinite(array).all():
             raise InputError(f"{path} is damaged: {name}.weight has entries that are not finite.")
         return array.T
@@ -195,10 +193,10 @@ def _params(path: pathlib.Path, model: Llama, weights: dict[str, np.ndarray]) ->
     }
     tokens = take("token_embd", shapes["tokens"][::-1]).T
     params = {"tokens": tokens, "blocks": blocks, "last": take("output_norm", shapes["last"])}
-    if weights:
+    if tensors:
         raise InputError(
-            f"{path} has {len(weights)} tensors that no llama with tied embeddings and without"
-            f" biases has, {next(iter(weights))} among them."
+            f"{path} has {len(tensors)} tensors that no llama with tied embeddings and without"
+            f" biases has, {next(iter(tensors))} among them."
         )
     return params
 

@@ -25,14 +25,16 @@ MODEL = Llama(
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 10, 7]])
 
 
-def lively(model, key=0):
+def lively(model, dtype=np.float32):
     """Parameters large enough for attention and gates to matter, norms that are not 1."""
-    params = model.init(jax.random.key(key))
-    noise = jax.random.normal(jax.random.key(key + 1), params["blocks"]["attend"].shape)
-    params = jax.tree.map(lambda a: 20 * a if a.ndim > 2 else a, params)
-    params["tokens"] = 20 * params["tokens"]
-    params["blocks"]["attend"] += 0.3 * noise
-    return params
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        is_norm = str(path[-1].key) in ("attend", "think", "last")
+        return (is_norm + 0.4 * rng.standard_normal(shape)).astype(dtype)
+
+    is_shape = lambda node: isinstance(node, tuple)
+    return jax.tree_util.tree_map_with_path(draw, model.shapes, is_leaf=is_shape)
 
 
 def by_loops(model, params, ids):
@@ -71,27 +73,40 @@ def by_loops(model, params, ids):
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_logits_are_those_of_loops(dtype, groups):
     model = dataclasses.replace(MODEL, num_groups=groups)
-    params = jax.tree.map(lambda a: a.astype(dtype), lively(model))
+    params = lively(model, dtype)
     found = jax.jit(model.logits)(params, IDS)
     assert found.dtype == dtype
     expected = np.stack([by_loops(model, params, ids) for ids in IDS])
     tolerance = 1e-9 if dtype == "float64" else 2e-4
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-    # Any number of leading axes, and no text that looks ahead.
-    one = model.logits(params, IDS[0, :4])
-    np.testing.assert_allclose(one, found[0, :4], rtol=tolerance, atol=tolerance)
-    four = model.logits(params, np.stack([IDS, IDS[::-1]]))
-    np.testing.assert_allclose(four[1, 1], found[0], rtol=tolerance, atol=tolerance)
+
+
+def test_logits_take_any_leading_axes_and_never_look_ahead():
+    params, logits = lively(MODEL), jax.jit(MODEL.logits)
+    expected = logits(params, IDS)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4)
+    close(logits(params, IDS[0, :4]), expected[0, :4])
+    close(logits(params, np.stack([IDS, IDS[::-1]]))[1, 1], expected[0])
 
 
 def test_hidden_is_the_stream_between_blocks():
-    params = lively(MODEL)
-    np.testing.assert_array_equal(MODEL.hidden(params, IDS, 0), params["tokens"][IDS])
-    half = jax.tree.map(lambda a: a[1:], params["blocks"])
-    rest = dataclasses.replace(MODEL, num_layers=1)
-    identity = {"tokens": MODEL.hidden(params, IDS[0], 1), "blocks": half, "last": params["last"]}
-    found = rest.hidden(identity, jnp.arange(7), 1)  # its tokens are the stream after one block
-    np.testing.assert_allclose(found, MODEL.hidden(params, IDS[0], 2), rtol=1e-5, atol=1e-5)
+    params, hidden = lively(MODEL), jax.jit(MODEL.hidden, static_argnums=2)
+    np.testing.assert_array_equal(hidden(params, IDS, 0), params["tokens"][IDS])
+    # One block, whose tokens are the stream after the block before it.
+    last = {"tokens": np.asarray(hidden(params, IDS[0], 1)), "last": params["last"]}
+    last["blocks"] = jax.tree.map(lambda leaf: leaf[1:], params["blocks"])
+    found = jax.jit(dataclasses.replace(MODEL, num_layers=1).logits)(
+        last | {"tokens": np.vstack([last["tokens"], params["tokens"]])}, np.arange(7)
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4)
+    close(found[:, 7:], by_loops(MODEL, params, IDS[0]))
+
+
+def test_fresh_parameters_have_the_shapes_that_the_model_says():
+    fresh = jax.jit(MODEL.init)(jax.random.key(0))
+    assert jax.tree.map(np.shape, fresh) == MODEL.shapes
+    assert float(fresh["blocks"]["gate"].std()) == pytest.approx(0.02, rel=0.1)
+    assert (fresh["last"] == 1).all() and (fresh["blocks"]["think"] == 1).all()
 
 
 def test_decoding_is_the_likeliest_token_again_and_again():
@@ -160,10 +175,9 @@ def test_a_sliced_vocabulary_has_the_same_logits(path):
     rows = np.array([1, 2, 40, 77, 268])
     small = dataclasses.replace(found.model, num_tokens=5)
     ids = np.array([0, 3, 4, 2, 1, 1])
-    whole = found.model.logits(jax.tree.map(jnp.asarray, found.params), rows[ids])
-    np.testing.assert_allclose(
-        small.logits(pretrained.sliced(found, rows), ids), whole[:, rows], rtol=1e-5, atol=1e-5
-    )
+    whole = jax.jit(found.model.logits)(found.params, rows[ids])
+    part = jax.jit(small.logits)(pretrained.sliced(found, rows), ids)
+    np.testing.assert_allclose(part, whole[:, rows], rtol=1e-5, atol=1e-5)
 
 
 def test_a_pair_is_two_turns_of_a_chat(path):
@@ -220,6 +234,30 @@ def test_a_file_that_was_cut_is_told_in_one_line(path, share):
     with pytest.raises(InputError, match="is no GGUF file, or a damaged one: ") as error:
         pretrained.read(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_with_a_wrong_byte_is_read_or_told_in_one_line(path):
+    whole, rng = toy_language.write_llama(path).read_bytes(), np.random.default_rng(0)
+    told = 0
+    for place in [*range(0, 24), *rng.integers(24, 9000, 60), *rng.integers(0, len(whole), 20)]:
+        wrong = bytearray(whole)
+        wrong[place] ^= 0xFF
+        path.write_bytes(wrong)
+        try:
+            pretrained.read(path)
+        except InputError as error:
+            assert "\n" not in str(error)
+            told += 1
+    assert told > 30
+
+
+def test_a_type_of_weights_that_nobody_can_unpack_is_told(path, monkeypatch):
+    def unknown(data, kind):
+        raise NotImplementedError
+
+    monkeypatch.setattr("gguf.dequantize", unknown)
+    with pytest.raises(InputError, match="attn_norm.weight of the type F32, which"):
+        pretrained.read(toy_language.write_llama(path))
 
 
 def test_files_and_packages_may_be_absent(path, monkeypatch):
