@@ -200,13 +200,15 @@ def run(
                 trial = trials_of_claims.CLAIMS[name].run
                 claimed[name] += trial(own, size, rates, alone)
         result = Result(rows, tried, chosen, claimed, noise, page.seconds)
-    language_report.show(result, page, [*first.notes, *_left_out(config, entries)])
+    language_report.show(result, page, [*first.notes, *_left_out(config, entries, first.model)])
     return result
 
 
-def _left_out(config: Config, entries: Mapping[str, Any]) -> list[str]:
-    """Which methods the model cannot run, where all were asked for."""
+def _left_out(config: Config, entries: Mapping[str, Any], model: Any) -> list[str]:
+    """What of all that was asked for the model cannot run."""
     names = [name for name in zoo.NAMES if name not in entries and not config.methods]
+    if "keep_ratios" in config.claims and not hasattr(model, "tapped"):
+        names.append(f"{trials_of_claims.NEEDS_LAYERS} of keep_ratios")
     return [f"Left out, as the model shows no layers: {', '.join(names)}."] if names else []
 
 

@@ -26,6 +26,7 @@ COLUMNS = {
     "KL retain": "the same on texts to keep",
     "share": "how far towards the unlearned model that was; 1 is all of the way",
     "passes": "gradients that the method takes, or their like; a Hessian product counts two",
+    "seconds": "of the method as it was chosen, or of training a reference; compiling counts",
     "log10 FQ": "forget quality: log10 of the p-value that truth ratios are Retrain's; Retrain 2"
     " shows its noise",
     "truth ratio": "mean min(r, 1 / r) on questions to forget",

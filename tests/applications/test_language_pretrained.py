@@ -125,6 +125,9 @@ def test_all_trainings_start_alike_and_are_one_program(folder):
 def test_methods_that_the_model_cannot_run_are_told_before_computing(folder, tmp_path):
     assert set(zoo.NAMES) - set(zoo.find((), llama.Llama(5))) == {"K-FADE"}
     assert set(zoo.find((), GPT(5, 5))) == set(zoo.NAMES)
+    asked = settings(folder, tmp_path, claims=("keep_ratios",))
+    (note,) = language_unlearning._left_out(asked, zoo.find((), llama.Llama(5)), llama.Llama(5))
+    assert note.endswith("layers: K-FADE, wagle_ekfac of keep_ratios.")
     config = settings(folder, tmp_path, methods=("K-FADE",))
     with pytest.raises(InputError, match="K-FADE needs a model with `tapped`, and Llama has none"):
         language_unlearning.run(config)
