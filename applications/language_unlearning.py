@@ -129,13 +129,14 @@ class Config(frame.Config):
     def _given(self) -> dict[str, Any]:
         """The settings of the bench that were given; an InputError for those that it has not."""
         known = BENCH_SETTINGS[self.kind]
-        every = {"model": 0} | dict.fromkeys(sum(BENCH_SETTINGS.values(), ()))
+        every = dict.fromkeys(name for names in BENCH_SETTINGS.values() for name in names)
         settings = {name: getattr(self, name) for name in every}
         given = {k: v for k, v in settings.items() if v is not None and v is not False}
-        for name in given:
-            if name not in (*known, "model") or (name == "model" and self.kind != PRETRAINED):
-                raise InputError(f"`{name}` cannot be set for {self.kind}: leave it out.")
-        return {name: value for name, value in given.items() if name in known}
+        wrong = [name for name in given if name not in known]
+        wrong += ["model"] * (self.model is not None and self.kind != PRETRAINED)
+        if wrong:
+            raise InputError(f"`{wrong[0]}` cannot be set for {self.kind}: leave it out.")
+        return given
 
 
 def run(
