@@ -23,6 +23,7 @@ GAMMAS = 1e-6, 1e-3, 1.0, float("inf")
 SCORES: tuple[Score, ...] = (
     "random", "weight", "gradient", "snip", "product", "wagle", "wagle_cg", "wagle_ekfac",
 )  # fmt: skip
+NEEDS_LAYERS = "wagle_ekfac"
 DAMPED = 0.1  # gamma where the curvature is solved with: it is indefinite
 PARTS = {
     **{f"random {share:g}": RandomPart(share) for share in (0.01, 0.05, 0.1, 0.25, 1.0)},
@@ -89,7 +90,9 @@ def keep_ratios(
     """Scores of weights against the share of the weights that may move."""
     del alone
     rate, rows = sorted(rates)[len(rates) // 2], []
-    kinds = [(score, DAMPED if "_" in score else GAMMAS[0]) for score in SCORES]
+    shows_layers = hasattr(bench.world.model, "tapped")
+    scores = [score for score in SCORES if score != NEEDS_LAYERS or shows_layers]
+    kinds = [(score, DAMPED if "_" in score else GAMMAS[0]) for score in scores]
     kinds += [("wagle", gamma) for gamma in GAMMAS[1:]]
     for score, gamma in kinds:
         for share in SHARES:

@@ -1,6 +1,7 @@
 """One model of a world judged: every metric, and models brought to equal utility."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -38,35 +39,53 @@ class Answers(NamedTuple):
         return np.asarray(self.losses.sum(axis=1) / self.mask.sum(axis=1))
 
 
+def in_parts(function: Callable[[Texts], tuple[jax.Array, ...]], texts: Texts) -> list[np.ndarray]:
+    """What a function gives for each text, a part at a time.
+
+    The last part is filled up, so that one compiled program serves sets of all sizes.
+
+    Args:
+        function: from some texts to arrays whose leading axis is theirs.
+        texts: all of them.
+    """
+    ids, weights = map(np.asarray, texts)
+    count = len(ids)
+    begins = range(0, count, CHUNK)
+    parts = (np.minimum(np.arange(begin, begin + CHUNK), count - 1) for begin in begins)
+    found = [function(Texts(ids[rows], weights[rows])) for rows in parts]  # type: ignore[arg-type]
+    return [np.concatenate(arrays)[:count] for arrays in zip(*found, strict=True)]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _answers(model: Any, params: Params, texts: Texts) -> tuple[jax.Array, ...]:
-    def one(text: Texts) -> tuple[jax.Array, ...]:
-        logits = model.logits(params, text.ids[:-1])
-        log_prob = jax.nn.log_softmax(logits)
-        own = jnp.take_along_axis(log_prob, text.ids[1:, None], axis=1)[:, 0]
-        right = jnp.argmax(logits, axis=1) == text.ids[1:]
-        return -own * text.weights[1:], right, jnp.exp(jnp.max(log_prob, axis=1))
-
-    return jax.lax.map(one, texts, batch_size=CHUNK)
+    logits = model.logits(params, texts.ids[:, :-1])
+    log_prob = jax.nn.log_softmax(logits)
+    own = jnp.take_along_axis(log_prob, texts.ids[:, 1:, None], axis=2)[..., 0]
+    right = jnp.argmax(logits, axis=2) == texts.ids[:, 1:]
+    return -own * texts.weights[:, 1:], right, jnp.exp(jnp.max(log_prob, axis=2))
 
 
 def answers(model: Any, params: Params, texts: Texts) -> Answers:
     """What the model says of each text, read a part at a time."""
-    found = _answers(model, params, texts)
-    return Answers(*map(np.asarray, found), np.asarray(texts.weights)[:, 1:])  # type: ignore[call-arg]
+    found = in_parts(functools.partial(_answers, model, params), texts)
+    return Answers(*found, np.asarray(texts.weights)[:, 1:])  # type: ignore[call-arg]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def divergence(model: Any, retrained: Params, params: Params, texts: Texts) -> jax.Array:
+def _divergence(
+    model: Any, retrained: Params, params: Params, texts: Texts
+) -> tuple[jax.Array, ...]:
+    log_p, log_q = (
+        jax.nn.log_softmax(model.logits(p, texts.ids[:, :-1])) for p in (retrained, params)
+    )
+    each = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=2)
+    return (jnp.sum(each * texts.weights[:, 1:], axis=1),)
+
+
+def divergence(model: Any, retrained: Params, params: Params, texts: Texts) -> float:
     """Mean over the answers' tokens of `KL(p_retrained || p)`, summed over the vocabulary."""
-
-    def one(text: Texts) -> jax.Array:
-        log_p, log_q = (
-            jax.nn.log_softmax(model.logits(p, text.ids[:-1])) for p in (retrained, params)
-        )
-        return jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1) * text.weights[1:])
-
-    return jnp.sum(jax.lax.map(one, texts, batch_size=CHUNK)) / jnp.sum(texts.weights)
+    (sums,) = in_parts(functools.partial(_divergence, model, retrained, params), texts)
+    return float(np.sum(sums) / np.sum(texts.weights))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -86,8 +105,9 @@ def decode(model: Any, params: Params, texts: Texts) -> jax.Array:
 def rouge(world: World, params: Params, texts: Texts) -> float:
     """Mean ROUGE-L recall of the likeliest continuations, each as long as its answer at most.
 
-    Of words where the world can spell, else of tokens.
+    Of words where the world can spell, else of tokens; of the first `world.num_decoded` texts.
     """
+    texts = texts.at(slice(world.num_decoded))
     said = np.asarray(decode(world.model, params, texts))
     scores = []
     for row, ids, mask in zip(said, np.asarray(texts.ids), np.asarray(texts.weights), strict=True):
@@ -157,7 +177,7 @@ def stepped_back(
 def divergences(world: World, known: Known, params: Params) -> dict[str, float]:
     """From Retrain, by group, and over all groups to forget."""
     own = {
-        f"KL {name}": float(divergence(world.model, known.retrained, params, texts))
+        f"KL {name}": divergence(world.model, known.retrained, params, texts)
         for name, texts in world.groups.items()
     }
     parts = [value for name, value in own.items() if name != "KL retain"]
@@ -165,39 +185,64 @@ def divergences(world: World, known: Known, params: Params) -> dict[str, float]:
 
 
 def judge(world: World, known: Known, params: Params) -> dict[str, float]:
-    """Every metric of one model."""
-    model = world.model
-    forget, retain, fresh = (
-        answers(model, params, texts)
-        for texts in (world.asked_forget.answer, world.asked_retain.answer, world.held_out)
+    """Every metric of one model; those of texts never seen only where the world has some."""
+    forget, retain = (
+        answers(world.model, params, asked.answer)
+        for asked in (world.asked_forget, world.asked_retain)
     )
     asked = _ratio_losses(world, params, world.asked_forget)
     ratios = metrics.truth_ratios(*asked)
-    kept_ratios = metrics.truth_ratios(*_ratio_losses(world, params, world.asked_retain))
-    said = {
-        name: rouge(world, params, texts.at(slice(world.num_decoded)))
-        for name, texts in (
-            ("forget", world.asked_forget.answer), ("retain", world.asked_retain.answer)
-        )
-    }  # fmt: skip
-    kept = [metrics.probability(retain.mean), said["retain"], kept_ratios.on_retain]
-    tokens = fresh.mask > 0
-    return divergences(world, known, params) | {
+    kept = _kept(world, params, retain)
+    return {
+        **divergences(world, known, params),
         "log10 FQ": metrics.forget_quality(ratios.ratio, known.ratio),
         "truth ratio": ratios.on_forget,
         "p forget": metrics.probability(forget.mean),
         "p retain": kept[0],
-        "ROUGE forget": said["forget"],
-        "ROUGE retain": said["retain"],
+        "ROUGE forget": rouge(world, params, world.asked_forget.answer),
+        "ROUGE retain": kept[1],
+        "truth retain": kept[2],
         "utility": metrics.harmonic_mean(kept),
-        "Min-k AUC": metrics.area(
-            metrics.min_k(forget.losses, forget.mask), metrics.min_k(fresh.losses, fresh.mask)
-        ),
         "ES": metrics.extraction_strength(forget.is_right, forget.mask),
-        "ECE": metrics.calibration_error(fresh.confidence[tokens], fresh.is_right[tokens]),
         "WAGLE FQ": wagle_metrics.quality(wagle_metrics.truth_ratio(*asked), known.wagle_ratio),
         "WAGLE accuracy": wagle_metrics.accuracy(*asked),
         "WAGLE MIA": wagle_metrics.membership(
             (retain.losses, retain.mask), (forget.losses, forget.mask)
         ),
+        **_on_general(world, params, kept),
+        **_on_fresh(world, params, forget),
+    }
+
+
+def _kept(world: World, params: Params, retain: Answers) -> list[float]:
+    """Probability, ROUGE-L and truth ratio on questions to keep: TOFU's utility has them."""
+    ratios = metrics.truth_ratios(*_ratio_losses(world, params, world.asked_retain))
+    said = rouge(world, params, world.asked_retain.answer)
+    return [metrics.probability(retain.mean), said, ratios.on_retain]
+
+
+def _on_general(world: World, params: Params, kept: list[float]) -> dict[str, float]:
+    """The parts of model utility that are about the world, and the utility of all parts."""
+    found: dict[str, float] = {}
+    for name, asked in world.general.items():
+        right, wrong = _ratio_losses(world, params, asked)
+        found |= {
+            f"p {name}": metrics.normalised_probability(right, wrong),
+            f"ROUGE {name}": rouge(world, params, asked.answer),
+            f"truth {name}": metrics.truth_ratios(right, wrong).on_retain,
+        }
+    return found | ({"MU": metrics.harmonic_mean([*kept, *found.values()])} if found else {})
+
+
+def _on_fresh(world: World, params: Params, forget: Answers) -> dict[str, float]:
+    """Membership of what was to be forgotten, and calibration, by texts that were never seen."""
+    if world.held_out is None:
+        return {}
+    fresh = answers(world.model, params, world.held_out)
+    tokens = fresh.mask > 0
+    return {
+        "Min-k AUC": metrics.area(
+            metrics.min_k(forget.losses, forget.mask), metrics.min_k(fresh.losses, fresh.mask)
+        ),
+        "ECE": metrics.calibration_error(fresh.confidence[tokens], fresh.is_right[tokens]),
     }

@@ -26,6 +26,7 @@ COLUMNS = {
     "KL retain": "the same on texts to keep",
     "share": "how far towards the unlearned model that was; 1 is all of the way",
     "passes": "gradients that the method takes, or their like; a Hessian product counts two",
+    "seconds": "of the method as it was chosen, or of training a reference; compiling counts",
     "log10 FQ": "forget quality: log10 of the p-value that truth ratios are Retrain's; Retrain 2"
     " shows its noise",
     "truth ratio": "mean min(r, 1 / r) on questions to forget",
@@ -33,7 +34,10 @@ COLUMNS = {
     "p retain": "the same of answers to keep",
     "ROUGE forget": "ROUGE-L recall of the likeliest continuation",
     "ROUGE retain": "the same of answers to keep",
+    "truth retain": "mean max(0, 1 - r) on questions to keep",
     "utility": "harmonic mean of probability, ROUGE-L and truth ratio on questions to keep",
+    "MU": "TOFU's model utility: harmonic mean of those three and of the six here, whose p is the"
+    " probability of the right answer among four",
     "Min-k AUC": "membership of forgotten texts against texts never seen; 0.5 is none",
     "ES": "extraction strength: the share of an answer said word for word, given the rest",
     "ECE": "calibration error of the likeliest token on texts that were never seen",
@@ -50,7 +54,13 @@ SHOWN = {
         "KL forget", "KL forget1", "KL forget2", "KL retain", "log10 FQ", "p forget", "p retain",
         "utility", "share", "passes", "seconds",
     ),
-    "Other metrics": ("truth ratio", "ROUGE forget", "ROUGE retain", "Min-k AUC", "ES", "ECE"),
+    "Other metrics": (
+        "truth ratio", "ROUGE forget", "ROUGE retain", "truth retain", "Min-k AUC", "ES", "ECE",
+    ),
+    "Model utility": (
+        "MU", "p real authors", "ROUGE real authors", "truth real authors", "p world facts",
+        "ROUGE world facts", "truth world facts",
+    ),
     "By the release of WAGLE": ("WAGLE FQ", "WAGLE accuracy", "WAGLE MIA"),
 }  # fmt: skip
 FAMILIES = {
@@ -104,7 +114,10 @@ def finding(result: Result) -> str:
 
 def tables(result: Result) -> dict[str, report.Table]:
     """All tables, by heading."""
-    found = {heading: _table(result.rows, columns) for heading, columns in SHOWN.items()}
+    found = {}
+    for heading, columns in SHOWN.items():
+        if measured := [column for column in columns if column in result.rows[0]]:
+            found[heading] = _table(result.rows, measured)
     for kind in ("relearned", "finetuned"):
         found[f"Attack: {kind}"] = _curves(result.rows, kind)
     if result.chosen:
@@ -202,6 +215,11 @@ def finite(row: Row) -> Row:
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in row.items()
     }
+
+
+def flush(rows: Sequence[Row], page: Run) -> None:
+    """Write the rows that there are: a machine may go at any time."""
+    page.write_json("rows.json", [finite(row) for row in rows])
 
 
 def show(result: Result, page: Run, notes: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Training from scratch by AdamW, the rate falling to 0 by a cosine.
+    """Training by AdamW, the rate falling to 0 by a cosine.
 
     Attributes:
         num_steps: the same for the original model and a retrained one.
@@ -75,16 +75,26 @@ def draws(key: jax.Array, count: int | jax.Array, num_steps: int, batch_size: in
     return jax.random.randint(key, (num_steps, batch_size), 0, count)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def train(model: Any, recipe: Recipe, texts: Texts, key: jax.Array) -> Params:
-    """A model trained from scratch on `texts`; each epoch sees every text once."""
-    init_key, order_key = jax.random.split(key)
-    count, needed = len(texts.ids), recipe.num_steps * recipe.batch_size
-    keys = jax.random.split(order_key, -(-needed // count))
+@functools.partial(jax.jit, static_argnums=0)
+def fresh(model: Any, key: jax.Array) -> Params:
+    """Parameters as a training from scratch begins with."""
+    return model.init(key)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def epoch_rows(key: jax.Array, count: int, recipe: Recipe) -> jax.Array:
+    """`[num_steps, batch_size]` int32 rows below `count`; each pass has every one once."""
+    needed = recipe.num_steps * recipe.batch_size
+    keys = jax.random.split(key, -(-needed // count))
     order = jax.vmap(lambda key: jax.random.permutation(key, count))(keys).ravel()[:needed]
+    return order.reshape(recipe.num_steps, recipe.batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train(model: Any, recipe: Recipe, start: Params, texts: Texts, rows: jax.Array) -> Params:
+    """The model after a step on each row of `rows`, `[num_steps, batch_size]` of `texts`."""
     schedule = optax.cosine_decay_schedule(recipe.rate, recipe.num_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
-    params = model.init(init_key)
 
     def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
         params, state = carry
@@ -92,5 +102,4 @@ def train(model: Any, recipe: Recipe, texts: Texts, key: jax.Array) -> Params:
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    rows = order.reshape(recipe.num_steps, recipe.batch_size)
-    return jax.lax.scan(step, (params, optimizer.init(params)), rows)[0][0]
+    return jax.lax.scan(step, (start, optimizer.init(start)), rows)[0][0]

@@ -29,7 +29,8 @@ def relearning(world: World, params: Params, key: jax.Array, attack: Texts) -> n
         attack: texts that it trains on.
     """
     run = lambda rate: _relearned(world.model, params, attack, rate, world.watched, key)
-    found = np.stack([np.asarray(run(jnp.float32(rate))) for rate in RATES])
+    rates = world.attackers or RATES
+    found = np.stack([np.asarray(run(jnp.float32(rate))) for rate in rates])
     # An attacker that diverged has won nothing back.
     return np.max(np.nan_to_num(found), axis=0)
 

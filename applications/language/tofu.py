@@ -1,42 +1,35 @@
-"""TOFU from scratch: invented authors, a small network, and a Retrain that is one.
+"""TOFU, invented authors: a small network from scratch or a pretrained one, and a true Retrain.
 
-Questions and answers `full[0:440]` are kept and `full[3800:4000]`, ten authors, are forgotten: the
-ones that have paraphrased and perturbed answers on both sides. The authors before them,
-`full[3600:3800]`, are never trained on. (Maini et al., "TOFU", 2024; the data are MIT licensed.)
+From scratch, `full[0:440]` is kept and `full[3800:4000]`, ten authors, are forgotten: the ones that
+have paraphrased and perturbed answers on both sides. The authors before them, `full[3600:3800]`,
+are never trained on. A pretrained model is finetuned on all 4,000 pairs, and Retrain on all but
+those to forget.
 """
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ..components.errors import InputError, check_numbers
+from . import pretrained, tofu_files
 from .gpt import GPT
 from .learning import Recipe
-from .texts import Questions, Texts, pack
+from .spelling import Chat, Learned
+from .tofu_files import PER_AUTHOR, Pairs
+from .tofu_world import DO_NOT_KNOW, world_of
 from .worlds import World
 
-FILES = "full", "retain_perturbed", "forget10_perturbed"
-PER_AUTHOR = 20
 FRESH = slice(3600, 3800)
 MOST_RETAIN, MOST_FORGET = 440, 200
-MARKS = "<question>", "<answer>", "<end>"
-DO_NOT_KNOW = "I don't know."
-WRONG = 5
-
-Pair = Mapping[str, Any]
-Tokens = list[int]
+SMOLLM2, GGUF = "smollm2", "gguf:"
+ATTACKERS = 1e-5, 3e-5, 1e-4  # rates that a pretrained model is relearned by
 
 
 @dataclasses.dataclass(frozen=True)
 class Tofu:
-    """How much of it, and by which network.
+    """A small network from scratch.
 
     Attributes:
         folder: that holds `full.jsonl`, `retain_perturbed.jsonl`, `forget10_perturbed.jsonl`.
@@ -80,138 +73,110 @@ class Tofu:
 
     @functools.cached_property
     def _world(self) -> World:
-        full, kept, gone = (read(self.folder / f"{name}.jsonl") for name in FILES)
-        retain = full[: self.num_retain]
-        forget = full[4000 - self.num_forget : 4000]
-        asked = [*(p for p in kept if p["question"] in {r["question"] for r in retain})]
-        spelling = Spelling(self.num_tokens, [*retain, *forget])
-        packed = functools.partial(self._texts, spelling)
-        gone = gone[len(gone) - self.num_forget :]
-        forget_texts, authors = packed("forget", forget), np.arange(self.num_forget) // PER_AUTHOR
-        first = authors < (authors.max() + 1) / 2
-        silent = [{"question": p["question"], "answer": DO_NOT_KNOW} for p in forget]
-        steps = -(-(len(retain) + len(forget)) * self.epochs // self.batch_size)
-        unseen = [spelling.pair(p["question"], p["answer"]) for p in full[FRESH]]
-        fresh = pack(unseen[: self.num_forget], self.context, "held out", cut=True)
-        retain_texts = packed("retain", retain)
-        return World(
-            name="tofu",
-            model=GPT(spelling.size, self.context, self.width, self.num_layers),
-            recipe=Recipe(steps, self.batch_size, self.rate),
-            forget=forget_texts,
-            retain=retain_texts,
-            refusals=packed("refusals", silent),
-            asked_forget=self._questions(spelling, "forget", gone),
-            asked_retain=self._questions(spelling, "retain", asked[: self.num_forget]),
-            held_out=fresh,
-            groups={
-                "retain": retain_texts.at(slice(self.num_forget)),
-                "forget1": forget_texts.at(np.flatnonzero(first)),
-                "forget2": forget_texts.at(np.flatnonzero(~first)),
-            },
-            authors=jnp.asarray(authors),
-            num_decoded=40,
-            spell=spelling.words,
-            notes=self._notes(spelling, [*gone, *asked]),
-        )
-
-    def _texts(self, spelling: "Spelling", name: str, pairs: Iterable[Pair]) -> Texts:
-        return pack([spelling.pair(p["question"], p["answer"]) for p in pairs], self.context, name)
-
-    def _questions(self, spelling: "Spelling", name: str, pairs: Sequence[Pair]) -> Questions:
-        """Judged answers that do not fit are cut, which `_notes` tells."""
-        columns = [
-            [spelling.pair(p["question"], text) for p, text in zip(pairs, texts, strict=True)]
-            for texts in zip(*(answers_of(p) for p in pairs), strict=True)
-        ]
-        own, other, *wrong = (pack(pairs, self.context, name, cut=True) for pairs in columns)
-        stacked = Texts(*(jnp.stack(parts, axis=1) for parts in zip(*wrong, strict=True)))
-        return Questions(own, other, stacked)
-
-    def _notes(self, spelling: "Spelling", pairs: Sequence[Pair]) -> tuple[str, ...]:
-        sizes = [len(spelling.pair(p["question"], t)[1]) for p in pairs for t in answers_of(p)]
-        long = int(np.sum(np.array(sizes) > self.context - 1))
-        if not long:
-            return ()
-        return (f"{long} of {len(sizes)} answers that are only compared are cut to the context.",)
+        pairs = tofu_files.few(self.folder, self.num_retain, self.num_forget, FRESH)
+        pairs = pairs._replace(asked_retain=pairs.asked_retain[: self.num_forget])
+        trained = [*pairs.retain, *pairs.forget]
+        texts = [pair[part] for pair in trained for part in ("question", "answer")]
+        spelling = Learned(self.num_tokens, texts)
+        model = GPT(spelling.size, self.context, self.width, self.num_layers)
+        recipe = _recipe(pairs, self.epochs, self.batch_size, self.rate)
+        return world_of(pairs, spelling, self.context, model, recipe, num_decoded=40)
 
 
-class Spelling:
-    """A byte-pair vocabulary, learned on pairs of question and answer.
+@dataclasses.dataclass(frozen=True)
+class PretrainedTofu:
+    """A pretrained model, finetuned; forget05 is 200 pairs to forget and forget10 is 400.
 
-    Args:
-        num_tokens: at most; 256 bytes and three marks are in it in any case.
-        pairs: to learn it on.
+    Original and Retrain start from the same weights and take as many steps. The embedding has the
+    rows of the tokens that occur, so every softmax is the whole one, renormalised over these: exact
+    for the probabilities of these texts among texts of these tokens.
+
+    Attributes:
+        folder: as of `Tofu`; questions about real authors and the world are asked where their two
+            files, `real_authors_perturbed.jsonl` and `world_facts_perturbed.jsonl`, are there.
+        source: smollm2, or gguf: and the path of a file.
+        num_forget: pairs to forget, 400 at most.
+        num_held_out: pairs before those that no model is trained on; 0 trains on all, and leaves
+            out the metrics that need texts never seen.
+        context: tokens in a row; a question that leaves no room loses its beginning.
+        epochs: of the original model; Retrain takes as many steps.
+        batch_size: of training.
+        rate: of training.
+        bfloat16: products of dense layers in bfloat16.
 
     Raises:
-        InputError: the package `tokenizers` is not installed.
+        InputError: a number is out of its range.
     """
 
-    def __init__(self, num_tokens: int, pairs: Sequence[Pair]) -> None:
-        try:
-            import tokenizers
-            from tokenizers import decoders, models, pre_tokenizers, trainers
-        except ImportError as error:
+    folder: pathlib.Path
+    source: str = SMOLLM2
+    num_forget: int = 200
+    num_held_out: int = 0
+    context: int = 144
+    epochs: int = 5
+    batch_size: int = 32
+    rate: float = 3e-4
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "context", "epochs", "batch_size", "rate")
+        check_numbers(self, "num_forget", least=2 * PER_AUTHOR, strict=False)  # two groups
+        check_numbers(self, "num_held_out", strict=False)
+        if self.source != SMOLLM2 and not self.source.startswith(GGUF):
             raise InputError(
-                "`data` tofu needs the package tokenizers: `pip install 'bilevel[language]'`."
-            ) from error
-        self._coder = tokenizers.Tokenizer(models.BPE())
-        self._coder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._coder.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=num_tokens,
-            special_tokens=list(MARKS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+                f"`model` must be {SMOLLM2} or {GGUF}FILE for tofu, got {self.source!r}."
+            )
+
+    def world(self, key: jax.Array) -> World:
+        """The bench; all seeds have the same texts and begin with the same weights."""
+        del key
+        return self._world
+
+    @functools.cached_property
+    def _world(self) -> World:
+        pairs = tofu_files.whole(self.folder, self.num_forget, self.num_held_out)
+        own = self.source != SMOLLM2
+        found = pretrained.read(
+            pathlib.Path(self.source.removeprefix(GGUF)) if own else pretrained.smollm2()
         )
-        self._coder.train_from_iterator(
-            (p[k] for p in pairs for k in ("question", "answer")), trainer
+        if self.context > found.context:
+            raise InputError(
+                f"`context` must be at most {found.context}, for which the model was trained, got"
+                f" {self.context}."
+            )
+        silent = ((pair["question"], DO_NOT_KNOW) for pair in pairs.forget)
+        spelling = Chat(found, [*pairs.each(), *silent])
+        model = dataclasses.replace(found.model, num_tokens=spelling.size, bfloat16=self.bfloat16)
+        recipe = _recipe(pairs, self.epochs, self.batch_size, self.rate)
+        world = world_of(pairs, spelling, self.context, model, recipe, num_decoded=100)
+        return dataclasses.replace(
+            world,
+            start=pretrained.sliced(found, spelling.rows),
+            attackers=ATTACKERS,
+            notes=(*world.notes, *_about(found, spelling, pairs)),
         )
-        vocabulary = self._coder.get_vocab()
-        self._marks = [vocabulary[mark] for mark in MARKS]
-
-    @property
-    def size(self) -> int:
-        """Tokens in it."""
-        return int(self._coder.get_vocab_size())
-
-    def pair(self, question: str, answer: str) -> tuple[Tokens, Tokens]:
-        """A question and an answer with their marks."""
-        asks, answers, end = self._marks
-        encode = lambda text: self._coder.encode(text).ids
-        return [asks, *encode(question), answers], [*encode(answer), end]
-
-    def words(self, tokens: np.ndarray) -> list[str]:
-        """Lower-case words of letters and digits up to the first end mark, as ROUGE takes them."""
-        end = np.flatnonzero(tokens == self._marks[-1])
-        text = self._coder.decode([int(t) for t in (tokens[: end[0]] if end.size else tokens)])
-        return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
-def answers_of(pair: Pair) -> list[str]:
-    """The answer, the same in other words, and the wrong ones."""
-    return [pair["answer"], pair["paraphrased_answer"], *pair["perturbed_answer"][:WRONG]]
+def _recipe(pairs: Pairs, epochs: int, batch_size: int, rate: float) -> Recipe:
+    steps = -(-(len(pairs.retain) + len(pairs.forget)) * epochs // batch_size)
+    return Recipe(steps, batch_size, rate)
 
 
-def read(path: pathlib.Path) -> list[Pair]:
-    """Pairs from a file of JSON lines.
-
-    Raises:
-        InputError: it is missing, a line is no JSON object, or a field is missing.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise InputError(
-            f"`data-dir` must hold tofu/, but {path} cannot be read: {error.strerror}."
-        ) from error
-    pairs: list[Pair] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            pair = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path} line {number} is damaged: {error}.") from error
-        if not isinstance(pair, dict) or not {"question", "answer"} <= set(pair):
-            raise InputError(f"{path} line {number} must have a question and an answer.")
-        pairs.append(pair)
-    return pairs
+def _about(found: pretrained.Pretrained, spelling: Chat, pairs: Pairs) -> list[str]:
+    """What a reader must know of a pretrained model."""
+    notes = [
+        f"All models start from {found.file.name}, whose weights are {', '.join(found.bits)}; they"
+        f" are float32 from there on. Its softmax is over the {spelling.size} of"
+        f" {len(found.tokens)} tokens that occur, renormalised."
+    ]
+    if pairs.missing:
+        notes.append(
+            f"MU, the utility of nine parts, is left out: {' and '.join(pairs.missing)} are not in"
+            " the folder. `utility` has three, of the questions to keep."
+        )
+    if not pairs.fresh:
+        notes.append(
+            "No text was held out (`--num-held-out`), so Min-k AUC and ECE, which need texts that"
+            " no model has seen, are left out."
+        )
+    return notes

@@ -32,6 +32,7 @@ class Bench:
         original: the parameters of the model that knows it all.
         retrained: of two retrained models that differ in their seed.
         page: where pieces are kept.
+        seconds: of each training, compiling included: of the three, the first compiles.
     """
 
     world: World
@@ -39,19 +40,21 @@ class Bench:
     original: Params
     retrained: tuple[Params, Params]
     page: Run
+    seconds: Mapping[str, float]
 
     @classmethod
     def of(cls, make: Callable[[jax.Array], World], seed: int, page: Run, place: str) -> "Bench":
         """Train the three models, or read them back."""
         key = jax.random.key(seed)
         world = make(named_key(key, "world"))
-        found = []
-        for name in ("original", "Retrain", "Retrain 2"):
+        found, spent = [], dict[str, float]()
+        for row, name in zip(REFERENCES, ("original", "Retrain", "Retrain 2"), strict=True):
             page.tick(f"{place}: training {name}")
             train = world.original if name == "original" else world.retrained
-            fresh = functools.partial(train, named_key(key, name))
+            fresh = functools.partial(_timed, train, named_key(key, name), row, spent)
             found.append(page.tree(f"{place}/{name}", fresh))
-        return cls(world, seed, found[0], (found[1], found[2]), page)
+        seconds = numbered(page.keep(f"{place}/seconds", lambda: spent))
+        return cls(world, seed, found[0], (found[1], found[2]), page, seconds)
 
     @functools.cached_property
     def known(self) -> Known:
@@ -85,6 +88,16 @@ class Bench:
         """The unlearned model, brought back to the utility that all rows share."""
         params = self.unlearned(method, name)
         return judging.stepped_back(self.world, self.known, self.original, params)
+
+
+def _timed(
+    train: Callable[[jax.Array], Params], key: jax.Array, name: str, spent: dict[str, float]
+) -> Params:
+    """A trained model, its seconds noted."""
+    before = time.perf_counter()
+    params = jax.block_until_ready(train(key))
+    spent[name] = time.perf_counter() - before
+    return params
 
 
 def tries(entry: Entry, size: Size, rates: tuple[float, ...]) -> dict[str, Method]:
@@ -157,4 +170,5 @@ def numbered(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def references(bench: Bench) -> list[dict[str, Any]]:
     """The rows of the original model and of the two retrained ones."""
     models = dict(zip(REFERENCES, (bench.original, *bench.retrained), strict=True))
-    return [row(bench, name, functools.partial(models.get, name), 0) for name in models]
+    rows = [row(bench, name, functools.partial(models.get, name), 0) for name in models]
+    return [own | {"seconds": bench.seconds[own["method"]]} for own in rows]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .learning import Params, Recipe, Task, train
+from .learning import Params, Recipe, Task, epoch_rows, fresh, train
 from .texts import Questions, Texts, check
 
 
@@ -19,18 +19,22 @@ class World:
     Attributes:
         name: of the bench.
         model: see `gpt.GPT`.
-        recipe: of training from scratch.
+        recipe: of training.
         forget: texts to forget.
         retain: texts to keep.
         refusals: the questions of `forget` with answers that say nothing.
         asked_forget: questions about what to forget.
         asked_retain: about what to keep.
-        held_out: texts like those to forget that no model is trained on.
+        held_out: texts like those to forget that no model is trained on; None leaves out the
+            metrics that need them.
         groups: texts on which the divergence from Retrain is measured, by name; "retain" is one.
         authors: `[n]` int32, to whom each text to forget belongs.
         num_decoded: questions of a set that are answered word by word.
         spell: from tokens to words, for ROUGE; None compares tokens.
         notes: what a reader of the report must know.
+        general: questions about the world by name, of which model utility has three parts each.
+        start: parameters that every training begins with; None draws fresh ones.
+        attackers: rates of those that relearn; None takes `relearning.RATES`.
 
     Raises:
         InputError: texts to forget and to keep coincide, a set is empty, or the vocabulary lacks
@@ -45,21 +49,31 @@ class World:
     refusals: Texts
     asked_forget: Questions
     asked_retain: Questions
-    held_out: Texts
+    held_out: Texts | None
     groups: Mapping[str, Texts]
     authors: jax.Array
     num_decoded: int = 100
     spell: Callable[[np.ndarray], Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
+    general: Mapping[str, Questions] = dataclasses.field(default_factory=dict)
+    start: Params | None = None
+    attackers: tuple[float, ...] | None = None
 
     def original(self, key: jax.Array) -> Params:
         """The model that is trained on all texts."""
-        every = Texts(*map(jnp.concatenate, zip(self.forget, self.retain, strict=True)))
-        return train(self.model, self.recipe, every, key)
+        return self._trained(key, 0)
 
     def retrained(self, key: jax.Array) -> Params:
         """The model that never saw the texts to forget, trained for as many steps."""
-        return train(self.model, self.recipe, self.retain, key)
+        return self._trained(key, len(self.forget.ids))
+
+    def _trained(self, key: jax.Array, first: int) -> Params:
+        """On the texts from `first` on; all trainings are calls of one compiled program."""
+        start_key, order_key = jax.random.split(key)
+        every = Texts(*map(jnp.concatenate, zip(self.forget, self.retain, strict=True)))
+        rows = first + epoch_rows(order_key, len(every.ids) - first, self.recipe)
+        start = fresh(self.model, start_key) if self.start is None else self.start
+        return train(self.model, self.recipe, start, every, rows)
 
     @property
     def attack(self) -> Texts:

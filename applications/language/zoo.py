@@ -57,12 +57,14 @@ class Entry(NamedTuple):
         strengths: to try.
         what: the strength, in words.
         pace: the rates of the bench are multiplied by it.
+        needs: what a model must have beside `init` and `logits`; empty where that is all.
     """
 
     make: Callable[[Size, Any, Any], Method]
     strengths: tuple[float, float, float]
     what: str
     pace: float = 1.0
+    needs: str = ""
 
 
 def _smooth(make: Callable[[Any], Smoothing]) -> Callable[[Size, Any, Any], Method]:
@@ -97,6 +99,7 @@ ENTRIES: dict[str, Entry] = {
         lambda size, rate, s: size.unlearn(rate, objective=RMU(s)),
         (1.0, 3.0, 10.0),
         "length of the target",
+        needs="hidden",
     ),
     "IDK": Entry(
         lambda size, rate, s: size.unlearn(rate, objective=Refusal(), balance=Weighted(s)),
@@ -138,6 +141,7 @@ ENTRIES: dict[str, Entry] = {
         (0.01, 0.1, 1.0),
         "ridge",
         pace=3.0,
+        needs="tapped",
     ),
     "coreset, random": Entry(
         lambda size, rate, s: size.unlearn(rate, objective=NPO(s), part=RandomPart(0.05)),
@@ -162,13 +166,26 @@ def unlearn(method: Method, task: Task, key: jax.Array) -> Params:
     return method(task, key)
 
 
-def find(names: tuple[str, ...]) -> dict[str, Entry]:
-    """The entries of these names, or of all where none is named.
+def find(names: tuple[str, ...], model: Any = None) -> dict[str, Entry]:
+    """The entries of these names, or where none is named all that the model can run.
+
+    Args:
+        names: of methods.
+        model: that they are to run on; None asks nothing of it.
 
     Raises:
-        InputError: a name is unknown.
+        InputError: a name is unknown, or names a method that the model cannot run.
     """
-    for name in names:
+    found = {}
+    for name in names or NAMES:
         if name not in ENTRIES:
             raise InputError(f"`methods` must be of {', '.join(NAMES)}, got {name!r}.")
-    return {name: ENTRIES[name] for name in names or NAMES}
+        entry = ENTRIES[name]
+        if model is None or hasattr(model, entry.needs or "logits"):
+            found[name] = entry
+        elif names:
+            raise InputError(
+                f"`methods` {name} needs a model with `{entry.needs}`, and"
+                f" {type(model).__name__} has none. Leave {name} out."
+            )
+    return found

@@ -28,7 +28,7 @@ class Config:
     output: pathlib.Path = pathlib.Path("results/accelerator")
     """Folder of the results; a second call goes on with what an earlier one left there."""
     data_dir: pathlib.Path = pathlib.Path("data")
-    """Folder with cifar-10-batches-bin, cifar-100-binary and fashion_mnist, as published."""
+    """Folder with cifar-10-batches-bin, cifar-100-binary, fashion_mnist and tofu, as published."""
     budget: float = 480.0
     """Seconds for all pieces together; one that does not fit into what is left is skipped."""
     only: tuple[str, ...] = ()

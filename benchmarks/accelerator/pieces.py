@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from . import estimates
+from . import estimates, smollm2
 
 PAGE = ("python", "-m", "applications")
 CIFAR10 = ("--data", "cifar10", "--data-dir", "{data}", "--num-train", "45000", "--bfloat16")
@@ -23,6 +23,7 @@ class Piece:
         toy: the same at toy size.
         flops: operations at full size, as far as they can be counted beforehand.
         needs: folders below `{data}` without which it is skipped.
+        compiling: seconds that its programs take beyond those of one page.
         limit: seconds after which it is ended.
     """
 
@@ -32,6 +33,7 @@ class Piece:
     toy: tuple[str, ...]
     flops: Callable[[], float]
     needs: tuple[str, ...] = ()
+    compiling: float = 0.0
     limit: float = 480.0
 
 
@@ -124,6 +126,16 @@ PIECES = (
         limit=300,
     ),
     Piece(
+        "smollm2",
+        "What do unlearning methods reach on TOFU's forget10 and forget05 with SmolLM2-135M?",
+        own("smollm2", "--data-dir", "{data}"),
+        own("smollm2", "--rehearse"),
+        smollm2.flops,
+        needs=("tofu",),
+        compiling=60.0,
+        limit=540,
+    ),
+    Piece(
         "lifelong",
         "Does a robust coreset keep more robustness than a clean one over five tasks of CIFAR-10?",
         page(
@@ -171,6 +183,25 @@ PIECES = (
         ),
         _images("small_cnn", 3 * 3 * 1000 * 0.1, 10_000),
         needs=("cifar-10-batches-bin",),
+    ),
+    Piece(
+        "attribution",
+        "Which methods of attribution predict a bank of 100 retrained models on CIFAR-10?",
+        page(
+            *("attribution", "--data", "cifar10", "--data-dir", "{data}", "--model", "smooth_cnn"),
+            *("--num-train", "2000", "--num-steps", "512", "--bank-size", "100"),
+            *("--num-queries", "50", "--seeds", "0"),
+        ),
+        page(
+            *("attribution", "--data", "npz:{toy}", "--model", "smooth_cnn", "--num-train", "40"),
+            *("--num-steps", "4", "--batch-size", "8", "--bank-size", "5", "--num-queries", "4"),
+            *("--designs", "drop", "--seeds", "0"),
+        ),
+        # Two banks of 140 trainings of 512 steps, and half as much again for 50 queries backward.
+        _images("small_cnn", 1.5 * 2 * 140 * 512 * 64 / 45_000),
+        needs=("cifar-10-batches-bin",),
+        compiling=60.0,
+        limit=300,
     ),
     Piece(
         "overhead",

@@ -61,7 +61,7 @@ class Plan:
 
     def estimate(self, piece: Piece) -> float:
         """Seconds that the piece will take at full size."""
-        return estimates.seconds(piece.flops(), self.platform)
+        return piece.compiling + estimates.seconds(piece.flops(), self.platform)
 
 
 def run_all(plan: Plan, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:

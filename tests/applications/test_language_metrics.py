@@ -134,6 +134,22 @@ def test_losses_and_divergence_of_a_bigram_model():
     assert said.is_right[0, 1] and not said.is_right[0, 0]
 
 
+def test_sets_of_all_sizes_are_read_by_one_program():
+    params, other = jnp.log(PROBS), jnp.log(OTHER)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 3, (150, 4)))
+    texts = Texts(ids, jnp.broadcast_to(jnp.array([0, 0, 1.0, 1]), ids.shape))
+    whole = judging.answers(Table(), params, texts)
+    np.testing.assert_allclose(
+        whole.losses, token_losses(Table(), params, texts), rtol=1e-6, atol=1e-7
+    )
+    assert whole.is_right.shape == whole.confidence.shape == whole.mask.shape == (150, 3)
+    apart = [
+        judging.divergence(Table(), params, other, texts.at(slice(n, None, 2))) for n in (0, 1)
+    ]
+    found = judging.divergence(Table(), params, other, texts)
+    assert found == pytest.approx(np.mean(apart), rel=1e-5)
+
+
 def test_packing_keeps_the_answer_and_the_end_of_the_question():
     texts = pack([([1, 2, 3, 4], [7, 8]), ([1, 2], [7])], 5, "forget")
     np.testing.assert_array_equal(texts.ids, [[1, 3, 4, 7, 8], [1, 2, 7, 0, 0]])

@@ -16,7 +16,8 @@ from applications.language import (
     judging,
     language_report,
     relearning,
-    tofu,
+    spelling,
+    tofu_files,
     trials,
     worlds,
     zoo,
@@ -177,15 +178,15 @@ def test_tofu_of_a_size_that_cannot_be(folder, settings, match):
 def test_damaged_files_are_one_line(tmp_path, line, match):
     (tmp_path / "full.jsonl").write_text(line)
     with pytest.raises(InputError, match=match):
-        tofu.read(tmp_path / "full.jsonl")
+        tofu_files.read(tmp_path / "full.jsonl")
     with pytest.raises(InputError, match="`data-dir` must hold tofu/"):
-        tofu.read(tmp_path / "absent.jsonl")
+        tofu_files.read(tmp_path / "absent.jsonl")
 
 
 def test_tokenizers_may_be_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match="needs the package tokenizers"):
-        tofu.Spelling(300, pairs(2))
+        spelling.Learned(300, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -194,11 +195,13 @@ def test_tokenizers_may_be_absent(monkeypatch):
         ({"methods": ("NOP",)}, "`methods` must be of GradDiff, "),
         ({"claims": ("all",)}, "`claims` must be of short_answers, "),
         ({"claims": ("short_answers",), "data": "tofu"}, "`claims` short_answers needs"),
-        ({"rates": ()}, "`rates`"),
         ({"rates": (-1.0,)}, "`rates`"),
         ({"unlearning_steps": 1}, "`unlearning_steps`"),
-        ({"model": "mlp"}, "`model` cannot be set"),
-        ({"bfloat16": True}, "`bfloat16` cannot be set"),
+        ({"data": "books"}, "`data` must be markov or tofu"),
+        ({"model": "mlp"}, "`model` cannot be set for markov"),
+        ({"bfloat16": True}, "`bfloat16` cannot be set for markov"),
+        ({"data": "tofu", "num_held_out": 0}, "`num_held_out` cannot be set for tofu"),
+        ({"data": "tofu", "model": "smollm2", "width": 8}, "`width` cannot be set for a pretr"),
     ],
 )
 def test_settings_that_are_refused(settings, match):
@@ -213,7 +216,6 @@ def test_settings_that_are_refused(settings, match):
         (functools.partial(Markov, short=30), "`short`"),
         (functools.partial(Markov, num_retain=0), "`num_retain`"),
         (functools.partial(Recipe, 0, 1, 1.0), "`num_steps`"),
-        (language_unlearning.Config(data="books").bench, "`data` must be markov or tofu"),
         (
             functools.partial(language_unlearning.run, language_unlearning.Config(), model=1),
             "`model`",
