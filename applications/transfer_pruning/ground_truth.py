@@ -79,6 +79,30 @@ def agreement(scores: np.ndarray, chosen: np.ndarray, accuracy: np.ndarray) -> A
     return Agreement(units, (low[0], high[0]), sums, (low[1], high[1]))
 
 
+def reliability(chosen: np.ndarray, accuracy: np.ndarray) -> Agreement:
+    """What one half of these runs says of the other, over random splits.
+
+    The yardstick for `agreement`: scores that know no more than so many runs reach about this, and
+    where it is near 0 the runs tell the units too little apart to judge any scores.
+
+    Args:
+        chosen: `[halves, units]` bool, four rows at least.
+        accuracy: `[halves]`.
+    """
+
+    def split(order: np.ndarray) -> tuple[float, float]:
+        one, other = np.array_split(order, 2)
+        fits = [coefficients(chosen[rows], accuracy[rows]) for rows in (one, other)]
+        predicted = chosen[other] @ fits[0]
+        return rank_correlation(*fits), rank_correlation(predicted, accuracy[other])
+
+    rng = np.random.default_rng(0)
+    found = np.array([split(rng.permutation(len(chosen))) for _ in range(DRAWS)])
+    low, high = np.percentile(found, INTERVAL, axis=0)
+    units, sums = found.mean(axis=0)
+    return Agreement(units, (low[0], high[0]), sums, (low[1], high[1]))
+
+
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's; 0 where either is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:

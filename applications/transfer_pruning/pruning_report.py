@@ -18,6 +18,8 @@ ABOUT = (
     " last step counts. Methods that drop examples keep all classes, which is another question."
 )
 COLUMNS = {
+    "half of these runs": "what one half of the random halves says of the other: scores that know"
+    " no more reach about that",
     "regime": "epochs: a pruned run takes the same epochs, so fewer steps; steps: as many as full",
     "dropped": "share of the units that go; accuracy below it in percent",
     "lossless": "largest share at which the mean difference to `full`, paired by seed, is above"

@@ -153,16 +153,20 @@ def compare(
         for rows in (np.flatnonzero(half[units.of]) for half in halves)
     ]
     got = page.keep(f"seed{seed}/halves", lambda: judge(plans, key, "random halves"))["probe"]
-    return {
-        target.name: {
+    found = {}
+    for place, target in enumerate(judge.targets):
+        found[target.name] = {
             name: ground_truth.agreement(
                 -own[target.name].draws[0].ranks.astype(float), halves, got[:, place]
             )
             for name, own in choices.items()
             if name not in (*ALONE, *EXAMPLES)
         }
-        for place, target in enumerate(judge.targets)
-    }
+        if count >= 4:
+            found[target.name]["half of these runs"] = ground_truth.reliability(
+                halves, got[:, place]
+            )
+    return found
 
 
 def timed(judge: Judge, ratios: Sequence[float]) -> dict[float, float]:

@@ -201,6 +201,15 @@ def test_random_halves_find_what_a_unit_is_worth():
     assert ground_truth.rank_correlation(worth, np.ones(8)) == 0
 
 
+def test_halves_of_the_runs_say_how_much_all_of_them_know():
+    units, rng = by_class(np.arange(8), tuple("abcdefgh")), np.random.default_rng(0)
+    chosen = ground_truth.halves(units, 60, rng)
+    clear = ground_truth.reliability(chosen, chosen @ np.arange(8.0))
+    noise = ground_truth.reliability(chosen, rng.normal(size=60))
+    assert clear.units > 0.95 and clear.sums > 0.95
+    assert noise.units_interval[0] < 0 < noise.units_interval[1] and abs(noise.sums) < 0.3
+
+
 def test_lossless_is_a_paired_test():
     def rows(method, ratio, values):
         return [
