@@ -9,6 +9,7 @@ import jax.scipy as jsp
 
 from bilevel import _check
 from bilevel._describe import settings
+from bilevel.linear._columns import columns
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, flattened, rounding, status_if
 
@@ -49,9 +50,8 @@ class Dense(Settings):
             operations): for fixed points and constrained or non-smooth lower levels, where the
             system is no Hessian. True there is refused. A singular one is named, not solved.
         matrix: H as an `[n, n]` array, n the numbers of v in the order of its leaves, or a function
-            `(matvec, rhs) -> [n, n]` that builds it; None: from n products. A loss that knows its
-            Gram matrix saves half of the work: the products of `X' (X v)` with the identity are
-            two for its one.
+            `(matvec, rhs) -> [n, n]` that builds it; None: from n products, of which those of a
+            known matrix with the vector itself, as in `X' (X v)`, cost nothing.
 
     Raises:
         TypeError: `matrix` is a class.
@@ -118,10 +118,9 @@ class Dense(Settings):
 
     def _build(self, matvec: MatVec, rhs: PyTree) -> jax.Array:
         """H, `[n, n]`, in float32 at least."""
-        flat, unravel = flattened(rhs)
+        flat = flattened(rhs)[0]
         if self.matrix is None:
-            columns = jax.vmap(lambda e: flattened(matvec(unravel(e)))[0], out_axes=1)
-            return columns(jnp.eye(flat.size, dtype=flat.dtype))
+            return columns(lambda vector: flattened(matvec(vector))[0], rhs)
         matrix = self.matrix(matvec, rhs) if callable(self.matrix) else self.matrix
         if matrix.shape != (flat.size, flat.size):
             raise ValueError(
