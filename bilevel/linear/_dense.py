@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
+import numpy as np
 
 from bilevel import _check
 from bilevel._describe import settings
@@ -165,7 +166,9 @@ def _by_factor(
     solve: Callable[[jax.Array], jax.Array], matrix: jax.Array, rhs: jax.Array
 ) -> tuple[jax.Array, _Seen]:
     """The solution, and what those of random vectors, which lie where H is flat, say of H."""
-    probes = jax.random.normal(jax.random.key(0), (rhs.size, _PROBES), rhs.dtype)
+    # Known when the program is made: to draw them in it takes longer than a small solve.
+    drawn = np.random.default_rng(0).standard_normal((rhs.size, _PROBES))
+    probes = jnp.asarray(drawn, rhs.dtype)
     solutions = solve(jnp.concatenate([rhs[:, None], probes], axis=1))
     # Squares of the entries may overflow: divide by the largest first.
     largest = jnp.max(jnp.abs(solutions[:, 1:]), axis=0)
