@@ -1,4 +1,6 @@
-"""What XLA counts for one compiled step of each of the 27 algorithms: operations and bytes.
+"""What XLA counts for one compiled step of each of the 27 algorithms, and for linear solves.
+
+Operations, bytes and kernels: what a program costs to compile goes with the number of its kernels.
 
 A count does not depend on how busy the machine is, so two commits can be compared:
 
@@ -15,6 +17,7 @@ where a program keeps its loops, their quotient is that of the work.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +104,39 @@ def start(name: str, dtype: Any = jnp.float32) -> tuple[tuple[jax.Array, jax.Arr
 
 
 def cost(name: str, algorithm: Any) -> dict[str, float]:
-    """Operations and bytes of the compiled step, as XLA counts them."""
+    """Those of the compiled step."""
     variables, batch = start(name)
     state = algorithm.init(*variables)
-    found = jax.jit(algorithm.step).lower(state, batch).compile().cost_analysis()
-    return {"flops": found["flops"], "bytes": found["bytes accessed"]}
+    return counted(algorithm.step, state, batch)
+
+
+def counted(function: Callable[..., Any], *args: Any) -> dict[str, float]:
+    """What XLA counts of the compiled function."""
+    program = jax.jit(function).lower(*args).compile()
+    found, kernels = program.cost_analysis(), program.as_text().count(" fusion(")
+    return {"flops": found["flops"], "bytes": found["bytes accessed"], "kernels": kernels}
+
+
+def solves() -> dict[str, dict[str, float]]:
+    """The costs of linear solves with `X' (X u) + u / 100`, X of half of the examples."""
+    (_, rhs), batch = start("DoubleLoop")
+    solve = lambda solver: lambda x, v: tuple(solver(lambda u: (x @ u) @ x + 0.01 * u, v))
+    solvers = (linear.CG(), linear.MINRES(), linear.Dense())
+    return {
+        type(s).__name__: counted(solve(s), batch.inner[0][: NUM_EXAMPLES // 2], rhs)
+        for s in solvers
+    }
 
 
 def table(now: dict[str, Any], before: dict[str, Any]) -> str:
-    """Both counts of each algorithm now, and their quotients by those before."""
-    lines = [f"{'':<22}{'MFLOP':>9}{'ratio':>7}{'MB':>9}{'ratio':>7}"]
+    """All counts of each algorithm now, and their quotients by those before."""
+    lines = [f"{'':<22}{'MFLOP':>9}{'ratio':>7}{'MB':>9}{'ratio':>7}{'kernels':>9}{'ratio':>7}"]
     for name, costs in now.items():
         line = f"{name:<22}"
         for kind, amount in costs.items():
             old = before.get(name, {}).get(kind)
-            line += f"{amount / 1e6:9.3f}" + (f"{amount / old:7.3f}" if old else f"{'-':>7}")
+            line += f"{amount:9.0f}" if kind == "kernels" else f"{amount / 1e6:9.3f}"
+            line += f"{amount / old:7.3f}" if old else f"{'-':>7}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -135,7 +156,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--against", type=Path, help="counts of another commit, as JSON")
     against = parser.parse_args().against
-    now = {name: cost(name, algorithm) for name, algorithm in algorithms().items()}
+    now = {name: cost(name, algorithm) for name, algorithm in algorithms().items()} | solves()
     if against is None:
         json.dump({"jax": jax.__version__, "costs": now}, sys.stdout, indent=1)
         print()

@@ -56,6 +56,10 @@ class _MinMax(Checked):
 
     loss: Loss
 
+    def __post_init__(self) -> None:
+        _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
+        super().__post_init__()
+
     @property
     def problem(self) -> BilevelProblem:
         """The same problem for bi-level methods: F = f, G = -f, each with its field of `Batch`."""
@@ -115,10 +119,6 @@ class GradientDescentAscent(_MinMax):
     projection: Projection | None = None
     inner_projection: Projection | None = None
 
-    def __post_init__(self) -> None:
-        _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
-        super().__post_init__()
-
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One simultaneous step.
 
@@ -161,10 +161,6 @@ class Extragradient(_MinMax):
     _: dataclasses.KW_ONLY
     projection: Projection | None = None
     inner_projection: Projection | None = None
-
-    def __post_init__(self) -> None:
-        _check.function("loss", self.loss, "`(outer, inner, data) -> scalar`")
-        super().__post_init__()
 
     def step(self, state: MinMaxState, batch: Batch) -> tuple[MinMaxState, MinMaxInfo]:
         """One step ahead and one step.

@@ -1,14 +1,13 @@
 """Conjugate gradients: the default solver for a positive definite Hessian."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 
-from bilevel import _check, _tree
+from bilevel import _check
 from bilevel._describe import settings
-from bilevel.linear import _cg_steps as cg
-from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
+from bilevel.linear._cg_mending import mended, needs_mending
+from bilevel.linear._cg_state import State, evidence, going, start
+from bilevel.linear._cg_steps import turn
+from bilevel.linear._info import LinearSolution, MatVec, PyTree
 from bilevel.linear._preconditioner import Preconditioner, built
 from bilevel.linear._system import Settings, System
 
@@ -68,50 +67,15 @@ class CG(Settings):
         """Solve for `rhs`, a pytree; `matvec` maps such pytrees to such pytrees linearly."""
         system = System.of(self, matvec, rhs)
         precondition = built(self.preconditioner, matvec, system.rhs)
-        value, residual, spent = system.start(init)
-        target, last = (0.9 * self.tolerance) ** 2, self.max_steps + spent
+        spent = int(init is not None)
+        step = lambda s: turn(system, precondition, self, self.max_steps + spent, s)
+        mend = lambda s: mended(system, self, s)
 
-        def sweep(carry: tuple[cg.State, jax.Array, jax.Array]) -> Any:
-            """Steps until the recurrence is content, then the true residual to start from again."""
-            state, before, _ = carry
-            state = jax.lax.while_loop(
-                lambda s: (s.step < last) & (s.squared > target) & ~s.blocked & ~s.done,
-                lambda s: cg.step(system, precondition, s),
-                state,
-            )
-            blocked = state.blocked
-            if self.damp:
-                stop = lambda s: s._replace(value=cg.least(s, target))
-                state = jax.lax.cond(blocked, lambda s: cg.damped(system, s, target), stop, state)
-            else:
-                state = cg.stopped(system, state, target)
-            # The recurrence falls below any tolerance, the true residual does not.
-            residual = system.residual(state.value, state.damping)
-            squared = _tree.vdot(residual, residual)
-            norm = jnp.sqrt(squared)
-            # Unless it is halved at least, rounding is all that is left.
-            again = (norm > self.tolerance) & ((norm < before / 2) | blocked)
-            again &= (state.step < last) & ~state.blocked & ~state.done
-            state = cg.resumed(state, residual, precondition(residual), squared)
-            if not self.damp:
-                return state, norm, again
-            # One turn more without a step, since another product here would be compiled too.
-            earlier = ~again & (state.kept_norm < 0.999 * norm)
-            return cg.taken_back(state, earlier), norm, again | earlier
+        def sweep(state: State) -> State:
+            """Turns, and what they cannot do."""
+            state = jax.lax.while_loop(going, step, state)
+            return jax.lax.cond(needs_mending(state), mend, lambda s: s, state)
 
-        start = cg.start(value, residual, precondition(residual), spent, self.max_steps)
-        infinite = jnp.full_like(start.rz, jnp.inf)
-        state, _, _ = jax.lax.while_loop(lambda c: c[2], sweep, (start, infinite, jnp.bool_(True)))
-        value, residual = cg.shrunk(system, state)
-        lowest, highest = cg.curvatures(state)
-        return system.conclude(
-            value,
-            residual=residual,
-            num_steps=state.step,
-            solved=state.trouble,
-            unsolved=jnp.where(state.trouble > 0, state.trouble, int(LinearStatus.NOT_CONVERGED)),
-            min_curvature=lowest,
-            max_curvature=highest,
-            damping=state.damping,
-            lanczos=cg.lanczos(state) if self.preconditioner is None else None,
-        )
+        begin = start(system, precondition, init, self)
+        state = jax.lax.while_loop(going, sweep, begin)
+        return system.conclude(state.value, **evidence(system, state, self, spent))

@@ -1,229 +1,124 @@
-"""The steps of conjugate gradients, and what they do where the curvature is not positive.
+"""The turns of conjugate gradients.
 
-A step costs a kernel for each number of its state, which is most of what a small system takes: so
-what only the evidence needs is left as one row a step, and worked out once at the end.
+What a small system costs, to compile and to run, is a kernel for each array that a turn makes,
+whatever its size. So numbers that are made together are one short vector, and a turn takes a single
+product with H: of a direction to go along, or of an iterate whose true residual is asked for.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
-from bilevel.linear._info import Lanczos, LinearStatus, MatVec, PyTree
-from bilevel.linear._system import System, rounding, shifted, status_if
+from bilevel.linear._cg_state import (
+    BEGIN,
+    BLOCKED,
+    DONE,
+    GUESS,
+    JUDGE,
+    LAST,
+    SETTLED,
+    STEP,
+    Counts,
+    Recurrence,
+    Seen,
+    State,
+    rough,
+    target,
+)
+from bilevel.linear._info import MatVec
+from bilevel.linear._system import System, shifted, vector
 
 
-class State(NamedTuple):
-    step: jax.Array  # products with H so far
-    first: jax.Array  # the step at which the present system, with its damping, began
-    value: PyTree
-    residual: PyTree  # the recurrence's, between sweeps the true one
-    direction: PyTree
-    image: PyTree  # (H + damping) p, of the last step
-    rz: jax.Array  # r'z, the decrease that this step can make
-    squared: jax.Array  # r'r, what the tolerance looks at
-    length: jax.Array  # p'M p, M the inverse of the preconditioner
-    largest: jax.Array  # p'(H + damping) p / p'M p so far, the scale of what counts as zero
-    blocked: jax.Array  # the last direction had no positive curvature, and was not gone along
-    damping: jax.Array
-    rows: jax.Array  # `[max_steps, 3]` of the present system: curvature, 1 / alpha, beta / alpha
-    lowest: jax.Array  # the curvature met on the systems before
-    highest: jax.Array
-    trouble: jax.Array  # a LinearStatus
-    smooth: PyTree  # the mean of the iterates that has the least residual
-    spread: jax.Array  # its r'z
-    kept: PyTree  # the best of the systems before
-    kept_norm: jax.Array
-    kept_damping: jax.Array
-    done: jax.Array  # `kept` was taken back, and only its residual is missing
-
-
-def start(value: PyTree, residual: PyTree, direction: PyTree, spent: int, max_steps: int) -> State:
-    squared, rz = _tree.vdot(residual, residual), _tree.vdot(residual, direction)
-    nil, infinite = jnp.zeros_like(squared), jnp.full_like(squared, jnp.inf)
-    return State(
-        step=jnp.int32(spent),
-        first=jnp.int32(spent),
-        value=value,
-        residual=residual,
-        direction=direction,
-        image=residual,
-        rz=rz,
-        squared=squared,
-        length=rz,
-        largest=-infinite,
-        blocked=jnp.bool_(False),
-        damping=nil,
-        rows=jnp.zeros((max_steps, 3), squared.dtype),
-        lowest=infinite,
-        highest=-infinite,
-        trouble=jnp.int32(LinearStatus.CONVERGED),
-        smooth=value,
-        spread=rz,
-        kept=value,
-        kept_norm=infinite,
-        kept_damping=nil,
-        done=jnp.bool_(False),
-    )
-
-
-def step(system: System, precondition: MatVec, state: State) -> State:
-    image = shifted(system.matvec, state.damping)(state.direction)
-    energy = _tree.vdot(state.direction, image)
-    curvature = energy / _tree.vdot(state.direction, state.direction) - state.damping
-    # Judged in the preconditioner's metric, or a good one on a bad H would look singular.
-    relative = energy / state.length
-    largest = jnp.maximum(state.largest, relative)
-    # Along p the quadratic has no minimum. NaN compares false: its NaN residual ends the loop.
-    blocked = relative <= jnp.finfo(energy.dtype).eps * largest
+def turn(system: System, precondition: MatVec, settings: Any, last: int, state: State) -> State:
+    """One product with H, and a step along its direction or the judgement of its iterate."""
+    counts, old, seen = Counts(*state.counts), Recurrence(*state.recurrence), Seen(*state.seen)
+    judging, direction, damping = counts.mode != STEP, state.direction, state.kept[0]
+    image = shifted(system.matvec, damping)(direction)
+    energy = _tree.vdot(direction, image)
+    # Judged in the preconditioner's metric, or a good one on a bad H would look singular. Along p
+    # the quadratic has no minimum. NaN compares false: its NaN residual ends the loop.
+    least = jnp.finfo(energy.dtype).eps * old.largest * old.length
+    blocked = ~judging & (energy <= jnp.maximum(least, 0.0))
     # Not a `cond` over the state, which costs a copy of all of it: a step of length zero.
-    alpha = jnp.where(blocked, 0.0, state.rz / energy)
-    value = _tree.add_scaled(state.value, alpha, state.direction)
-    residual = _tree.add_scaled(state.residual, -alpha, image)
+    alpha = jnp.where(blocked | judging, 0.0, old.rz / energy)
+    alpha, weight, stop = vector(
+        [alpha, jnp.where(judging, 1.0, alpha), jnp.where(blocked, jnp.ones_like(alpha), 0.0)]
+    )
+    blocked = stop > 0
+    value = _tree.add_scaled(state.value, alpha, direction)
+    residual = _tree.where(judging, system.rhs, state.residual)
+    residual = _tree.add_scaled(residual, -weight, image)
     preconditioned = precondition(residual)
-    rz, squared = _tree.vdot(residual, preconditioned), _tree.vdot(residual, residual)
-    beta = rz / state.rz
-    direction = _tree.add_scaled(preconditioned, beta, state.direction)
+    squared = _tree.vdot(residual, residual)
+    rz = squared if preconditioned is residual else _tree.vdot(residual, preconditioned)
+
     # Residuals of CG are orthogonal, so that the mean of the iterates weighted by `1 / r'z` has the
     # least residual of all means: never above one met before, where that of CG itself rises.
-    share = state.spread / (state.spread + jnp.where(blocked, jnp.inf, rz))
+    share = old.spread / (old.spread + jnp.where(blocked, jnp.inf, rz))
+    beta = jnp.where(judging, 0.0, rz / old.rz)
+    length = jnp.where(blocked, old.length, rz + beta**2 * old.length)  # since r'p = 0
+    largest = jnp.maximum(old.largest, jnp.where(judging, 0.0, energy / old.length))
+    # Not `share * rz`: XLA gives a quotient that is read twice a kernel of its own.
+    spread = 1 / (1 / old.spread + 1 / jnp.where(blocked, jnp.inf, rz))
+    spread = jnp.where(judging, rz, spread)
+    recurrence = vector(Recurrence(rz, squared, length, largest, spread, beta, share))
+    new = Recurrence(*recurrence)
+
+    over = ~(new.squared > target(settings)) | (counts.step + 1 >= last)
+    after_step = jnp.where(blocked, BLOCKED, jnp.where(over, JUDGE, STEP))
+    # Unless it is halved at least, rounding is all that is left.
+    halved = (counts.mode < JUDGE) | (new.squared < seen.before / 4)
+    again = (new.squared > settings.tolerance**2) & halved & (counts.step < last)
+    resting = jnp.where(counts.mode == LAST, SETTLED, jnp.where(again, STEP, DONE))
+    stale = (counts.mode == GUESS) & ~(new.squared <= 1.01)  # worse than none, but for rounding
+    after_judgement = jnp.where(stale, BEGIN, resting)
+    now = vector(
+        Counts(
+            step=counts.step + jnp.where(judging, 0, 1),
+            mode=jnp.where(judging, after_judgement, after_step),
+            first=counts.first,
+        )
+    )
+    recorded = _recorded(state, energy, alpha, new, judging)
+    row = jnp.where(judging, settings.max_steps, counts.step - counts.first)
     change = jax.tree.map(jnp.subtract, value, state.smooth)
-    inverse = energy / state.rz  # 1 / alpha
-    row = jnp.stack([curvature, inverse, beta * inverse])
-    index = state.step - state.first
+    smooth = _tree.add_scaled(state.smooth, new.share, change)
+    # The mean not whenever its residual is smaller, but where it was before this step already: the
+    # error of the last iterate is less.
+    ended, stale = ~judging & (now[1] == JUDGE), now[1] == BEGIN
+    value = _tree.where(ended & rough(new, settings), smooth, value)
+    value = jax.tree.map(lambda a: jnp.where(stale, jnp.zeros_like(a), a), value)
+    onward = _tree.where(
+        now[1] == BLOCKED, direction, _tree.add_scaled(preconditioned, new.beta, direction)
+    )
     return state._replace(
-        step=state.step + 1,
+        counts=now,
         value=value,
         residual=residual,
-        direction=_tree.where(blocked, state.direction, direction),
+        direction=_tree.where(ended | stale, value, onward),
         image=image,
-        rz=rz,
-        squared=squared,
-        length=jnp.where(blocked, state.length, rz + beta**2 * state.length),  # since r'p = 0
-        largest=largest,
-        blocked=blocked,
-        rows=jax.lax.dynamic_update_index_in_dim(state.rows, row, index, 0),
-        smooth=_tree.add_scaled(state.smooth, share, change),
-        spread=jnp.where(blocked, state.spread, share * rz),
+        recurrence=recurrence,
+        seen=recorded,
+        rows=jax.lax.dynamic_update_index_in_dim(state.rows, recorded[2:4], row, 0),
+        smooth=_tree.where(judging, value, smooth),
     )
 
 
-def curvatures(state: State) -> tuple[jax.Array, jax.Array]:
-    """The smallest and the largest curvature met."""
-    met = jnp.arange(len(state.rows)) < state.step - state.first
-    low = jnp.min(jnp.where(met, state.rows[:, 0], jnp.inf))
-    high = jnp.max(jnp.where(met, state.rows[:, 0], -jnp.inf))
-    return jnp.minimum(low, state.lowest), jnp.maximum(high, state.highest)
-
-
-def lanczos(state: State) -> Lanczos:
-    """The Lanczos matrix of the last system."""
-    used = state.step - state.first - state.blocked.astype(jnp.int32)
-    rows = jnp.where((jnp.arange(len(state.rows)) < used)[:, None], state.rows, 0.0)
-    inverse, coupling = rows[:, 1], rows[:, 2]
-    diagonal = inverse.at[1:].add(jnp.where(inverse[1:] != 0, coupling[:-1], 0.0))
-    return Lanczos(diagonal, jnp.sqrt(inverse) * jnp.sqrt(coupling), used)
-
-
-def _trouble(system: System, state: State, low: jax.Array, high: jax.Array) -> jax.Array:
-    """INDEFINITE or SINGULAR, by the curvatures met until the way was blocked."""
-    size = jnp.maximum(jnp.abs(high), jnp.abs(low)) + state.damping
-    indefinite = low < -rounding(system.rhs) * size
-    return status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.SINGULAR)
-
-
-def least(state: State, target: float | jax.Array) -> PyTree:
-    """The last iterate; where it has not converged and the mean has a smaller residual, the mean.
-
-    Not whenever it is smaller, but where it was before this step: the error of the last is less.
-    """
-    rough = (state.squared > target) & (state.rz > 2 * state.spread)
-    return _tree.where(rough, state.smooth, state.value)
-
-
-def stopped(system: System, state: State, target: float | jax.Array) -> State:
-    """Where the way is blocked, the last step is that of least residual along it."""
-    overlap, squared = (_tree.vdot(state.image, v) for v in (state.residual, state.image))
-    length = jnp.where(state.blocked & (squared > 0), overlap, 0.0)
-    length = length / jnp.where(squared > 0, squared, 1.0)
-    moved = state._replace(value=_tree.add_scaled(state.value, length, state.direction))
-    trouble = jnp.where(state.blocked, _trouble(system, state, *curvatures(state)), state.trouble)
-    return state._replace(value=least(moved, target), trouble=trouble)
-
-
-def damped(system: System, state: State, target: float | jax.Array) -> State:
-    """A step along the blocked direction, on a system damped until it has positive curvature there.
-
-    Its product with H is known, so the step is free, and nothing found so far is thrown away. It
-    begins from the iterate or from zero, whichever the damped quadratic prefers.
-    """
-    direction, value, dot = state.direction, state.value, _tree.vdot
-    squared, energy = dot(direction, direction), dot(direction, state.image)
-    curvature = energy / squared - state.damping
-    lowest, highest = curvatures(state)
-    size = jnp.sqrt(dot(state.image, state.image) / squared) - state.damping
-    # The smallest eigenvalue lies below the curvature met, so ask for twice as much; where the
-    # curvature is nil, for enough to bound the condition number by 1 / sqrt(eps).
-    eps = jnp.finfo(size.dtype).eps
-    enough = jnp.maximum(-curvature, jnp.sqrt(eps) * jnp.maximum(jnp.abs(highest), size))
-    damping = 2.0 * jnp.maximum(enough, state.damping)
-    more = damping - state.damping
-    energy = energy + more * squared
-    # Along p from u the damped quadratic falls by `<p, r>^2 / p'(H + damping) p`, and at u it is
-    # `-<u, v + r>`, both twice over.
-    residual = _tree.add_scaled(state.residual, -more, value)
-    slope, slope_at_zero = dot(direction, residual), dot(direction, system.rhs)
-    gain = dot(value, _tree.add(system.rhs, residual)) + slope**2 / energy
-    on = gain >= slope_at_zero**2 / energy
-    begin = _tree.where(on, value, jax.tree.map(jnp.zeros_like, value))
-    length = jnp.where(on, slope, slope_at_zero) / energy
-    left = least(state, target)
-    norm = jnp.sqrt(jnp.minimum(state.squared, state.spread))
-    keep = (norm < state.kept_norm) & (norm < 0.999)  # not zero, whose residual norm is 1
-    return state._replace(
-        first=state.step,
-        value=_tree.add_scaled(begin, length, direction),
-        blocked=jnp.bool_(False),
-        largest=jnp.full_like(damping, -jnp.inf),
-        damping=damping,
-        lowest=lowest,
-        highest=highest,
-        trouble=_trouble(system, state, lowest, highest),
-        kept=_tree.where(keep, left, state.kept),
-        kept_norm=jnp.where(keep, norm, state.kept_norm),
-        kept_damping=jnp.where(keep, state.damping, state.kept_damping),
+def _recorded(
+    state: State, energy: jax.Array, alpha: jax.Array, new: Recurrence, judging: jax.Array
+) -> jax.Array:
+    """The evidence after a turn, a `Seen` as a vector."""
+    seen, beta = Seen(*state.seen), Recurrence(*state.recurrence).beta
+    met = energy / _tree.vdot(state.direction, state.direction) - state.kept[0]
+    return vector(
+        Seen(
+            lowest=jnp.minimum(seen.lowest, jnp.where(judging, jnp.inf, met)),
+            highest=jnp.maximum(seen.highest, jnp.where(judging, -jnp.inf, met)),
+            diagonal=1 / alpha + jnp.where(beta > 0, beta / seen.alpha, 0.0),
+            off_diagonal=jnp.where(beta > 0, jnp.sqrt(beta) / seen.alpha, 0.0),
+            alpha=alpha,
+            before=jnp.where(judging, new.squared, seen.before),
+        )
     )
-
-
-def resumed(state: State, residual: PyTree, direction: PyTree, squared: jax.Array) -> State:
-    """The state with a true residual; the Lanczos matrix falls into blocks, each with its own."""
-    rz = _tree.vdot(residual, direction)
-    return state._replace(
-        residual=residual,
-        direction=direction,
-        rz=rz,
-        squared=squared,
-        length=rz,
-        rows=state.rows.at[state.step - state.first - 1, 2].set(0.0),
-        smooth=state.value,
-        spread=rz,
-    )
-
-
-def taken_back(state: State, earlier: jax.Array) -> State:
-    """Where `earlier`, the iterate kept from a system before, its true residual yet to come."""
-    return state._replace(
-        value=_tree.where(earlier, state.kept, state.value),
-        damping=jnp.where(earlier, state.kept_damping, state.damping),
-        kept_norm=jnp.where(earlier, jnp.inf, state.kept_norm),
-        done=state.done | earlier,
-    )
-
-
-def shrunk(system: System, state: State) -> tuple[PyTree, PyTree]:
-    """The iterate and its residual; where that is above zero's own, the least on the way there."""
-    image = jax.tree.map(jnp.subtract, system.rhs, state.residual)
-    best = _tree.vdot(system.rhs, image) / _tree.vdot(image, image)
-    factor = jnp.where(state.squared > 1.0, best, 1.0)  # NaN compares false, and stays
-    return _tree.scale(factor, state.value), _tree.add_scaled(system.rhs, -factor, image)

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
+import numpy as np
 
 from bilevel import _check
 from bilevel._describe import settings
+from bilevel.linear._columns import columns
 from bilevel.linear._info import LinearSolution, LinearStatus, MatVec, PyTree
 from bilevel.linear._system import Settings, System, flattened, rounding, status_if
 
@@ -49,11 +51,10 @@ class Dense(Settings):
             operations): for fixed points and constrained or non-smooth lower levels, where the
             system is no Hessian. True there is refused. A singular one is named, not solved.
         matrix: H as an `[n, n]` array, n the numbers of v in the order of its leaves, or a function
-            `(matvec, rhs) -> [n, n]` that builds it; None: from n products. A loss that knows its
-            Gram matrix saves half of the work: the products of `X' (X v)` with the identity are
-            two for its one. Its solution is judged by a product with H: a matrix that is not H
-            leaves a residual, which `info.status` tells. One that depends on the variables:
-            `AtPoint`.
+            `(matvec, rhs) -> [n, n]` that builds it; None: from n products, of which those of a
+            known matrix with the vector itself, as in `X' (X v)`, cost nothing. Its solution is
+            judged by a product with H: a matrix that is not H leaves a residual, which
+            `info.status` tells. One that depends on the variables: `AtPoint`.
 
     Raises:
         TypeError: `matrix` is a class.
@@ -122,10 +123,9 @@ class Dense(Settings):
 
     def _build(self, matvec: MatVec, rhs: PyTree) -> jax.Array:
         """H, `[n, n]`, in float32 at least."""
-        flat, unravel = flattened(rhs)
+        flat = flattened(rhs)[0]
         if self.matrix is None:
-            columns = jax.vmap(lambda e: flattened(matvec(unravel(e)))[0], out_axes=1)
-            return columns(jnp.eye(flat.size, dtype=flat.dtype))
+            return columns(lambda vector: flattened(matvec(vector))[0], rhs)
         matrix = self.matrix(matvec, rhs) if callable(self.matrix) else self.matrix
         if matrix.shape != (flat.size, flat.size):
             raise ValueError(
@@ -170,7 +170,9 @@ def _by_factor(
     solve: Callable[[jax.Array], jax.Array], matrix: jax.Array, rhs: jax.Array
 ) -> tuple[jax.Array, _Seen]:
     """The solution, and what those of random vectors, which lie where H is flat, say of H."""
-    probes = jax.random.normal(jax.random.key(0), (rhs.size, _PROBES), rhs.dtype)
+    # Known when the program is made: to draw them in it takes longer than a small solve.
+    drawn = np.random.default_rng(0).standard_normal((rhs.size, _PROBES))
+    probes = jnp.asarray(drawn, rhs.dtype)
     solutions = solve(jnp.concatenate([rhs[:, None], probes], axis=1))
     # Squares of the entries may overflow: divide by the largest first.
     largest = jnp.max(jnp.abs(solutions[:, 1:]), axis=0)

@@ -1,6 +1,6 @@
 """MINRES: the Krylov solver for a symmetric Hessian of any sign."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +8,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._describe import settings
 from bilevel.linear._info import Lanczos, LinearSolution, LinearStatus, MatVec, PyTree
-from bilevel.linear._system import Settings, System, rounding, status_if
-
-
-class _State(NamedTuple):
-    step: jax.Array  # Lanczos steps so far
-    value: PyTree
-    flattest: PyTree  # the iterate of least slope so far
-    slope: jax.Array  # its ||H r|| / ||H|| ||r||, and what rounding hides of it
-    vector: PyTree  # v_k
-    previous_vector: PyTree
-    direction: PyTree  # w_k = (V_k R_k^-1) e_k
-    previous_direction: PyTree
-    beta: jax.Array  # T's off-diagonal, couples v_k to v_{k-1}
-    cosines: jax.Array  # of the last rotation and the one before
-    sines: jax.Array
-    residual: jax.Array  # signed norm of the recurrence's residual
-    scale: jax.Array  # estimate of ||H||
-    pivot: jax.Array  # of the factorisation T = L D L', whose signs are those of eigenvalues
-    squared_length: jax.Array  # of the direction that has this pivot as `p'Hp`
-    min_curvature: jax.Array
-    max_curvature: jax.Array
-    lanczos: Lanczos
+from bilevel.linear._minres_steps import Rotation, Seen, State, step
+from bilevel.linear._system import Settings, System, rounding, status_if, vector
 
 
 @settings
@@ -69,12 +49,12 @@ class MINRES(Settings):
         value, residual, spent = system.start(init)
         first, first_norm, target = value, _tree.norm(residual), 0.9 * self.tolerance
 
-        def sweep(carry: tuple[_State, PyTree, jax.Array, jax.Array, jax.Array]) -> Any:
+        def sweep(carry: tuple[State, PyTree, jax.Array, jax.Array, jax.Array]) -> Any:
             """Steps until the recurrence is content, then the true residual to start from again."""
             state, _, before, _, sweeps = carry
             state = jax.lax.while_loop(
-                lambda s: (s.step < self.max_steps) & (jnp.abs(s.residual) > target),
-                lambda s: _step(system.matvec, s),
+                lambda s: (s.step < self.max_steps) & (jnp.abs(s.rotation[3]) > target),
+                lambda s: step(system.matvec, s),
                 state,
             )
             residual = system.residual(state.value)
@@ -82,7 +62,7 @@ class MINRES(Settings):
             # Unless it is halved at least, rounding is all that is left.
             again = (norm > self.tolerance) & (norm < before / 2) & (state.step < self.max_steps)
             return (
-                self._resumed(state, residual, again),
+                self._resumed(state, residual),
                 residual,
                 norm,
                 again,
@@ -90,69 +70,58 @@ class MINRES(Settings):
             )
 
         start = self._start(value, residual)
-        infinite = jnp.full_like(start.beta, jnp.inf)
+        infinite = jnp.full_like(first_norm, jnp.inf)
         carry = start, residual, infinite, jnp.bool_(True), jnp.int32(spent)
         state, last, norm, _, spent = jax.lax.while_loop(lambda c: c[3], sweep, carry)
         # `||H r||` cannot be told from zero below the root of the rounding error.
         eps = rounding(system.rhs)
-        singular = (state.slope <= eps**0.5) & (norm > self.tolerance)
+        seen = Seen(*state.seen)
+        singular = (seen.slope <= eps**0.5) & (norm > self.tolerance)
         value, residual = system.better(first, state.value, first_norm, residual, last)
         value, residual = jax.lax.cond(
             singular,
             lambda: _least_squares(system, state.flattest, value, residual),
             lambda: (value, residual),
         )
-        indefinite = state.min_curvature < -eps * state.scale
+        indefinite = seen.lowest < -eps * seen.scale
         return system.conclude(
             value,
             residual=residual,
             num_steps=state.step + spent,
             solved=status_if(indefinite, LinearStatus.INDEFINITE, LinearStatus.CONVERGED),
             unsolved=status_if(singular, LinearStatus.SINGULAR, LinearStatus.NOT_CONVERGED),
-            min_curvature=state.min_curvature,
-            max_curvature=state.max_curvature,
-            lanczos=state.lanczos,
+            min_curvature=seen.lowest,
+            max_curvature=seen.highest,
+            lanczos=Lanczos(state.rows[:-1, 0], state.rows[1:, 1], state.step),
         )
 
-    def _start(self, value: PyTree, residual: PyTree) -> _State:
+    def _start(self, value: PyTree, residual: PyTree) -> State:
         norm = _tree.norm(residual)
-        real = norm.dtype
-        zero, nil = jax.tree.map(jnp.zeros_like, residual), jnp.zeros((), real)
-        unused = jnp.zeros(self.max_steps, real)
-        return _State(
+        zero, nil = jax.tree.map(jnp.zeros_like, residual), jnp.zeros_like(norm)
+        one, infinite = jnp.ones_like(norm), jnp.full_like(norm, jnp.inf)
+        return State(
             step=jnp.int32(0),
             value=value,
             flattest=value,
-            slope=jnp.array(jnp.inf, real),
             vector=_tree.scale(1 / jnp.where(norm == 0, 1.0, norm), residual),
             previous_vector=zero,
             direction=zero,
             previous_direction=zero,
-            beta=nil,
-            cosines=jnp.ones(2, real),
-            sines=jnp.zeros(2, real),
-            residual=norm,
-            scale=nil,
-            pivot=jnp.ones((), real),
-            squared_length=nil,
-            min_curvature=jnp.array(jnp.inf, real),
-            max_curvature=jnp.array(-jnp.inf, real),
-            lanczos=Lanczos(unused, unused, jnp.int32(0)),
+            rotation=jnp.stack(Rotation(nil, one, nil, norm, nil, nil, nil, nil)),
+            seen=jnp.stack(Seen(one, nil, infinite, nil, one, nil, infinite, -infinite)),
+            rows=jnp.zeros((self.max_steps + 1, 2), norm.dtype),
         )
 
-    def _resumed(self, state: _State, residual: PyTree, again: jax.Array) -> _State:
+    def _resumed(self, state: State, residual: PyTree) -> State:
         """Begun again from a true residual, with what was seen of the spectrum so far."""
-        # The Lanczos matrix falls into blocks.
-        diagonal, off_diagonal, count = state.lanczos
-        cut = off_diagonal.at[count - 1].set(0.0)
-        return self._start(state.value, residual)._replace(
+        start, old = self._start(state.value, residual), Seen(*state.seen)
+        fresh = Seen(*start.seen)
+        kept = dict(slope=old.slope, scale=old.scale, lowest=old.lowest, highest=old.highest)
+        return start._replace(
             step=state.step,
             flattest=state.flattest,
-            slope=state.slope,
-            scale=state.scale,
-            min_curvature=state.min_curvature,
-            max_curvature=state.max_curvature,
-            lanczos=Lanczos(diagonal, jnp.where(again, cut, off_diagonal), count),
+            seen=vector(fresh._replace(**kept)),
+            rows=state.rows,
         )
 
 
@@ -180,62 +149,3 @@ def _lower(
     """`other` where its residual is, but for rounding, no larger than that of `value`."""
     better = _tree.norm(other_residual) <= 1.01 * _tree.norm(residual)
     return _tree.where(better, other, value), _tree.where(better, other_residual, residual)
-
-
-def _step(matvec: MatVec, state: _State) -> _State:
-    image = matvec(state.vector)
-    alpha = _tree.vdot(state.vector, image)
-    image = _tree.add_scaled(image, -alpha, state.vector)
-    image = _tree.add_scaled(image, -state.beta, state.previous_vector)
-    beta = _tree.norm(image)
-    scale = jnp.maximum(state.scale, jnp.sqrt(alpha**2 + state.beta**2 + beta**2))
-    eps = jnp.finfo(beta.dtype).eps
-
-    # The column of T, rotated by the two rotations before it.
-    (cos, old_cos), (sin, old_sin) = state.cosines, state.sines
-    below = cos * alpha - old_cos * sin * state.beta
-    above = sin * alpha + old_cos * cos * state.beta
-    far_above = old_sin * state.beta
-    radius = jnp.hypot(below, beta)
-    slope = jnp.hypot(below, cos * beta) / jnp.where(scale > 0, scale, 1.0)
-    # Of a singular system later iterates grow without end, and their slopes are rounding.
-    size, left = jnp.sqrt(_tree.vdot(state.value, state.value)), jnp.abs(state.residual)
-    slope += rounding(image) * scale * size / jnp.where(left > 0, left, 1.0)
-    flatter = slope < state.slope
-    inverse = jnp.where(radius > 0, 1 / radius, 0.0)
-    new_cos, new_sin = below * inverse, beta * inverse
-    direction = _tree.add_scaled(state.vector, -far_above, state.previous_direction)
-    direction = _tree.add_scaled(direction, -above, state.direction)
-    direction = _tree.scale(inverse, direction)
-    value = _tree.add_scaled(state.value, new_cos * state.residual, direction)
-
-    # The direction p_k = v_k - (beta / pivot) p_{k-1} of CG, of which only the norm is needed.
-    multiplier = state.beta / state.pivot
-    pivot = alpha - multiplier * state.beta
-    squared_length = 1.0 + multiplier**2 * state.squared_length
-    curvature = pivot / squared_length
-    tiny = eps * scale + jnp.finfo(beta.dtype).tiny
-    return _State(
-        step=state.step + 1,
-        value=value,
-        flattest=_tree.where(flatter, state.value, state.flattest),
-        slope=jnp.minimum(slope, state.slope),
-        vector=_tree.scale(jnp.where(beta > 0, 1 / beta, beta), image),
-        previous_vector=state.vector,
-        direction=direction,
-        previous_direction=state.direction,
-        beta=beta,
-        cosines=jnp.stack([new_cos, cos]),
-        sines=jnp.stack([new_sin, sin]),
-        residual=-new_sin * state.residual,
-        scale=scale,
-        pivot=jnp.where(jnp.abs(pivot) < tiny, jnp.copysign(tiny, pivot), pivot),
-        squared_length=squared_length,
-        min_curvature=jnp.minimum(state.min_curvature, curvature),
-        max_curvature=jnp.maximum(state.max_curvature, curvature),
-        lanczos=Lanczos(
-            state.lanczos.diagonal.at[state.step].set(alpha),
-            state.lanczos.off_diagonal.at[state.step].set(beta),
-            state.step + 1,
-        ),
-    )

@@ -1,7 +1,7 @@
 """What the solvers share: checked settings, a system at unit norm, the judgement of an answer."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -139,6 +139,7 @@ class System:
         *,
         num_steps: int | jax.Array,
         residual: PyTree | None = None,
+        residual_norm: jax.Array | None = None,
         solved: LinearStatus | jax.Array = LinearStatus.CONVERGED,
         unsolved: LinearStatus | jax.Array = LinearStatus.NOT_CONVERGED,
         zero_pivot: bool | jax.Array = False,
@@ -150,17 +151,21 @@ class System:
             value: the solution for the right-hand side at unit norm.
             num_steps: products with H spent.
             residual: the true one, where the solver has just computed it; None: computed here.
+            residual_norm: its norm, where that is known too.
             solved: the status where the residual meets the tolerance.
             unsolved: the status where it does not.
             zero_pivot: whether a division by an exact zero explains a value that is not finite.
             **evidence: further fields of `LinearInfo`.
         """
-        norm = _tree.norm(self.residual(value) if residual is None else residual)
+        norm = residual_norm
+        if norm is None:
+            norm = _tree.norm(self.residual(value) if residual is None else residual)
         status = jnp.where(norm <= self.tolerance, jnp.asarray(solved), jnp.asarray(unsolved))
-        healthy = _tree.all_finite(self.rhs)
-        finite = jnp.isfinite(norm) & _tree.all_finite(value) & healthy
-        singular = jnp.asarray(zero_pivot) & healthy
-        broken = jnp.where(singular, int(LinearStatus.SINGULAR), int(LinearStatus.NON_FINITE))
+        finite = jnp.isfinite(norm) & _tree.all_finite(value)
+        broken = jnp.int32(LinearStatus.NON_FINITE)
+        if zero_pivot is not False:
+            singular = jnp.asarray(zero_pivot) & _tree.all_finite(self.rhs)
+            broken = status_if(singular, LinearStatus.SINGULAR, broken)
         status = jnp.where(finite, status, broken).astype(jnp.int32)
         # A plausible number out of a broken system is the worst result of all.
         back = lambda a: jnp.where(finite, a * self.scale.astype(a.dtype), jnp.nan)
@@ -206,6 +211,11 @@ def along_null_space(system: System, value: PyTree, scale: jax.Array) -> jax.Arr
     image, length = _tree.norm(system.matvec(value)), _tree.norm(value)
     small = image <= 16 * jnp.finfo(image.dtype).eps * scale * length
     return small & ((length > 0) | (scale == 0))
+
+
+def vector(numbers: Sequence[jax.Array]) -> jax.Array:
+    """Up to eight numbers as a vector that is made in one kernel, and read from there."""
+    return jax.lax.optimization_barrier(jnp.stack(numbers))
 
 
 def rounding(tree: PyTree) -> float:

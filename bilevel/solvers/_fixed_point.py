@@ -12,6 +12,7 @@ from bilevel._problem import Loss
 from bilevel._stateful import require_plain, value_alone
 from bilevel._tree import PyTree
 from bilevel.solvers import _remat, _stopping
+from bilevel.solvers._protocol import Informed
 from bilevel.solvers._stopping import SolverInfo
 
 
@@ -25,7 +26,7 @@ class _History(NamedTuple):
 
 
 @settings
-class FixedPoint:
+class FixedPoint(Informed):
     """Iterates your own map, `y = map(x, y, data)`: an equilibrium in place of a minimum.
 
     The inner loss of the problem is not looked at. Alone it is unrolled;
@@ -71,10 +72,6 @@ class FixedPoint:
         _remat.check(self.remat, False)
         if not _check.is_integer(self.history) or self.history < 0:
             raise ValueError(f"`history` must be an integer >= 0, got {self.history!r}.")
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Iterate from `init`; `loss` is ignored. Returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
 
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree

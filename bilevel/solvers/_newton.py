@@ -13,6 +13,7 @@ from bilevel._stateful import require_plain, value_alone, without_aux
 from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
 from bilevel.solvers import _stopping
+from bilevel.solvers._protocol import Informed
 from bilevel.solvers._stopping import SolverInfo
 
 _Product = Callable[[PyTree], PyTree]
@@ -27,8 +28,21 @@ class _State(NamedTuple):
     stalled: jax.Array  # the last step was too short to change the variable
 
 
+class Linearized(Informed):
+    """Base of the solvers whose every step is a linear solve."""
+
+    linear_solver: LinearSolver
+    num_steps: int
+    tolerance: float | jax.Array | str
+
+    def __post_init__(self) -> None:
+        _check.linear_solver("linear_solver", self.linear_solver)
+        _check.positive_integer("num_steps", self.num_steps)
+        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
+
+
 @settings
-class Newton:
+class Newton(Linearized):
     """Minimises the loss by Newton's method, damped where a step breaks its promise.
 
         y' = y - (H + damping I)^-1 grad_y G(x, y)
@@ -57,15 +71,6 @@ class Newton:
     num_steps: int = 100
     tolerance: float | jax.Array | str = "rounding"
 
-    def __post_init__(self) -> None:
-        _check.linear_solver("linear_solver", self.linear_solver)
-        _check.positive_integer("num_steps", self.num_steps)
-        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
-
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
     ) -> tuple[PyTree, SolverInfo]:
@@ -81,7 +86,7 @@ class Newton:
 
 
 @settings
-class GaussNewton:
+class GaussNewton(Linearized):
     """Minimises a convex loss of a model's outputs by Levenberg-Marquardt steps.
 
         z = outputs(x, y),    y' = y - (J' M J + damping I)^-1 J' grad_z loss(x, z)
@@ -120,13 +125,7 @@ class GaussNewton:
         _check.function("outputs", self.outputs, "`(outer, inner, data) -> outputs`")
         if self.output_loss is not None:
             _check.function("output_loss", self.output_loss, "`(outer, outputs, data) -> scalar`")
-        _check.linear_solver("linear_solver", self.linear_solver)
-        _check.positive_integer("num_steps", self.num_steps)
-        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Minimise from `init`; `loss` is ignored. Returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
+        super().__post_init__()
 
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree

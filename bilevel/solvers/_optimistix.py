@@ -13,6 +13,7 @@ from bilevel._stateful import require_plain, value_alone, without_aux
 from bilevel._tree import PyTree
 from bilevel.solvers import _stopping
 from bilevel.solvers._newton import half_squares
+from bilevel.solvers._protocol import Informed
 from bilevel.solvers._stopping import SolverInfo, SolverStatus
 
 # Class of solvers in Optimistix: the function that runs them, and what they are given.
@@ -25,7 +26,7 @@ _KINDS = {
 
 
 @settings
-class Optimistix:
+class Optimistix(Informed):
     """Any solver of Optimistix, e.g. `Optimistix(optimistix.BFGS(rtol=1e-8, atol=1e-8))`.
 
     A minimiser gets the inner loss. The others get a function of yours in its place, and the inner
@@ -100,10 +101,6 @@ class Optimistix:
         if _KINDS[self._kind][0] != "least_squares" or function is None:
             return loss
         return lambda outer, inner, data: half_squares(value_alone(function(outer, inner, data)))
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Solve from `init`; returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
 
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree

@@ -37,6 +37,20 @@ class Solver(Protocol):
     def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree: ...
 
 
+class Informed:
+    """Base of the solvers that say how they ended: one method is all that they need."""
+
+    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
+        """The solution from `init`, a pytree like it: see `solve_with_info`."""
+        return self.solve_with_info(loss, outer, init, data)[0]
+
+    def solve_with_info(
+        self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
+    ) -> tuple[PyTree, SolverInfo | None]:
+        """The solution, and how the solver ended."""
+        raise NotImplementedError
+
+
 def layers(solver: Any) -> Iterator[Any]:
     """The solver, the one that it wraps, and so on to the innermost."""
     yield solver

@@ -12,6 +12,7 @@ from bilevel._problem import Loss
 from bilevel._stateful import along_variable, require_plain, without_aux
 from bilevel._tree import PyTree
 from bilevel.solvers import _gradient, _remat, _step_size, _stopping
+from bilevel.solvers._protocol import Informed
 from bilevel.solvers._step_size import StepSize
 from bilevel.solvers._stopping import SolverInfo
 
@@ -26,7 +27,7 @@ class ProximalState(NamedTuple):
 
 
 @settings
-class ProximalGradient:
+class ProximalGradient(Informed):
     """Minimises `loss(x, y) + R(x, y)` where R has a proximal operator: the lasso and its kin.
 
         y_k = prox_{s R}(z_{k-1} - s grad_y loss(x, z_{k-1}))
@@ -76,10 +77,6 @@ class ProximalGradient:
         _stopping.settle(self, rounding=True)
         _remat.check(self.remat, False)
         _gradient.check_mode(self.mode)
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Minimise from `init`; returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
 
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
@@ -166,7 +163,7 @@ class ProximalGradient:
 
 
 @settings
-class ProjectedGradient:
+class ProjectedGradient(Informed):
     """Minimises `loss(x, y)` over y in a convex set, by `ProximalGradient` with a projection.
 
     The set must not depend on the outer variable; where it does, write
@@ -208,12 +205,8 @@ class ProjectedGradient:
         settings = self.step_size, self.num_steps, self.accelerate, self.remat, self.mode
         return ProximalGradient(prox, *settings, self.tolerance)
 
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Minimise from `init`, which need not lie in the set; returns a pytree like `init`."""
-        return self.solver(loss, outer, init, data)
-
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
     ) -> tuple[PyTree, SolverInfo | None]:
-        """See `ProximalGradient`."""
+        """See `ProximalGradient`; `init` need not lie in the set."""
         return self.solver.solve_with_info(loss, outer, init, data)

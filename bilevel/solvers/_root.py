@@ -13,6 +13,7 @@ from bilevel._stateful import require_plain, value_alone
 from bilevel._tree import PyTree
 from bilevel.linear import LinearSolver
 from bilevel.solvers import _stopping
+from bilevel.solvers._newton import Linearized
 from bilevel.solvers._stopping import SolverInfo
 
 _MAX_HALVINGS = 30
@@ -25,7 +26,7 @@ class _State(NamedTuple):
 
 
 @settings
-class Root:
+class Root(Linearized):
     """Solves `residual(x, y, data) = 0` for y: any system of equations as a lower level.
 
         y' = y - t (dR/dy)^-1 R(x, y)
@@ -57,14 +58,8 @@ class Root:
 
     def __post_init__(self) -> None:
         _check.function("residual", self.residual, "`(outer, inner, data) -> residual`")
-        _check.linear_solver("linear_solver", self.linear_solver)
+        super().__post_init__()
         linear.require_general(self.linear_solver)
-        _check.positive_integer("num_steps", self.num_steps)
-        _stopping.check_tolerance(self.tolerance, rounding=True, optional=False)
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Solve from `init`; `loss` is ignored. Returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
 
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree

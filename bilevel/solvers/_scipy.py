@@ -14,6 +14,7 @@ from bilevel._problem import Loss
 from bilevel._stateful import require_plain, without_aux
 from bilevel._tree import PyTree
 from bilevel.solvers import _stopping
+from bilevel.solvers._protocol import Informed
 from bilevel.solvers._stopping import SolverInfo, SolverStatus
 
 # What each method of `scipy.optimize.minimize` without constraints asks for beside the value.
@@ -24,7 +25,7 @@ METHODS = tuple(sorted((*_PRODUCTS, *_GRADIENTS, *_VALUES)))
 
 
 @settings
-class SciPy:
+class SciPy(Informed):
     """Minimises the loss by `scipy.optimize.minimize`, on the host: `SciPy("L-BFGS-B")`.
 
     Value, gradient and Hessian-vector products are compiled by JAX; the method itself runs in
@@ -59,10 +60,6 @@ class SciPy:
         if self.num_steps is not None:
             _check.positive_integer("num_steps", self.num_steps)
         _scipy_minimize()
-
-    def __call__(self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree) -> PyTree:
-        """Minimise `loss(outer, ., data)` from `init`; returns a pytree like `init`."""
-        return self.solve_with_info(loss, outer, init, data)[0]
 
     def solve_with_info(
         self, loss: Loss, outer: PyTree, init: PyTree, data: PyTree
