@@ -34,6 +34,7 @@ NUM_INNER, NUM_EXAMPLES, NUM_STACKED = 100, 400, 4
 SGD = optax.sgd(0.1)
 FINITE_SUM = ("SABA", "SRBA", "SPABA", "VRBO")
 MASKED = ("BiP", "PolicyGradient")
+SOLVERS = linear.CG(), linear.MINRES(), linear.Dense()
 
 
 def inner_loss(outer: jax.Array, inner: jax.Array, data: Any) -> jax.Array:
@@ -121,11 +122,8 @@ def solves() -> dict[str, dict[str, float]]:
     """The costs of linear solves with `X' (X u) + u / 100`, X of half of the examples."""
     (_, rhs), batch = start("DoubleLoop")
     solve = lambda solver: lambda x, v: tuple(solver(lambda u: (x @ u) @ x + 0.01 * u, v))
-    solvers = (linear.CG(), linear.MINRES(), linear.Dense())
-    return {
-        type(s).__name__: counted(solve(s), batch.inner[0][: NUM_EXAMPLES // 2], rhs)
-        for s in solvers
-    }
+    examples = batch.inner[0][: NUM_EXAMPLES // 2]
+    return {type(s).__name__: counted(solve(s), examples, rhs) for s in SOLVERS}
 
 
 def table(now: dict[str, Any], before: dict[str, Any]) -> str:
